@@ -1,0 +1,212 @@
+/* runtime.h: a runtime that loads a GGUF model on a Vulkan device, reads a prompt, evicts, and generates.
+ *
+ * device -> model -> session. A session is one sequence: tokens go in by laprox_session_prefill and
+ * laprox_session_decode, logits come out, laprox_session_evict shrinks the KV cache in between as often as wanted.
+ *
+ * Threads: one thread at a time for a device and everything made from it.
+ */
+#ifndef LAPROX_RUNTIME_H
+#define LAPROX_RUNTIME_H
+
+#include "laprox/laprox.h"
+#include "laprox/vulkan.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- devices ---- */
+
+/** A Vulkan instance made by laprox, with its physical devices. */
+typedef struct laprox_instance laprox_instance;
+
+typedef struct laprox_instance_info {
+  laprox_host host;
+  bool validation; /**< the Khronos validation layer with synchronisation validation; its messages arrive as
+                        LAPROX_MESSAGE_ERROR lines that begin with "validation: ". Fails where there is no such layer. */
+} laprox_instance_info;
+
+LAPROX_API laprox_result laprox_instance_create(const laprox_instance_info *info, laprox_instance **out);
+LAPROX_API void laprox_instance_destroy(laprox_instance *instance);
+
+/** What can be said about a physical device before it is opened. */
+typedef struct laprox_device_description {
+  uint32_t index; /**< in the loader's order */
+  char name[256];
+  const char *type; /**< "discrete", "integrated", "virtual", "software" or "other" */
+  uint32_t vendor_id, device_id;
+  char driver[256], driver_info[256]; /**< VK_KHR_driver_properties where available, else the driver version */
+  uint32_t api_version;               /**< as Vulkan packs it */
+  bool usable;
+  char reason[160];    /**< why not usable; empty otherwise */
+  uint64_t heap_bytes; /**< of the device-local heaps */
+  uint32_t max_compute_invocations, max_compute_shared_bytes, max_push_constant_bytes, max_storage_buffers;
+  uint32_t max_workgroup_count_x, subgroup_size;
+  uint64_t max_storage_buffer_range, min_storage_buffer_alignment, max_allocations;
+  float timestamp_period_ns; /**< 0: no timestamps on the compute queue */
+} laprox_device_description;
+
+/** All physical devices; valid as long as the instance. */
+LAPROX_API const laprox_device_description *laprox_instance_devices(const laprox_instance *instance, uint32_t *count);
+
+/** A device with a queue that the runtime submits to. */
+typedef struct laprox_device laprox_device;
+
+/** Opens a device. `selector`: an index, or a part of a name (case-insensitive); NULL: the best usable one, real GPUs
+ *  (discrete, integrated, virtual) before software. Fails with NO_DEVICE, naming the devices there are. */
+LAPROX_API laprox_result laprox_device_open(laprox_instance *instance, const char *selector, laprox_device **out);
+
+/** Uses an application's device instead. The queue must support compute; the runtime submits to it from the thread
+ *  that calls, and the application must not submit at the same time. */
+typedef struct laprox_device_import_info {
+  laprox_context_info context;
+  VkQueue queue;
+  uint32_t queue_family;
+} laprox_device_import_info;
+LAPROX_API laprox_result laprox_device_import(const laprox_device_import_info *info, laprox_device **out);
+LAPROX_API void laprox_device_destroy(laprox_device *device);
+LAPROX_API laprox_context *laprox_device_context(laprox_device *device);
+/** The device's name as Vulkan gives it. */
+LAPROX_API const char *laprox_device_name(const laprox_device *device);
+
+/** Called now and then during long work with a fraction of 0 … 1; return false to cancel. */
+typedef bool (*laprox_progress_fn)(void *user, const char *what, double fraction);
+
+/* ---- models ---- */
+
+/** Weights on a device, and the tokenizer. Immutable once loaded. */
+typedef struct laprox_model laprox_model;
+
+typedef struct laprox_model_info {
+  const char *path;            /**< GGUF v2 or v3, architecture llama, weights F32, F16, BF16 or Q8_0 */
+  laprox_progress_fn progress; /**< may be NULL */
+  void *progress_user;
+} laprox_model_info;
+
+LAPROX_API laprox_result laprox_model_load(laprox_device *device, const laprox_model_info *info, laprox_model **out);
+LAPROX_API void laprox_model_destroy(laprox_model *model);
+
+typedef struct laprox_model_description {
+  laprox_shape shape;
+  uint32_t model_dim, feed_forward_dim, n_vocab, context_length;
+  uint32_t bos, eos;         /**< LAPROX_NONE where there is none */
+  uint64_t weight_bytes;     /**< on the device */
+  const char *architecture;  /**< "llama" */
+  const char *name;          /**< general.name, or "" */
+} laprox_model_description;
+LAPROX_API void laprox_model_describe(const laprox_model *model, laprox_model_description *out);
+
+/** Text (UTF-8, `bytes` long) to tokens; the BOS token comes first where the model wants one and `add_bos`. Free
+ *  *tokens with laprox_model_release. Special tokens inside the text are not recognised. */
+LAPROX_API laprox_result laprox_model_tokenize(const laprox_model *model, const char *text, size_t bytes, bool add_bos,
+                                               uint32_t **tokens, size_t *count);
+/** Tokens to text, zero-terminated (it may hold zero bytes before; *bytes counts). Special tokens give nothing. Free
+ *  *text with laprox_model_release. */
+LAPROX_API laprox_result laprox_model_detokenize(const laprox_model *model, const uint32_t *tokens, size_t count,
+                                                 char **text, size_t *bytes);
+LAPROX_API void laprox_model_release(const laprox_model *model, void *pointer);
+
+/* ---- sessions ---- */
+
+/** One sequence with its KV cache. */
+typedef struct laprox_session laprox_session;
+
+typedef struct laprox_session_info {
+  laprox_dtype kv_dtype; /**< F16 or F32; AUTO = F16 */
+  uint32_t window;       /**< last queries kept for scoring, at least the window of every eviction; 0 = 32 */
+  uint32_t chunk;        /**< prompt tokens that run through a layer at once; 0 = a good size */
+  bool keep_logits;      /**< keep the logits of every prompt token on the host, not only of the last */
+  laprox_progress_fn progress;
+  void *progress_user;
+} laprox_session_info;
+
+LAPROX_API laprox_result laprox_session_create(laprox_model *model, const laprox_session_info *info,
+                                               laprox_session **out);
+LAPROX_API void laprox_session_destroy(laprox_session *session);
+/** A copy with memory of its own: one document, many questions. */
+LAPROX_API laprox_result laprox_session_fork(const laprox_session *session, laprox_session **out);
+
+/** Reads `count` tokens after those read so far, layer by layer. Fails with INVALID_ARGUMENT on an empty prompt, a token
+ *  outside the vocabulary, or when the model's context length would be exceeded. */
+LAPROX_API laprox_result laprox_session_prefill(laprox_session *session, const uint32_t *tokens, size_t count);
+/** Reads one generated token. */
+LAPROX_API laprox_result laprox_session_decode(laprox_session *session, uint32_t token);
+/** Logits after the last token read, n_vocab floats; NULL before any. Valid until the next call on the session. */
+LAPROX_API const float *laprox_session_logits(const laprox_session *session);
+/** With keep_logits: [*count, n_vocab] of the last prefill. */
+LAPROX_API const float *laprox_session_prompt_logits(const laprox_session *session, size_t *count);
+
+/** What an eviction did. */
+typedef struct laprox_eviction {
+  uint32_t budget;            /**< entries per (layer, KV head) on average */
+  uint64_t kept;              /**< entries that survived, in all layers and heads */
+  uint64_t nonfinite_scores;  /**< scores that were NaN or infinite and counted as 0 */
+  uint64_t bytes_before, bytes_after; /**< device memory of K and V */
+  double score_ms, select_ms, compact_ms;
+} laprox_eviction;
+
+/** Evicts to the policy's budget. Does nothing (and says so in `out`) where everything fits the budget. `out` may be
+ *  NULL. On failure the cache is unchanged. */
+LAPROX_API laprox_result laprox_session_evict(laprox_session *session, const laprox_policy *policy,
+                                              laprox_eviction *out);
+
+typedef struct laprox_session_memory {
+  uint64_t kv_bytes;      /**< device memory of K and V now */
+  uint64_t kv_peak_bytes; /**< and at most so far */
+  uint64_t kv_full_bytes; /**< what a full cache of all tokens read so far takes */
+} laprox_session_memory;
+LAPROX_API laprox_session_memory laprox_session_get_memory(const laprox_session *session);
+/** Tokens read so far; the position of the next one. */
+LAPROX_API uint32_t laprox_session_n_tokens(const laprox_session *session);
+/** Entries of each (layer, KV head), layer-major, n_layers * n_kv_heads numbers. */
+LAPROX_API void laprox_session_kept_per_head(const laprox_session *session, uint32_t *counts);
+
+/** Writes what `laprox evict` reads: q of the last `window` tokens, K, V and o_proj of every layer, as safetensors.
+ *  The cache must not have been evicted. Written beside and renamed. */
+LAPROX_API laprox_result laprox_session_capture(const laprox_session *session, const char *path);
+/** Writes layers.{l}.cu_seqlens and layers.{l}.indices (true positions) of what is kept now. */
+LAPROX_API laprox_result laprox_session_dump_kept(const laprox_session *session, const char *path);
+/** Writes the prompt logits (all with keep_logits, else the last) as tensor `logits` F32 [T, n_vocab]. */
+LAPROX_API laprox_result laprox_session_dump_logits(const laprox_session *session, const char *path);
+
+/* ---- sampling ---- */
+
+/** temperature 0 is greedy (the lowest token wins a tie), whatever the other fields say. */
+typedef struct laprox_sampler {
+  float temperature;
+  uint32_t top_k; /**< 0 = all */
+  float top_p;    /**< 0 or 1 = all */
+  uint64_t state; /**< seed before the first call, advanced by every sample */
+} laprox_sampler;
+/** Draws a token from n_vocab logits. `scratch`: n_vocab * 2 floats of the caller, may be NULL for greedy. */
+LAPROX_API uint32_t laprox_sample(laprox_sampler *sampler, const float *logits, uint32_t n_vocab, float *scratch);
+
+/* ---- captures ---- */
+
+typedef struct laprox_evict_file_info {
+  const char *input, *output; /**< safetensors; the output is written beside and renamed */
+  laprox_policy policy;
+  bool scores; /**< add layers.{l}.scores */
+  laprox_progress_fn progress;
+  void *progress_user;
+} laprox_evict_file_info;
+
+typedef struct laprox_evict_file_report {
+  laprox_shape shape;
+  uint32_t n_tokens, window;
+  laprox_eviction eviction;
+  double upload_ms, download_ms;
+  uint32_t *kept_per_head; /**< n_layers * n_kv_heads; free with laprox_evict_file_report_finish */
+} laprox_evict_file_report;
+
+/** Runs a policy over a captured cache. Where a policy's window is not given it is the capture's; where it is given it
+ *  must not exceed the capture's. */
+LAPROX_API laprox_result laprox_evict_file(laprox_device *device, const laprox_evict_file_info *info,
+                                           laprox_evict_file_report *out);
+LAPROX_API void laprox_evict_file_report_finish(laprox_device *device, laprox_evict_file_report *report);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

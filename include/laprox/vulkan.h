@@ -1,0 +1,180 @@
+/* vulkan.h: the eviction method as steps that are recorded into command buffers, the application's or our own.
+ *
+ * An application that owns a VkDevice imports it (laprox_context_create), describes its cache once
+ * (laprox_plan_create), asks what buffers that takes (laprox_plan_requirements), names its buffers
+ * (laprox_binding_create) and records steps (laprox_cmd_steps). The recorder never allocates, submits, waits or
+ * touches a queue. After the selection steps have run, the kept positions stand in the application's buffers; K and V
+ * are packed by laprox_compaction_create and laprox_cmd_compact into buffers of exactly the size they need.
+ *
+ * Threads: a context, a plan, a binding and a compaction are immutable once created and may be used from all threads;
+ * command buffers are externally synchronised, as Vulkan has it. Two recordings of one binding must not execute at
+ * the same time, because they share its scratch buffer.
+ */
+#ifndef LAPROX_VULKAN_H
+#define LAPROX_VULKAN_H
+
+#include "laprox/laprox.h"
+
+#include <vulkan/vulkan_core.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/** A device with what laprox needs to know about it. */
+typedef struct laprox_context laprox_context;
+
+/** A VkDevice to be used; all handles stay the application's and outlive the context. */
+typedef struct laprox_context_info {
+  laprox_host host;
+  VkInstance instance;
+  VkPhysicalDevice physical_device;
+  VkDevice device; /**< created with apiVersion 1.1 or later enabled; no feature or extension is required */
+  PFN_vkGetInstanceProcAddr get_instance_proc_addr; /**< required: laprox never opens a loader of its own */
+  VkPipelineCache pipeline_cache;                   /**< optional; used, never destroyed */
+  bool debug_utils;   /**< VK_EXT_debug_utils is enabled on the instance: objects get names */
+  bool memory_budget; /**< VK_EXT_memory_budget is enabled on the device: free memory is read from it */
+} laprox_context_info;
+
+/** Imports a device. Fails with LAPROX_ERROR_UNSUPPORTED where the device is below Vulkan 1.1 or lacks a compute
+ *  queue, with INVALID_ARGUMENT where a handle is missing. Thread-safe. */
+LAPROX_API laprox_result laprox_context_create(const laprox_context_info *info, laprox_context **out);
+/** Everything made from the context must be gone, and no work of it pending. */
+LAPROX_API void laprox_context_destroy(laprox_context *context);
+
+/** Device memory that laprox has allocated on this context itself, in bytes: now, and at most so far. The
+ *  application's own buffers are not in it. Thread-safe. */
+typedef struct laprox_memory_use {
+  uint64_t bytes;
+  uint64_t peak_bytes;
+} laprox_memory_use;
+LAPROX_API laprox_memory_use laprox_context_memory(const laprox_context *context);
+
+/** A part of an application's buffer. `offset` is a multiple of 4. */
+typedef struct laprox_buffer {
+  VkBuffer buffer;
+  VkDeviceSize offset; /**< bytes */
+  VkDeviceSize size;   /**< bytes */
+} laprox_buffer;
+
+/** One stretch of every layer's cache: for each KV head some consecutive entries, each head_dim elements long.
+ *  A dense cache is one segment; an evicted one that has grown is two, a ragged prefix and a dense tail. Element
+ *  (head g, entry i) stands at element (row(g) + i) * head_dim of the layer's K and V ranges, where row(g) is
+ *  g * head_rows in a dense segment and cu_seqlens[g] of the layer in a ragged one. */
+typedef struct laprox_segment {
+  uint32_t n_entries; /**< entries of every head; dense segments only */
+  uint32_t head_rows; /**< rows from one head to the next, >= n_entries; dense segments only; 0 = n_entries */
+  const uint32_t *cu_seqlens; /**< ragged: n_layers x (n_kv_heads + 1) offsets in rows, each layer's from 0; else NULL */
+} laprox_segment;
+
+#define LAPROX_MAX_SEGMENTS 2
+
+/** The cache and the policy that a plan is for. */
+typedef struct laprox_plan_info {
+  laprox_shape shape;
+  laprox_policy policy;
+  laprox_dtype cache_dtype;   /**< of K and V: F32, F16 or BF16; AUTO = F16 */
+  uint32_t n_segments;        /**< 1 or 2; a head's entries are those of segment 0, then those of segment 1 */
+  laprox_segment segments[LAPROX_MAX_SEGMENTS];
+  uint32_t n_tokens;          /**< tokens read so far, for budgets given as a share; 0 = entries of head 0 of layer 0 */
+  uint32_t query_rows;        /**< rows of the query ring, >= window; 0 = window */
+  uint32_t query_start;       /**< row of the window's first query; row (query_start + t) % query_rows holds query t */
+  float scale;                /**< of the attention logits; 0 = 1 / sqrt(head_dim) */
+  const uint32_t *head_sinks; /**< n_layers x n_kv_heads: leading entries that are protected as sinks in each head;
+                                   NULL = the policy's sinks, for caches whose first entries are the first positions */
+} laprox_plan_info;
+
+/** Kernels and sizes for one cache shape. No device memory. */
+typedef struct laprox_plan laprox_plan;
+
+/** Fails with UNSUPPORTED where a range would exceed the device's maxStorageBufferRange (the message gives both). */
+LAPROX_API laprox_result laprox_plan_create(laprox_context *context, const laprox_plan_info *info, laprox_plan **out);
+LAPROX_API void laprox_plan_destroy(laprox_plan *plan);
+
+/** What a plan needs and does. All buffers need VK_BUFFER_USAGE_STORAGE_BUFFER_BIT and TRANSFER_DST and TRANSFER_SRC;
+ *  offsets must be multiples of `alignment`. */
+typedef struct laprox_requirements {
+  VkDeviceSize alignment;     /**< for every range's offset */
+  VkDeviceSize scratch_bytes; /**< device-local; contents are worthless before and after */
+  VkDeviceSize scores_bytes;  /**< f32, one per candidate, layer-major then head; pooled, not yet divided by the sums */
+  VkDeviceSize result_bytes;  /**< the result block: see laprox_result_layout */
+  VkDeviceSize factor_bytes;  /**< of one layer's value factor; 0 where the policy has no use for it */
+  VkDeviceSize query_bytes;   /**< of one layer's query ring, f32 */
+  uint64_t n_kept;            /**< entries that survive in all */
+  uint32_t budget;            /**< entries per (layer, KV head) on average; UINT32_MAX: everything is kept, there are
+                                   no steps, and no buffer is needed */
+  uint32_t n_steps;           /**< steps of the whole pass: [0, n_score_steps) score, the rest select */
+  uint32_t n_score_steps;     /**< step l scores layer l; needs only that layer's K, V, queries and factor */
+} laprox_requirements;
+LAPROX_API void laprox_plan_requirements(const laprox_plan *plan, laprox_requirements *out);
+
+/** Byte offsets inside the result block. */
+typedef struct laprox_result_layout {
+  VkDeviceSize counters;   /**< uint32 n_layers x { non-finite scores, layer sum (float bits) } */
+  VkDeviceSize cu_seqlens; /**< uint32 n_layers * n_kv_heads + 1: row offsets over the whole model, layer-major */
+  VkDeviceSize indices;    /**< uint32 n_kept: kept entries of each (layer, head), ascending; numbers of entries in
+                                the head, which are positions where the cache was dense */
+} laprox_result_layout;
+LAPROX_API void laprox_plan_result_layout(const laprox_plan *plan, laprox_result_layout *out);
+
+/** Buffers of one layer. Ranges of segments that hold no entries may be zero. */
+typedef struct laprox_layer_buffers {
+  laprox_buffer query;  /**< f32 [query_rows, n_heads, head_dim], after RoPE */
+  laprox_buffer key[LAPROX_MAX_SEGMENTS];
+  laprox_buffer value[LAPROX_MAX_SEGMENTS];
+  laprox_buffer factor; /**< as laprox_value_factor writes it; unused for policies without value norms */
+} laprox_layer_buffers;
+
+typedef struct laprox_binding_info {
+  const laprox_layer_buffers *layers; /**< n_layers of the plan */
+  laprox_buffer scratch;
+  laprox_buffer scores;
+  laprox_buffer result;
+} laprox_binding_info;
+
+/** A plan with buffers. Keep the plan alive. */
+typedef struct laprox_binding laprox_binding;
+LAPROX_API laprox_result laprox_binding_create(const laprox_plan *plan, const laprox_binding_info *info,
+                                               laprox_binding **out);
+/** No recorded command buffer may still be pending. */
+LAPROX_API void laprox_binding_destroy(laprox_binding *binding);
+
+/** Records steps [first, first + count). Every recording begins and ends with a barrier that covers compute and
+ *  transfer reads and writes of device memory; for host reads of the result the application adds its own. Steps run
+ *  in order, each once; they may be spread over command buffers and submits of one queue. */
+LAPROX_API laprox_result laprox_cmd_steps(VkCommandBuffer command_buffer, const laprox_binding *binding, uint32_t first,
+                                          uint32_t count);
+/** Relative cost of a step in floating-point operations, to spread steps over submits. */
+LAPROX_API uint64_t laprox_plan_step_cost(const laprox_plan *plan, uint32_t step);
+
+/** One layer's kept entries packed into new buffers, K and V bit for bit, in the result's order. */
+typedef struct laprox_compaction_info {
+  uint32_t layer;
+  laprox_layer_buffers source;  /**< query and factor are not used */
+  laprox_buffer result;         /**< the result block, selection done */
+  const uint32_t *cu_seqlens;   /**< the result's cu_seqlens, n_layers * n_kv_heads + 1, read back by the application */
+  laprox_buffer key, value;     /**< destinations: rows of the layer x head_dim elements */
+} laprox_compaction_info;
+typedef struct laprox_compaction laprox_compaction;
+LAPROX_API laprox_result laprox_compaction_create(const laprox_plan *plan, const laprox_compaction_info *info,
+                                                  laprox_compaction **out);
+LAPROX_API void laprox_compaction_destroy(laprox_compaction *compaction);
+/** Records it, with the same barriers as laprox_cmd_steps. */
+LAPROX_API laprox_result laprox_cmd_compact(VkCommandBuffer command_buffer, const laprox_compaction *compaction);
+
+/** The value factors of one layer: for query head h the upper triangular R_h with R_h^T R_h = W_h W_h^T, so that
+ *  |v W_h| = |R_h v| (method: projected-value norm). Computed once per model on the host, in f64.
+ *  `output_weight` is [model_dim, n_heads * head_dim] f32, row-major, as checkpoints store o_proj. With
+ *  LAPROX_GQA_JOINT the heads of a group share one factor of the stacked W, so that inner products between heads are
+ *  exact too. `factor` receives factor_bytes of the plan (laprox_value_factor_bytes).
+ *  A singular W_h W_h^T (head_dim > model_dim, a dead head) is no error. Non-finite weights are. */
+LAPROX_API laprox_result laprox_value_factor(const laprox_host *host, const laprox_shape *shape, laprox_gqa gqa,
+                                             uint32_t model_dim, const float *output_weight, float *factor);
+/** Bytes that laprox_value_factor writes for one layer. */
+LAPROX_API size_t laprox_value_factor_bytes(const laprox_shape *shape, laprox_gqa gqa);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

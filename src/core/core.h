@@ -1,0 +1,67 @@
+/* core.h: what every room may use: failures, host memory, half precision, policies made concrete. No Vulkan. */
+#ifndef LPX_CORE_H
+#define LPX_CORE_H
+
+#include "laprox/laprox.h"
+
+#if defined(__GNUC__)
+#define LPX_PRINTF(format_index, first) __attribute__((format(printf, format_index, first)))
+#else
+#define LPX_PRINTF(format_index, first)
+#endif
+
+/* Copies `from` (may be NULL) with every function filled in. An incomplete allocator is replaced as a whole. */
+laprox_host lpx_host_complete(const laprox_host *from);
+
+/* Sends one error message, at most 511 bytes, and returns `result`, so that `return lpx_fail(…)` is the idiom. */
+laprox_result lpx_fail(const laprox_host *host, laprox_result result, const char *format, ...) LPX_PRINTF(3, 4);
+void lpx_warn(const laprox_host *host, const char *format, ...) LPX_PRINTF(2, 3);
+void lpx_inform(const laprox_host *host, const char *format, ...) LPX_PRINTF(2, 3);
+
+/* count x size zeroed bytes, or NULL on overflow or exhaustion (no message: the caller knows what it was for).
+   A request for 0 bytes returns a valid pointer. */
+void *lpx_allocate(const laprox_host *host, size_t count, size_t size);
+/* Grows an array; the new part is not zeroed. NULL leaves the old one as it was. */
+void *lpx_reallocate(const laprox_host *host, void *pointer, size_t count, size_t size);
+void lpx_release(const laprox_host *host, void *pointer);
+/* The one message for a failed lpx_allocate. */
+laprox_result lpx_fail_memory(const laprox_host *host, const char *what);
+
+/* *out = a op b, false on overflow. For sizes that come from files or callers. */
+bool lpx_multiply(size_t a, size_t b, size_t *out);
+bool lpx_add(size_t a, size_t b, size_t *out);
+
+/* Round to nearest even; NaN stays NaN, overflow becomes infinity. */
+uint16_t lpx_f32_to_f16(float value);
+float lpx_f16_to_f32(uint16_t bits);
+uint16_t lpx_f32_to_bf16(float value);
+float lpx_bf16_to_f32(uint16_t bits);
+/* n elements of any laprox_dtype (Q8_0 included) to f32. */
+void lpx_to_f32(laprox_dtype dtype, const void *from, size_t n, float *to);
+
+/* A policy with every AUTO decided and everything checked against a shape. */
+typedef struct lpx_rules {
+  laprox_policy_kind kind;
+  laprox_scope scope;
+  laprox_gqa gqa;
+  laprox_pool pool;
+  uint32_t pool_width; /* 1 = none */
+  bool normalize;
+  uint32_t window, sinks, floor, seed;
+} lpx_rules;
+
+/* Decides every AUTO. Invalid combinations fail with a message that names the field. */
+laprox_result lpx_rules_resolve(const laprox_host *host, const laprox_policy *policy, lpx_rules *out);
+
+/* The budget b in entries for a cache that has read n_tokens; *out = UINT32_MAX when everything is kept (kind full,
+   no budget given, n_tokens <= window, or b >= n_tokens). */
+laprox_result lpx_budget_resolve(const laprox_host *host, const lpx_rules *rules, const laprox_budget *budget,
+                                 uint32_t n_tokens, uint32_t *out);
+
+/* Scopes as independent selection problems over the heads of the model, numbered layer-major:
+   problem of head i = i / heads_per_problem. */
+uint32_t lpx_heads_per_problem(const lpx_rules *rules, const laprox_shape *shape);
+
+laprox_result lpx_shape_check(const laprox_host *host, const laprox_shape *shape);
+
+#endif

@@ -1,0 +1,135 @@
+/* vk.h: one Vulkan device as the rooms above see it: context, buffers, pipelines, programs, our own queue. */
+#ifndef LPX_VK_H
+#define LPX_VK_H
+
+#include "core/core.h"
+#include "laprox/vulkan.h"
+#include "vk/table.h"
+
+#include <stdatomic.h>
+
+#define LPX_MAX_BINDINGS  4   /* storage buffers a dispatch, Vulkan's guaranteed minimum */
+#define LPX_MAX_PUSH      128 /* bytes of push constants, likewise */
+#define LPX_MAX_CONSTANTS 12  /* specialisation constants, ids 0 … n-1 */
+
+/* Shaders, in the order of the generated table (shaders/meson.build). */
+typedef struct lpx_shader {
+  const char *name;
+  const uint32_t *code;
+  size_t code_bytes;
+} lpx_shader;
+extern const lpx_shader lpx_shaders[];
+extern const size_t lpx_n_shaders;
+
+struct laprox_context {
+  laprox_host host;
+  VkInstance instance;
+  VkPhysicalDevice physical_device;
+  VkDevice device;
+  lpx_vk vk;
+  VkPhysicalDeviceProperties properties;
+  VkPhysicalDeviceMemoryProperties memory;
+  VkDeviceSize max_range;       /* of one storage buffer binding */
+  VkDeviceSize range_alignment; /* of a binding's offset */
+  uint32_t max_groups;          /* workgroups in x */
+  VkPipelineCache pipeline_cache;
+  bool has_debug_utils, has_memory_budget;
+  VkDescriptorSetLayout set_layouts[LPX_MAX_BINDINGS + 1];
+  VkPipelineLayout pipeline_layouts[LPX_MAX_BINDINGS + 1];
+  atomic_bool lost;
+  atomic_uint_fast64_t bytes, peak_bytes;
+};
+
+/* Turns a VkResult into ours with one message "what: VK_ERROR_…". Remembers a lost device. VK_SUCCESS gives OK
+   without a message. */
+laprox_result lpx_vk_result(laprox_context *context, VkResult result, const char *what);
+/* VK_OBJECT_TYPE_… by name, where debug utils are there. */
+void lpx_vk_name(const laprox_context *context, VkObjectType type, uint64_t handle, const char *name);
+
+/* ---- buffers: each its own VkDeviceMemory, so that destroying one really gives memory back ---- */
+
+typedef enum lpx_memory {
+  LPX_MEMORY_DEVICE,  /* device-local, not mapped */
+  LPX_MEMORY_UPLOAD,  /* mapped, host writes */
+  LPX_MEMORY_READBACK /* mapped, host reads; cached where there is such memory */
+} lpx_memory;
+
+typedef struct lpx_buffer {
+  VkBuffer buffer;
+  VkDeviceMemory memory;
+  VkDeviceSize size;      /* as asked for */
+  VkDeviceSize allocated; /* as taken from the device */
+  void *mapped;           /* coherent; NULL for device memory */
+} lpx_buffer;
+
+/* A zeroed lpx_buffer is empty. size 0 is taken as 4. Storage, transfer source and destination. */
+laprox_result lpx_buffer_init(laprox_context *context, lpx_memory memory, VkDeviceSize size, const char *name,
+                              lpx_buffer *out);
+void lpx_buffer_finish(laprox_context *context, lpx_buffer *buffer);
+laprox_buffer lpx_buffer_whole(const lpx_buffer *buffer);
+/* Bytes [offset, offset + size) of a range. */
+laprox_buffer lpx_buffer_part(laprox_buffer whole, VkDeviceSize offset, VkDeviceSize size);
+/* The binding that covers bytes [offset, offset + size) and obeys the device's alignment: its offset is rounded down,
+   *residual receives the bytes that this adds in front. */
+laprox_buffer lpx_buffer_aligned_part(const laprox_context *context, laprox_buffer whole, VkDeviceSize offset,
+                                      VkDeviceSize size, VkDeviceSize *residual);
+
+/* ---- pipelines ---- */
+
+typedef struct lpx_pipeline {
+  VkPipeline pipeline;
+  uint32_t n_bindings;
+} lpx_pipeline;
+
+/* constants[i] is specialisation constant i. n_bindings storage buffers at set 0, bindings 0 … n-1. */
+laprox_result lpx_pipeline_init(laprox_context *context, const char *shader, uint32_t n_bindings,
+                                const uint32_t *constants, uint32_t n_constants, lpx_pipeline *out);
+void lpx_pipeline_finish(laprox_context *context, lpx_pipeline *pipeline);
+
+/* ---- programs: dispatches, copies and barriers prepared once, recorded any number of times ---- */
+
+/* Built by appending; errors stick and are reported by lpx_program_finish_building, so that builders need no checks
+   in between. Between two commands the builder says where a barrier is needed (lpx_program_barrier). */
+typedef struct lpx_program lpx_program;
+
+laprox_result lpx_program_create(laprox_context *context, const char *name, lpx_program **out);
+void lpx_program_destroy(lpx_program *program);
+/* Forgets all commands, keeps the memory. The last recording must have finished executing. */
+void lpx_program_reset(lpx_program *program);
+
+/* One dispatch of n_groups workgroups of a pipeline; the shader finds its number by workgroup_index() of
+   include/index.glsl and must return at once when it is >= n_groups, which stands in the first word of the push
+   constants: `push` begins with a uint32_t that this call overwrites with n_groups. n_groups 0 is no command.
+   Ranges must lie within max_range. cost in flops (or bytes where there are none), for splitting submits. */
+void lpx_program_dispatch(lpx_program *program, const lpx_pipeline *pipeline, const laprox_buffer *ranges, void *push,
+                          uint32_t push_bytes, uint64_t n_groups, uint64_t cost);
+/* All earlier shader and transfer accesses before all later ones. */
+void lpx_program_barrier(lpx_program *program);
+void lpx_program_copy(lpx_program *program, laprox_buffer from, laprox_buffer to); /* from.size bytes */
+void lpx_program_fill(lpx_program *program, laprox_buffer range, uint32_t value);
+/* At most 65536 bytes, multiple of 4; copied into the program. */
+void lpx_program_update(lpx_program *program, laprox_buffer range, const void *data, size_t bytes);
+/* Ends a step; commands so far since the last mark belong to it. */
+void lpx_program_mark_step(lpx_program *program);
+
+/* Writes all descriptors. Must be called once before recording. */
+laprox_result lpx_program_finish_building(lpx_program *program);
+uint32_t lpx_program_n_steps(const lpx_program *program);
+uint64_t lpx_program_step_cost(const lpx_program *program, uint32_t step);
+/* Records steps with a leading and a trailing barrier. */
+void lpx_program_record(const lpx_program *program, VkCommandBuffer command_buffer, uint32_t first, uint32_t count);
+
+/* ---- our own queue (runtime and tools only) ---- */
+
+typedef struct lpx_queue lpx_queue;
+laprox_result lpx_queue_create(laprox_context *context, VkQueue queue, uint32_t family, lpx_queue **out);
+void lpx_queue_destroy(lpx_queue *queue);
+/* Runs a whole program and waits; steps are spread over submits of bounded cost. Device time of it, measured by
+   timestamps where the queue has them, is added to *device_ns (may be NULL). */
+laprox_result lpx_queue_run(lpx_queue *queue, const lpx_program *program, uint64_t *device_ns);
+/* Host memory to and from device buffers, through a bounded staging buffer. */
+laprox_result lpx_queue_upload(lpx_queue *queue, laprox_buffer to, const void *data, size_t bytes);
+laprox_result lpx_queue_download(lpx_queue *queue, laprox_buffer from, void *data, size_t bytes);
+laprox_context *lpx_queue_context(const lpx_queue *queue);
+
+#endif
