@@ -1,0 +1,195 @@
+/* policy.c: turns what the caller wrote into rules without an AUTO, a budget in entries and selection
+ * problems. */
+#include "core/core.h"
+
+#define DEFAULT_WINDOW      32
+#define MAX_WINDOW          256
+#define DEFAULT_POOL_WIDTH  7
+#define MAX_POOL_WIDTH      31
+#define STREAMING_SINKS     4
+#define MAX_HEADS_PER_GROUP 16
+#define MAX_HEAD_DIM        256
+
+const char *laprox_policy_name(laprox_policy_kind kind) {
+  switch (kind) {
+  case LAPROX_POLICY_AUTO:
+  case LAPROX_POLICY_LAPROX:
+    return "laprox";
+  case LAPROX_POLICY_SNAPKV:
+    return "snapkv";
+  case LAPROX_POLICY_STREAMING:
+    return "streaming";
+  case LAPROX_POLICY_RANDOM:
+    return "random";
+  case LAPROX_POLICY_FULL:
+    return "full";
+  }
+  return NULL;
+}
+
+/* Which fields a kind has. */
+typedef struct kind_fields {
+  bool scope, gqa, pool, floor, seed;
+} kind_fields;
+
+static kind_fields fields_of(laprox_policy_kind kind) {
+  switch (kind) {
+  case LAPROX_POLICY_AUTO:
+  case LAPROX_POLICY_LAPROX:
+    return (kind_fields){.scope = true, .gqa = true, .pool = true, .floor = true};
+  case LAPROX_POLICY_SNAPKV:
+    return (kind_fields){.scope = true, .pool = true, .floor = true};
+  case LAPROX_POLICY_RANDOM:
+    return (kind_fields){.scope = true, .floor = true, .seed = true};
+  case LAPROX_POLICY_STREAMING:
+  case LAPROX_POLICY_FULL:
+    break;
+  }
+  return (kind_fields){0};
+}
+
+static laprox_result check_field(const laprox_host *host, const char *kind, const char *field, bool has,
+                                 uint32_t value, uint32_t limit) {
+  if (!has && value != 0) {
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "policy %s has no %s: it must be left at 0, not %u",
+                    kind, field, value);
+  }
+  if (value > limit) {
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "policy %s: %s %u is not one of 0 to %u", kind,
+                    field, value, limit);
+  }
+  return LAPROX_OK;
+}
+
+static laprox_result check_fields(const laprox_host *host, const laprox_policy *policy, const char *kind) {
+  kind_fields has = fields_of(policy->kind);
+  const struct {
+    const char *name;
+    bool has;
+    uint32_t value, limit;
+  } fields[] = {
+      {"scope", has.scope, (uint32_t)policy->scope, LAPROX_SCOPE_HEAD},
+      {"gqa", has.gqa, (uint32_t)policy->gqa, LAPROX_GQA_ATTENTION_MEAN},
+      {"pool", has.pool, (uint32_t)policy->pool, LAPROX_POOL_MAX},
+      {"pool_width", has.pool, policy->pool_width, UINT32_MAX},
+      {"normalize", has.pool, (uint32_t)policy->normalize, LAPROX_SWITCH_OFF},
+      {"floor", has.floor, policy->floor, UINT32_MAX},
+      {"seed", has.seed, policy->seed, UINT32_MAX},
+  };
+  for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+    laprox_result result =
+        check_field(host, kind, fields[i].name, fields[i].has, fields[i].value, fields[i].limit);
+    if (result != LAPROX_OK) return result;
+  }
+  if (policy->window > MAX_WINDOW) {
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "policy %s: window %u is not 1 to %u", kind,
+                    policy->window, MAX_WINDOW);
+  }
+  uint32_t width = policy->pool_width;
+  if (width != 0 && width != LAPROX_NONE && (width % 2 == 0 || width > MAX_POOL_WIDTH)) {
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
+                    "policy %s: pool_width %u is not an odd number of 1 to %u", kind, width, MAX_POOL_WIDTH);
+  }
+  return LAPROX_OK;
+}
+
+static uint32_t number_or(uint32_t value, uint32_t automatic, uint32_t none) {
+  return value == 0 ? automatic : value == LAPROX_NONE ? none : value;
+}
+
+laprox_result lpx_rules_resolve(const laprox_host *host, const laprox_policy *policy, lpx_rules *out) {
+  *out = (lpx_rules){0};
+  const char *name = laprox_policy_name(policy->kind);
+  if (!name) {
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "policy kind %d is unknown", (int)policy->kind);
+  }
+  laprox_result result = check_fields(host, policy, name);
+  if (result != LAPROX_OK) return result;
+
+  lpx_rules rules = {
+      .kind = policy->kind == LAPROX_POLICY_AUTO ? LAPROX_POLICY_LAPROX : policy->kind,
+      .scope = policy->scope,
+      .gqa = policy->gqa == LAPROX_GQA_AUTO ? LAPROX_GQA_MEAN : policy->gqa,
+      .pool = policy->pool == LAPROX_POOL_AUTO ? LAPROX_POOL_AVERAGE : policy->pool,
+      .window = number_or(policy->window, DEFAULT_WINDOW, 0),
+      .floor = number_or(policy->floor, 0, 0),
+      .seed = policy->seed,
+  };
+  bool is_laprox = rules.kind == LAPROX_POLICY_LAPROX;
+  if (rules.scope == LAPROX_SCOPE_AUTO) rules.scope = is_laprox ? LAPROX_SCOPE_GLOBAL : LAPROX_SCOPE_HEAD;
+  rules.pool_width = number_or(policy->pool_width, fields_of(rules.kind).pool ? DEFAULT_POOL_WIDTH : 1, 1);
+  rules.normalize =
+      policy->normalize == LAPROX_SWITCH_AUTO ? is_laprox : policy->normalize == LAPROX_SWITCH_ON;
+  rules.sinks = number_or(policy->sinks, rules.kind == LAPROX_POLICY_STREAMING ? STREAMING_SINKS : 0, 0);
+  *out = rules;
+  return LAPROX_OK;
+}
+
+laprox_result lpx_budget_resolve(const laprox_host *host, const lpx_rules *rules, const laprox_budget *budget,
+                                 uint32_t n_tokens, uint32_t *out) {
+  *out = UINT32_MAX;
+  /* written so that NaN fails too */
+  if (!(budget->share >= 0.0 && budget->share <= 1.0)) {
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "budget share %g is not 0 to 1", budget->share);
+  }
+  if (budget->tokens != 0 && budget->share > 0.0) {
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
+                    "budget has both tokens %u and share %g: only one is allowed", budget->tokens,
+                    budget->share);
+  }
+  if (rules->kind == LAPROX_POLICY_FULL || (budget->tokens == 0 && budget->share <= 0.0)) return LAPROX_OK;
+
+  uint64_t protected_entries = (uint64_t)rules->window + rules->sinks + rules->floor;
+  uint64_t least = protected_entries > rules->window ? protected_entries : (uint64_t)rules->window + 1;
+  uint64_t entries = budget->tokens;
+  if (budget->tokens == 0) {
+    entries = (uint64_t)(budget->share * (double)n_tokens + 0.5);
+    if (entries < least) entries = least;
+  }
+  if (entries < least) {
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
+                    "budget of %u tokens is too small: window %u, sinks %u and floor %u need at least %llu",
+                    budget->tokens, rules->window, rules->sinks, rules->floor, (unsigned long long)least);
+  }
+  if (n_tokens > rules->window && entries < n_tokens) *out = (uint32_t)entries;
+  return LAPROX_OK;
+}
+
+uint32_t lpx_heads_per_problem(const lpx_rules *rules, const laprox_shape *shape) {
+  switch (rules->scope) {
+  case LAPROX_SCOPE_GLOBAL:
+    return shape->n_layers * shape->n_kv_heads;
+  case LAPROX_SCOPE_LAYER:
+    return shape->n_kv_heads;
+  case LAPROX_SCOPE_HEAD:
+  case LAPROX_SCOPE_AUTO:
+    break;
+  }
+  return 1;
+}
+
+laprox_result lpx_shape_check(const laprox_host *host, const laprox_shape *shape) {
+  if (shape->n_layers == 0 || shape->n_heads == 0 || shape->n_kv_heads == 0 || shape->head_dim == 0) {
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
+                    "shape: layers %u, heads %u, KV heads %u and head_dim %u must all be at least 1",
+                    shape->n_layers, shape->n_heads, shape->n_kv_heads, shape->head_dim);
+  }
+  if (shape->n_heads % shape->n_kv_heads != 0) {
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "shape: %u heads are no multiple of %u KV heads",
+                    shape->n_heads, shape->n_kv_heads);
+  }
+  if (shape->n_heads / shape->n_kv_heads > MAX_HEADS_PER_GROUP) {
+    return lpx_fail(host, LAPROX_ERROR_UNSUPPORTED, "shape: %u heads for each KV head, the limit is %u",
+                    shape->n_heads / shape->n_kv_heads, MAX_HEADS_PER_GROUP);
+  }
+  if (shape->head_dim % 4 != 0 || shape->head_dim > MAX_HEAD_DIM) {
+    return lpx_fail(host, LAPROX_ERROR_UNSUPPORTED, "shape: head_dim %u is not a multiple of 4 of at most %u",
+                    shape->head_dim, MAX_HEAD_DIM);
+  }
+  if ((uint64_t)shape->n_layers * shape->n_heads > INT32_MAX) {
+    return lpx_fail(host, LAPROX_ERROR_UNSUPPORTED,
+                    "shape: %u layers of %u heads, the limit is 2^31 - 1 heads in all", shape->n_layers,
+                    shape->n_heads);
+  }
+  return LAPROX_OK;
+}
