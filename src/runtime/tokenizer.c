@@ -369,6 +369,18 @@ void lpx_tokenizer_destroy(lpx_tokenizer *tokenizer) {
   lpx_release(&host, tokenizer);
 }
 
+uint32_t lpx_tokenizer_n_tokens(const lpx_tokenizer *tokenizer) {
+  return tokenizer->n_tokens;
+}
+
+uint32_t lpx_tokenizer_bos(const lpx_tokenizer *tokenizer) {
+  return tokenizer->bos;
+}
+
+uint32_t lpx_tokenizer_eos(const lpx_tokenizer *tokenizer) {
+  return tokenizer->eos;
+}
+
 /* ---- text to tokens ---- */
 
 /* A symbol of the word at hand, in a list that shrinks from both neighbours' sides as symbols merge. */

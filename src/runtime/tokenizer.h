@@ -48,6 +48,14 @@ laprox_result lpx_tokenizer_create(const laprox_host *host, const lpx_tokenizer_
                                    lpx_tokenizer **out);
 void lpx_tokenizer_destroy(lpx_tokenizer *tokenizer);
 
+/* The same from the metadata of a GGUF file (tokenizer.ggml.*). */
+struct lpx_gguf;
+laprox_result lpx_tokenizer_read(const laprox_host *host, const struct lpx_gguf *file, lpx_tokenizer **out);
+uint32_t lpx_tokenizer_n_tokens(const lpx_tokenizer *tokenizer);
+/* LAPROX_NONE where there is none. */
+uint32_t lpx_tokenizer_bos(const lpx_tokenizer *tokenizer);
+uint32_t lpx_tokenizer_eos(const lpx_tokenizer *tokenizer);
+
 /* BOS comes first where the model wants one and `add_bos`. *tokens is released with lpx_release. */
 laprox_result lpx_tokenizer_encode(const lpx_tokenizer *tokenizer, const char *text, size_t n_bytes,
                                    bool add_bos, uint32_t **tokens, size_t *count);
