@@ -1,62 +1,63 @@
-/* table.h: the Vulkan functions of one context, loaded through the address the application gives. No loader is opened
-   and no vk* symbol is defined, so that an application with a loader of its own doesn't clash with us. */
+/* table.h: the Vulkan functions of one context, loaded through the address the application gives. No loader
+   is opened and no vk* symbol is defined, so that an application with a loader of its own doesn't clash with
+   us. */
 #ifndef LPX_VK_TABLE_H
 #define LPX_VK_TABLE_H
 
 #include <stdbool.h>
 #include <vulkan/vulkan_core.h>
 
-#define LPX_INSTANCE_FUNCTIONS(X)                                                                                    \
-  X(GetPhysicalDeviceProperties)                                                                                     \
-  X(GetPhysicalDeviceMemoryProperties)                                                                               \
-  X(GetPhysicalDeviceMemoryProperties2)                                                                              \
-  X(GetPhysicalDeviceQueueFamilyProperties)                                                                          \
+#define LPX_INSTANCE_FUNCTIONS(X)                                                                            \
+  X(GetPhysicalDeviceProperties)                                                                             \
+  X(GetPhysicalDeviceMemoryProperties)                                                                       \
+  X(GetPhysicalDeviceMemoryProperties2)                                                                      \
+  X(GetPhysicalDeviceQueueFamilyProperties)                                                                  \
   X(GetDeviceProcAddr)
 
-#define LPX_DEVICE_FUNCTIONS(X)                                                                                      \
-  X(AllocateCommandBuffers)                                                                                          \
-  X(AllocateDescriptorSets)                                                                                          \
-  X(AllocateMemory)                                                                                                  \
-  X(BeginCommandBuffer)                                                                                              \
-  X(BindBufferMemory)                                                                                                \
-  X(CmdBindDescriptorSets)                                                                                           \
-  X(CmdBindPipeline)                                                                                                 \
-  X(CmdCopyBuffer)                                                                                                   \
-  X(CmdDispatch)                                                                                                     \
-  X(CmdFillBuffer)                                                                                                   \
-  X(CmdPipelineBarrier)                                                                                              \
-  X(CmdPushConstants)                                                                                                \
-  X(CmdResetQueryPool)                                                                                               \
-  X(CmdUpdateBuffer)                                                                                                 \
-  X(CmdWriteTimestamp)                                                                                               \
-  X(CreateBuffer)                                                                                                    \
-  X(CreateCommandPool)                                                                                               \
-  X(CreateComputePipelines)                                                                                          \
-  X(CreateDescriptorPool)                                                                                            \
-  X(CreateDescriptorSetLayout)                                                                                       \
-  X(CreateFence)                                                                                                     \
-  X(CreatePipelineLayout)                                                                                            \
-  X(CreateQueryPool)                                                                                                 \
-  X(CreateShaderModule)                                                                                              \
-  X(DestroyBuffer)                                                                                                   \
-  X(DestroyCommandPool)                                                                                              \
-  X(DestroyDescriptorPool)                                                                                           \
-  X(DestroyDescriptorSetLayout)                                                                                      \
-  X(DestroyFence)                                                                                                    \
-  X(DestroyPipeline)                                                                                                 \
-  X(DestroyPipelineLayout)                                                                                           \
-  X(DestroyQueryPool)                                                                                                \
-  X(DestroyShaderModule)                                                                                             \
-  X(EndCommandBuffer)                                                                                                \
-  X(FreeMemory)                                                                                                      \
-  X(GetBufferMemoryRequirements)                                                                                     \
-  X(GetQueryPoolResults)                                                                                             \
-  X(MapMemory)                                                                                                       \
-  X(QueueSubmit)                                                                                                     \
-  X(ResetCommandPool)                                                                                                \
-  X(ResetDescriptorPool)                                                                                             \
-  X(ResetFences)                                                                                                     \
-  X(UpdateDescriptorSets)                                                                                            \
+#define LPX_DEVICE_FUNCTIONS(X)                                                                              \
+  X(AllocateCommandBuffers)                                                                                  \
+  X(AllocateDescriptorSets)                                                                                  \
+  X(AllocateMemory)                                                                                          \
+  X(BeginCommandBuffer)                                                                                      \
+  X(BindBufferMemory)                                                                                        \
+  X(CmdBindDescriptorSets)                                                                                   \
+  X(CmdBindPipeline)                                                                                         \
+  X(CmdCopyBuffer)                                                                                           \
+  X(CmdDispatch)                                                                                             \
+  X(CmdFillBuffer)                                                                                           \
+  X(CmdPipelineBarrier)                                                                                      \
+  X(CmdPushConstants)                                                                                        \
+  X(CmdResetQueryPool)                                                                                       \
+  X(CmdUpdateBuffer)                                                                                         \
+  X(CmdWriteTimestamp)                                                                                       \
+  X(CreateBuffer)                                                                                            \
+  X(CreateCommandPool)                                                                                       \
+  X(CreateComputePipelines)                                                                                  \
+  X(CreateDescriptorPool)                                                                                    \
+  X(CreateDescriptorSetLayout)                                                                               \
+  X(CreateFence)                                                                                             \
+  X(CreatePipelineLayout)                                                                                    \
+  X(CreateQueryPool)                                                                                         \
+  X(CreateShaderModule)                                                                                      \
+  X(DestroyBuffer)                                                                                           \
+  X(DestroyCommandPool)                                                                                      \
+  X(DestroyDescriptorPool)                                                                                   \
+  X(DestroyDescriptorSetLayout)                                                                              \
+  X(DestroyFence)                                                                                            \
+  X(DestroyPipeline)                                                                                         \
+  X(DestroyPipelineLayout)                                                                                   \
+  X(DestroyQueryPool)                                                                                        \
+  X(DestroyShaderModule)                                                                                     \
+  X(EndCommandBuffer)                                                                                        \
+  X(FreeMemory)                                                                                              \
+  X(GetBufferMemoryRequirements)                                                                             \
+  X(GetQueryPoolResults)                                                                                     \
+  X(MapMemory)                                                                                               \
+  X(QueueSubmit)                                                                                             \
+  X(ResetCommandPool)                                                                                        \
+  X(ResetDescriptorPool)                                                                                     \
+  X(ResetFences)                                                                                             \
+  X(UpdateDescriptorSets)                                                                                    \
   X(WaitForFences)
 
 typedef struct lpx_vk {

@@ -40,8 +40,8 @@ struct laprox_context {
   atomic_uint_fast64_t bytes, peak_bytes;
 };
 
-/* Turns a VkResult into ours with one message "what: VK_ERROR_…". Remembers a lost device. VK_SUCCESS gives OK
-   without a message. */
+/* Turns a VkResult into ours with one message "what: VK_ERROR_…". Remembers a lost device. VK_SUCCESS gives
+   OK without a message. */
 laprox_result lpx_vk_result(laprox_context *context, VkResult result, const char *what);
 /* VK_OBJECT_TYPE_… by name, where debug utils are there. */
 void lpx_vk_name(const laprox_context *context, VkObjectType type, uint64_t handle, const char *name);
@@ -69,8 +69,8 @@ void lpx_buffer_finish(laprox_context *context, lpx_buffer *buffer);
 laprox_buffer lpx_buffer_whole(const lpx_buffer *buffer);
 /* Bytes [offset, offset + size) of a range. */
 laprox_buffer lpx_buffer_part(laprox_buffer whole, VkDeviceSize offset, VkDeviceSize size);
-/* The binding that covers bytes [offset, offset + size) and obeys the device's alignment: its offset is rounded down,
-   *residual receives the bytes that this adds in front. */
+/* The binding that covers bytes [offset, offset + size) and obeys the device's alignment: its offset is
+ *rounded down, residual receives the bytes that this adds in front. */
 laprox_buffer lpx_buffer_aligned_part(const laprox_context *context, laprox_buffer whole, VkDeviceSize offset,
                                       VkDeviceSize size, VkDeviceSize *residual);
 
@@ -88,8 +88,9 @@ void lpx_pipeline_finish(laprox_context *context, lpx_pipeline *pipeline);
 
 /* ---- programs: dispatches, copies and barriers prepared once, recorded any number of times ---- */
 
-/* Built by appending; errors stick and are reported by lpx_program_finish_building, so that builders need no checks
-   in between. Between two commands the builder says where a barrier is needed (lpx_program_barrier). */
+/* Built by appending; errors stick and are reported by lpx_program_finish_building, so that builders need no
+   checks in between. Between two commands the builder says where a barrier is needed (lpx_program_barrier).
+ */
 typedef struct lpx_program lpx_program;
 
 laprox_result lpx_program_create(laprox_context *context, const char *name, lpx_program **out);
@@ -98,11 +99,12 @@ void lpx_program_destroy(lpx_program *program);
 void lpx_program_reset(lpx_program *program);
 
 /* One dispatch of n_groups workgroups of a pipeline; the shader finds its number by workgroup_index() of
-   include/index.glsl and must return at once when it is >= n_groups, which stands in the first word of the push
-   constants: `push` begins with a uint32_t that this call overwrites with n_groups. n_groups 0 is no command.
-   Ranges must lie within max_range. cost in flops (or bytes where there are none), for splitting submits. */
-void lpx_program_dispatch(lpx_program *program, const lpx_pipeline *pipeline, const laprox_buffer *ranges, void *push,
-                          uint32_t push_bytes, uint64_t n_groups, uint64_t cost);
+   include/index.glsl and must return at once when it is >= n_groups, which stands in the first word of the
+   push constants: `push` begins with a uint32_t that this call overwrites with n_groups. n_groups 0 is no
+   command. Ranges must lie within max_range. cost in flops (or bytes where there are none), for splitting
+   submits. */
+void lpx_program_dispatch(lpx_program *program, const lpx_pipeline *pipeline, const laprox_buffer *ranges,
+                          void *push, uint32_t push_bytes, uint64_t n_groups, uint64_t cost);
 /* All earlier shader and transfer accesses before all later ones. */
 void lpx_program_barrier(lpx_program *program);
 void lpx_program_copy(lpx_program *program, laprox_buffer from, laprox_buffer to); /* from.size bytes */
@@ -117,15 +119,16 @@ laprox_result lpx_program_finish_building(lpx_program *program);
 uint32_t lpx_program_n_steps(const lpx_program *program);
 uint64_t lpx_program_step_cost(const lpx_program *program, uint32_t step);
 /* Records steps with a leading and a trailing barrier. */
-void lpx_program_record(const lpx_program *program, VkCommandBuffer command_buffer, uint32_t first, uint32_t count);
+void lpx_program_record(const lpx_program *program, VkCommandBuffer command_buffer, uint32_t first,
+                        uint32_t count);
 
 /* ---- our own queue (runtime and tools only) ---- */
 
 typedef struct lpx_queue lpx_queue;
 laprox_result lpx_queue_create(laprox_context *context, VkQueue queue, uint32_t family, lpx_queue **out);
 void lpx_queue_destroy(lpx_queue *queue);
-/* Runs a whole program and waits; steps are spread over submits of bounded cost. Device time of it, measured by
-   timestamps where the queue has them, is added to *device_ns (may be NULL). */
+/* Runs a whole program and waits; steps are spread over submits of bounded cost. Device time of it, measured
+   by timestamps where the queue has them, is added to *device_ns (may be NULL). */
 laprox_result lpx_queue_run(lpx_queue *queue, const lpx_program *program, uint64_t *device_ns);
 /* Host memory to and from device buffers, through a bounded staging buffer. */
 laprox_result lpx_queue_upload(lpx_queue *queue, laprox_buffer to, const void *data, size_t bytes);

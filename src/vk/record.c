@@ -1,0 +1,330 @@
+/* record.c: programs. Dispatch folding, descriptor sets and barriers have their one place here. */
+#include "vk/vk.h"
+
+#include <string.h>
+
+typedef enum command_kind {
+  COMMAND_DISPATCH,
+  COMMAND_BARRIER,
+  COMMAND_COPY,
+  COMMAND_FILL,
+  COMMAND_UPDATE
+} command_kind;
+
+typedef struct command {
+  command_kind kind;
+  uint32_t groups_x, groups_y;
+  uint32_t push_bytes;
+  uint32_t
+      data; /* dispatch: first byte of the push constants in `bytes`; update: of its data; fill: the value */
+  uint32_t first_range; /* dispatch: in `ranges` */
+  VkPipeline pipeline;
+  uint32_t n_bindings;
+  VkDescriptorSet set;
+  laprox_buffer from, to;
+} command;
+
+typedef struct step {
+  uint32_t first, count;
+  uint64_t cost;
+} step;
+
+struct lpx_program {
+  laprox_context *context;
+  const char *name;
+  laprox_result failure; /* the first one; later commands are ignored */
+  command *commands;
+  uint32_t n_commands, commands_capacity;
+  laprox_buffer *ranges;
+  uint32_t n_ranges, ranges_capacity;
+  uint8_t *bytes;
+  uint32_t n_bytes, bytes_capacity;
+  step *steps;
+  uint32_t n_steps, steps_capacity;
+  uint64_t cost; /* since the last step mark */
+  VkDescriptorPool pool;
+  uint32_t pool_sets, pool_descriptors; /* what `pool` was made for */
+};
+
+laprox_result lpx_program_create(laprox_context *context, const char *name, lpx_program **out) {
+  *out = lpx_allocate(&context->host, 1, sizeof **out);
+  if (!*out) return lpx_fail_memory(&context->host, "a program");
+  (*out)->context = context;
+  (*out)->name = name;
+  return LAPROX_OK;
+}
+
+void lpx_program_destroy(lpx_program *program) {
+  if (!program) return;
+  laprox_context *context = program->context;
+  if (program->pool) context->vk.DestroyDescriptorPool(context->device, program->pool, NULL);
+  lpx_release(&context->host, program->commands);
+  lpx_release(&context->host, program->ranges);
+  lpx_release(&context->host, program->bytes);
+  lpx_release(&context->host, program->steps);
+  lpx_release(&context->host, program);
+}
+
+void lpx_program_reset(lpx_program *program) {
+  program->n_commands = program->n_ranges = program->n_bytes = program->n_steps = 0;
+  program->cost = 0;
+  program->failure = LAPROX_OK;
+}
+
+/* Room for `more` elements behind `count` in a growing array; false once the program has failed. */
+static bool reserve(lpx_program *program, void **array, uint32_t count, uint32_t *capacity, uint32_t more,
+                    size_t element_size) {
+  if (program->failure) return false;
+  if (more <= *capacity - count) return true;
+  const uint64_t wanted = ((uint64_t)count + more) * 3 / 2 + 16;
+  void *grown = wanted > UINT32_MAX
+                    ? NULL
+                    : lpx_reallocate(&program->context->host, *array, (size_t)wanted, element_size);
+  if (!grown) {
+    program->failure = lpx_fail_memory(&program->context->host, program->name);
+    return false;
+  }
+  *array = grown;
+  *capacity = (uint32_t)wanted;
+  return true;
+}
+
+static command *append(lpx_program *program, command_kind kind) {
+  if (!reserve(program, (void **)&program->commands, program->n_commands, &program->commands_capacity, 1,
+               sizeof *program->commands))
+    return NULL;
+  command *added = &program->commands[program->n_commands++];
+  *added = (command){.kind = kind};
+  return added;
+}
+
+static uint32_t append_bytes(lpx_program *program, const void *data, uint32_t n) {
+  if (!reserve(program, (void **)&program->bytes, program->n_bytes, &program->bytes_capacity, n, 1)) return 0;
+  const uint32_t at = program->n_bytes;
+  memcpy(program->bytes + at, data, n);
+  program->n_bytes += n;
+  return at;
+}
+
+static bool check_ranges(lpx_program *program, const laprox_buffer *ranges, uint32_t n) {
+  const laprox_context *context = program->context;
+  for (uint32_t i = 0; i < n; i++) {
+    const char *problem = NULL;
+    if (!ranges[i].buffer || !ranges[i].size)
+      problem = "is empty";
+    else if (ranges[i].size > context->max_range)
+      problem = "exceeds maxStorageBufferRange";
+    else if (ranges[i].offset % context->range_alignment)
+      problem = "is not aligned to minStorageBufferOffsetAlignment";
+    if (!problem) continue;
+    program->failure =
+        lpx_fail(&context->host, LAPROX_ERROR_UNSUPPORTED,
+                 "%s: buffer %u of a dispatch %s (offset %llu, %llu bytes; limits %llu, %llu)", program->name,
+                 i, problem, (unsigned long long)ranges[i].offset, (unsigned long long)ranges[i].size,
+                 (unsigned long long)context->range_alignment, (unsigned long long)context->max_range);
+    return false;
+  }
+  return true;
+}
+
+void lpx_program_dispatch(lpx_program *program, const lpx_pipeline *pipeline, const laprox_buffer *ranges,
+                          void *push, uint32_t push_bytes, uint64_t n_groups, uint64_t cost) {
+  if (!n_groups || program->failure) return;
+  const uint64_t width = program->context->max_groups;
+  if (n_groups > width * width) {
+    program->failure = lpx_fail(&program->context->host, LAPROX_ERROR_UNSUPPORTED,
+                                "%s: a dispatch of %llu workgroups, limit %llu", program->name,
+                                (unsigned long long)n_groups, (unsigned long long)(width * width));
+    return;
+  }
+  if (!check_ranges(program, ranges, pipeline->n_bindings)) return;
+  const uint32_t groups = (uint32_t)n_groups;
+  memcpy(push, &groups, sizeof groups);
+  command *dispatch = append(program, COMMAND_DISPATCH);
+  if (!dispatch) return;
+  dispatch->groups_x = n_groups < width ? groups : (uint32_t)width;
+  dispatch->groups_y = (uint32_t)((n_groups + dispatch->groups_x - 1) / dispatch->groups_x);
+  dispatch->pipeline = pipeline->pipeline;
+  dispatch->n_bindings = pipeline->n_bindings;
+  dispatch->push_bytes = push_bytes;
+  dispatch->data = append_bytes(program, push, push_bytes);
+  dispatch->first_range = program->n_ranges;
+  if (!reserve(program, (void **)&program->ranges, program->n_ranges, &program->ranges_capacity,
+               pipeline->n_bindings, sizeof *ranges))
+    return;
+  memcpy(program->ranges + program->n_ranges, ranges, pipeline->n_bindings * sizeof *ranges);
+  program->n_ranges += pipeline->n_bindings;
+  program->cost += cost;
+}
+
+void lpx_program_barrier(lpx_program *program) {
+  if (program->n_commands && program->commands[program->n_commands - 1].kind == COMMAND_BARRIER) return;
+  (void)append(program, COMMAND_BARRIER);
+}
+
+void lpx_program_copy(lpx_program *program, laprox_buffer from, laprox_buffer to) {
+  if (!from.size) return;
+  command *copy = append(program, COMMAND_COPY);
+  if (!copy) return;
+  copy->from = from;
+  copy->to = to;
+  program->cost += from.size;
+}
+
+void lpx_program_fill(lpx_program *program, laprox_buffer range, uint32_t value) {
+  if (!range.size) return;
+  command *fill = append(program, COMMAND_FILL);
+  if (!fill) return;
+  fill->to = range;
+  fill->data = value;
+  program->cost += range.size;
+}
+
+void lpx_program_update(lpx_program *program, laprox_buffer range, const void *data, size_t bytes) {
+  const size_t largest = 65536; /* vkCmdUpdateBuffer's own limit */
+  for (size_t done = 0; done < bytes; done += largest) {
+    const uint32_t now = (uint32_t)(bytes - done < largest ? bytes - done : largest);
+    command *update = append(program, COMMAND_UPDATE);
+    if (!update) return;
+    update->to = lpx_buffer_part(range, done, now);
+    update->data = append_bytes(program, (const uint8_t *)data + done, now);
+  }
+}
+
+void lpx_program_mark_step(lpx_program *program) {
+  if (!reserve(program, (void **)&program->steps, program->n_steps, &program->steps_capacity, 1,
+               sizeof(step)))
+    return;
+  const uint32_t first = program->n_steps ? program->steps[program->n_steps - 1].first +
+                                                program->steps[program->n_steps - 1].count
+                                          : 0;
+  program->steps[program->n_steps++] =
+      (step){.first = first, .count = program->n_commands - first, .cost = program->cost};
+  program->cost = 0;
+}
+
+/* Makes a pool that holds n_sets, or takes the one there is. */
+static laprox_result prepare_pool(lpx_program *program, uint32_t n_sets) {
+  laprox_context *context = program->context;
+  if (program->pool && n_sets <= program->pool_sets && program->n_ranges <= program->pool_descriptors)
+    return lpx_vk_result(context, context->vk.ResetDescriptorPool(context->device, program->pool, 0),
+                         "vkResetDescriptorPool");
+  if (program->pool) context->vk.DestroyDescriptorPool(context->device, program->pool, NULL);
+  program->pool = VK_NULL_HANDLE;
+  const VkDescriptorPoolSize size = {.type = VK_DESCRIPTOR_TYPE_STORAGE_BUFFER,
+                                     .descriptorCount = program->n_ranges};
+  const VkDescriptorPoolCreateInfo info = {.sType = VK_STRUCTURE_TYPE_DESCRIPTOR_POOL_CREATE_INFO,
+                                           .maxSets = n_sets,
+                                           .poolSizeCount = 1,
+                                           .pPoolSizes = &size};
+  const laprox_result result =
+      lpx_vk_result(context, context->vk.CreateDescriptorPool(context->device, &info, NULL, &program->pool),
+                    "vkCreateDescriptorPool");
+  program->pool_sets = n_sets;
+  program->pool_descriptors = program->n_ranges;
+  return result;
+}
+
+static laprox_result write_set(lpx_program *program, command *dispatch) {
+  laprox_context *context = program->context;
+  const VkDescriptorSetAllocateInfo info = {.sType = VK_STRUCTURE_TYPE_DESCRIPTOR_SET_ALLOCATE_INFO,
+                                            .descriptorPool = program->pool,
+                                            .descriptorSetCount = 1,
+                                            .pSetLayouts = &context->set_layouts[dispatch->n_bindings]};
+  const laprox_result result =
+      lpx_vk_result(context, context->vk.AllocateDescriptorSets(context->device, &info, &dispatch->set),
+                    "vkAllocateDescriptorSets");
+  if (result) return result;
+  VkDescriptorBufferInfo buffers[LPX_MAX_BINDINGS];
+  VkWriteDescriptorSet writes[LPX_MAX_BINDINGS];
+  for (uint32_t i = 0; i < dispatch->n_bindings; i++) {
+    const laprox_buffer *range = &program->ranges[dispatch->first_range + i];
+    buffers[i] =
+        (VkDescriptorBufferInfo){.buffer = range->buffer, .offset = range->offset, .range = range->size};
+    writes[i] = (VkWriteDescriptorSet){.sType = VK_STRUCTURE_TYPE_WRITE_DESCRIPTOR_SET,
+                                       .dstSet = dispatch->set,
+                                       .dstBinding = i,
+                                       .descriptorCount = 1,
+                                       .descriptorType = VK_DESCRIPTOR_TYPE_STORAGE_BUFFER,
+                                       .pBufferInfo = &buffers[i]};
+  }
+  context->vk.UpdateDescriptorSets(context->device, dispatch->n_bindings, writes, 0, NULL);
+  return LAPROX_OK;
+}
+
+laprox_result lpx_program_finish_building(lpx_program *program) {
+  const uint32_t marked = program->n_steps ? program->steps[program->n_steps - 1].first +
+                                                 program->steps[program->n_steps - 1].count
+                                           : 0;
+  if (marked < program->n_commands) lpx_program_mark_step(program);
+  uint32_t n_sets = 0;
+  for (uint32_t i = 0; i < program->n_commands; i++) n_sets += program->commands[i].kind == COMMAND_DISPATCH;
+  if (!program->failure && n_sets) program->failure = prepare_pool(program, n_sets);
+  for (uint32_t i = 0; i < program->n_commands && !program->failure; i++)
+    if (program->commands[i].kind == COMMAND_DISPATCH)
+      program->failure = write_set(program, &program->commands[i]);
+  return program->failure;
+}
+
+uint32_t lpx_program_n_steps(const lpx_program *program) {
+  return program->n_steps;
+}
+
+uint64_t lpx_program_step_cost(const lpx_program *program, uint32_t index) {
+  return index < program->n_steps ? program->steps[index].cost : 0;
+}
+
+static void record_barrier(const laprox_context *context, VkCommandBuffer command_buffer) {
+  const VkAccessFlags all = VK_ACCESS_SHADER_READ_BIT | VK_ACCESS_SHADER_WRITE_BIT |
+                            VK_ACCESS_TRANSFER_READ_BIT | VK_ACCESS_TRANSFER_WRITE_BIT;
+  const VkPipelineStageFlags stages = VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT | VK_PIPELINE_STAGE_TRANSFER_BIT;
+  const VkMemoryBarrier barrier = {
+      .sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER, .srcAccessMask = all, .dstAccessMask = all};
+  context->vk.CmdPipelineBarrier(command_buffer, stages, stages, 0, 1, &barrier, 0, NULL, 0, NULL);
+}
+
+static void record_dispatch(const lpx_program *program, const command *dispatch,
+                            VkCommandBuffer command_buffer) {
+  const lpx_vk *vk = &program->context->vk;
+  const VkPipelineLayout layout = program->context->pipeline_layouts[dispatch->n_bindings];
+  vk->CmdBindPipeline(command_buffer, VK_PIPELINE_BIND_POINT_COMPUTE, dispatch->pipeline);
+  vk->CmdBindDescriptorSets(command_buffer, VK_PIPELINE_BIND_POINT_COMPUTE, layout, 0, 1, &dispatch->set, 0,
+                            NULL);
+  vk->CmdPushConstants(command_buffer, layout, VK_SHADER_STAGE_COMPUTE_BIT, 0, dispatch->push_bytes,
+                       program->bytes + dispatch->data);
+  vk->CmdDispatch(command_buffer, dispatch->groups_x, dispatch->groups_y, 1);
+}
+
+static void record_command(const lpx_program *program, const command *item, VkCommandBuffer command_buffer) {
+  const lpx_vk *vk = &program->context->vk;
+  switch (item->kind) {
+  case COMMAND_DISPATCH:
+    record_dispatch(program, item, command_buffer);
+    break;
+  case COMMAND_BARRIER:
+    record_barrier(program->context, command_buffer);
+    break;
+  case COMMAND_COPY: {
+    const VkBufferCopy region = {
+        .srcOffset = item->from.offset, .dstOffset = item->to.offset, .size = item->from.size};
+    vk->CmdCopyBuffer(command_buffer, item->from.buffer, item->to.buffer, 1, &region);
+    break;
+  }
+  case COMMAND_FILL:
+    vk->CmdFillBuffer(command_buffer, item->to.buffer, item->to.offset, item->to.size, item->data);
+    break;
+  case COMMAND_UPDATE:
+    vk->CmdUpdateBuffer(command_buffer, item->to.buffer, item->to.offset, item->to.size,
+                        program->bytes + item->data);
+    break;
+  }
+}
+
+void lpx_program_record(const lpx_program *program, VkCommandBuffer command_buffer, uint32_t first,
+                        uint32_t count) {
+  record_barrier(program->context, command_buffer);
+  for (uint32_t i = first; i < first + count && i < program->n_steps; i++)
+    for (uint32_t c = 0; c < program->steps[i].count; c++)
+      record_command(program, &program->commands[program->steps[i].first + c], command_buffer);
+  record_barrier(program->context, command_buffer);
+}
