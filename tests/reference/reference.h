@@ -1,0 +1,108 @@
+/* reference.h: the truth that the GPU is held against.
+ *
+ * LaProx and the other policies in plain C and f64, straight from the formulas: V W_O is materialised, the
+ * softmax is a full one, selection is a sort. Slow and obvious on purpose, and it shares no code with the
+ * library: only the public types. Caches may be ragged; every head has its own number of entries, and the
+ * observation window is the last `window` entries of each. Memory that cannot be had ends the program: this
+ * is a test instrument.
+ */
+#ifndef REFERENCE_H
+#define REFERENCE_H
+
+#include "laprox/laprox.h"
+
+/* The budget that keeps everything. */
+#define REF_KEEP_ALL UINT32_MAX
+
+/* Cache of one (layer, KV head). f32 holds every f16 and bf16 value exactly. */
+typedef struct ref_head {
+  uint32_t n_entries;
+  const float *key, *value; /* [n_entries, head_dim] */
+} ref_head;
+
+typedef struct ref_layer {
+  const float *query; /* [n_heads, n_queries, head_dim]; the last `window` of the n_queries rows are used */
+  const float *output_weight; /* [model_dim, n_heads * head_dim] */
+  const ref_head *heads;      /* n_kv_heads */
+} ref_layer;
+
+typedef struct ref_cache {
+  laprox_shape shape;
+  uint32_t model_dim;
+  uint32_t n_queries;
+  double scale;            /* 0 = 1 / sqrt(head_dim) */
+  const ref_layer *layers; /* n_layers */
+  const uint32_t
+      *head_sinks; /* protected leading entries of each (layer, KV head); NULL = the policy's sinks */
+} ref_cache;
+
+/* A policy with every default decided. */
+typedef struct ref_rules {
+  laprox_policy_kind kind;
+  laprox_scope scope;
+  laprox_gqa gqa;
+  laprox_pool pool;
+  uint32_t pool_width; /* 1 = none */
+  bool normalize;
+  uint32_t window, sinks, floor, seed;
+} ref_rules;
+
+ref_rules ref_rules_decide(const laprox_policy *policy);
+/* Entries per head on average, or REF_KEEP_ALL. */
+uint32_t ref_budget(const ref_rules *rules, const laprox_budget *budget, uint32_t n_tokens);
+
+/* Scores of all (layer, KV head) pairs, numbered layer-major. Head i has the entries 0 … n_entries[i] - 1;
+   those before first[i] are sinks, those from end[i] on are the window, the rest are candidates. The score of
+   entry e stands at values[offsets[i] + e], for e < end[i]; a sink's is 0. */
+typedef struct ref_scores {
+  laprox_shape shape;
+  uint32_t *n_entries, *first, *end; /* n_layers * n_kv_heads */
+  size_t *offsets;                   /* one more than that */
+  double *values;
+  uint32_t *n_nonfinite; /* of each layer, before pooling, after the reduction over the group */
+  double *sums;          /* of each layer, after pooling, before normalising */
+} ref_scores;
+
+/* The geometry alone, all scores 0. */
+void ref_scores_init(ref_scores *scores, const ref_cache *cache, const ref_rules *rules);
+void ref_scores_finish(ref_scores *scores);
+/* The steps of a score, each in place. */
+void ref_score_raw(const ref_cache *cache, const ref_rules *rules, ref_scores *scores);
+void ref_score_pool(const ref_rules *rules, ref_scores *scores);
+void ref_score_normalize(const ref_rules *rules, ref_scores *scores);
+/* init and all steps. */
+void ref_score(const ref_cache *cache, const ref_rules *rules, ref_scores *scores);
+
+/* beta: |v W_h| of every entry of a head, with V W_h materialised; h is the query head. */
+void ref_value_norms(const ref_cache *cache, uint32_t layer, uint32_t h, double *norms);
+/* A_h, [window, n_entries] of the query head's KV head. */
+void ref_attention(const ref_cache *cache, const ref_rules *rules, uint32_t layer, uint32_t h,
+                   double *attention);
+
+/* What survives: entries [offsets[i], offsets[i + 1]) of head i, ascending, sinks and window included. */
+typedef struct ref_kept {
+  size_t n_heads; /* n_layers * n_kv_heads */
+  size_t *offsets;
+  uint32_t *entries;
+} ref_kept;
+
+void ref_select(const ref_scores *scores, const ref_rules *rules, uint32_t budget, ref_kept *out);
+void ref_kept_finish(ref_kept *kept);
+
+/* ---- holding something against the truth: NULL, or `message` filled with the first violation ---- */
+
+#define REF_MESSAGE_BYTES 256
+
+/* `got` has one f32 for each of scores->values. tolerance: share of the head's largest score. */
+const char *ref_check_scores(const ref_scores *scores, const float *got, double tolerance,
+                             char message[REF_MESSAGE_BYTES]);
+/* The right number of entries in each selection problem, strictly ascending, sinks and window among them, and
+   a set that some scores lead to which differ from the true ones by at most `tolerance` of the head's
+   largest: every kept entry is then at least as good as every dropped one it competed with, give or take both
+   their errors. With tolerance 0 the set must be the reference's. *n_different (may be NULL) counts the
+   reference's entries that are missing. */
+const char *ref_check_kept(const ref_scores *scores, const ref_rules *rules, uint32_t budget,
+                           double tolerance, const ref_kept *got, size_t *n_different,
+                           char message[REF_MESSAGE_BYTES]);
+
+#endif
