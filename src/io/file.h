@@ -12,7 +12,7 @@ typedef struct lpx_file {
   laprox_host host; /* complete */
   char *path;
   FILE *stream;
-  uint64_t size_bytes;
+  uint64_t size_bytes, position;
 } lpx_file;
 
 laprox_result lpx_file_open(const laprox_host *host, const char *path, lpx_file *out);
@@ -29,12 +29,17 @@ typedef struct lpx_output {
   FILE *stream;
 } lpx_output;
 
-/* Fails where the path is something other than a regular file, or cannot be created. */
+/* Fails where the path is something other than a regular file, or where no file can be created beside it. */
 laprox_result lpx_output_open(const laprox_host *host, const char *path, lpx_output *out);
 laprox_result lpx_output_write(lpx_output *output, const void *data, size_t bytes);
-/* Puts the file in place of whatever was at the path. On failure the temporary file is gone. */
+/* Puts the file in place of whatever was at the path. */
 laprox_result lpx_output_commit(lpx_output *output);
-/* Without a commit before: removes what was written. */
+/* Without a successful commit before: removes what was written. */
 void lpx_output_close(lpx_output *output);
+
+/* A copy in the host's memory, NULL when there is none. */
+char *lpx_copy_string(const laprox_host *host, const char *text);
+/* The product of n numbers, false on overflow. */
+bool lpx_product(const uint64_t *numbers, uint32_t n, uint64_t *out);
 
 #endif
