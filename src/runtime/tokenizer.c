@@ -202,6 +202,7 @@ static laprox_result compile_patterns(lpx_tokenizer *t, lpx_text pre) {
     error = 0;
   }
   pcre2_compile_context_free(context);
+  if (error == PCRE2_ERROR_HEAP_FAILED) return lpx_fail_memory(&t->host, "pre-tokeniser");
   if (error)
     return lpx_fail(&t->host, LAPROX_ERROR_UNSUPPORTED,
                     "pre-tokeniser %s: PCRE2 error %d (Unicode support is needed)", t->pre->names[0], error);
