@@ -1,4 +1,5 @@
 /* test_reference.c: the truth itself, against numbers worked out by hand, identities and brute force. */
+#include "io/safetensors.h"
 #include "reference/reference.h"
 #include "support/capture.h"
 
@@ -535,6 +536,32 @@ static void test_captures(void **state) {
   capture_finish(&one);
 }
 
+static void test_capture_file(void **state) {
+  const char *path = "test_reference_capture.safetensors";
+  capture_options options = {{2, 4, 2, 8}, 21, 4, 10, LAPROX_DTYPE_BF16, 0.25, CAPTURE_GAUSSIAN, 15, 8};
+  capture_cache capture;
+  lpx_safetensors *file = NULL;
+  const lpx_st_tensor *tensor = NULL;
+  unsigned char data[2 * 2 * 21 * 8];
+  (void)state;
+  capture_init(&capture, &options);
+  assert_int_equal(capture_write(&capture, NULL, path), LAPROX_OK);
+  assert_int_equal(lpx_safetensors_open(NULL, path, &file), LAPROX_OK);
+  assert_int_equal(lpx_safetensors_count(file), 8);
+  assert_true(strtod(lpx_safetensors_metadata(file, "scale"), NULL) == 0.25);
+  tensor = lpx_safetensors_find(file, "layers.1.v");
+  assert_non_null(tensor);
+  assert_int_equal(tensor->dtype, LPX_ST_BF16);
+  assert_int_equal(tensor->dims[0], 2);
+  assert_int_equal(tensor->dims[1], 21);
+  assert_int_equal(tensor->dims[2], 8);
+  assert_int_equal(lpx_safetensors_read_all(file, tensor, data), LAPROX_OK);
+  assert_memory_equal(data, capture.layers[1].value.data, sizeof data);
+  lpx_safetensors_close(file);
+  capture_finish(&capture);
+  remove(path);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_two_tokens),
@@ -557,6 +584,7 @@ int main(void) {
       cmocka_unit_test(test_check_scores),
       cmocka_unit_test(test_budget),
       cmocka_unit_test(test_captures),
+      cmocka_unit_test(test_capture_file),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,409 @@
+/* test_evict_file.c: whole evictions of made-up captures on the device, held against the f64 reference.
+ *
+ * LAPROX_DEVICE chooses the device. The validation layer is on, and a word from it fails the test;
+ * LAPROX_TEST_VALIDATION=0 runs without, for machines that have no such layer. */
+#include "io/safetensors.h"
+#include "laprox/runtime.h"
+#include "reference/reference.h"
+#include "support/capture.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#define INPUT          "test_evict_file_input.safetensors"
+#define OUTPUT         "test_evict_file_output.safetensors"
+#define OUTPUT_AGAIN   "test_evict_file_output_again.safetensors"
+#define TOLERANCE_HALF 1e-3
+#define TOLERANCE_F32  1e-5
+
+typedef struct evict_case {
+  const char *name;
+  capture_options capture;
+  laprox_policy policy;
+} evict_case;
+
+/* Shapes are n_layers, n_heads, n_kv_heads, head_dim. */
+static const evict_case scenarios[] = {
+    {"defaults, f16, needles",
+     {{3, 4, 2, 64}, 203, 32, 96, LAPROX_DTYPE_F16, .pattern = CAPTURE_NEEDLES, .seed = 1},
+     {.budget.share = 0.3}},
+    {"one query head for each KV head, head_dim 32, odd length, f32",
+     {{2, 3, 3, 32}, 131, 32, 64, LAPROX_DTYPE_F32, .seed = 2},
+     {.budget.share = 0.4}},
+    {"groups of 3, head_dim 80, bf16",
+     {{2, 6, 2, 80}, 157, 32, 72, LAPROX_DTYPE_BF16, .pattern = CAPTURE_NEEDLES, .seed = 3},
+     {.budget.tokens = 48}},
+    {"groups of 7, head_dim 96, f16, joint",
+     {{1, 7, 1, 96}, 99, 32, 64, LAPROX_DTYPE_F16, .seed = 4},
+     {.gqa = LAPROX_GQA_JOINT, .budget.tokens = 40}},
+    {"groups of 8, head_dim 128, f16",
+     {{1, 16, 2, 128}, 140, 32, 130, LAPROX_DTYPE_F16, .pattern = CAPTURE_NEEDLES, .seed = 5},
+     {.budget.tokens = 45}},
+    {"groups of 8, head_dim 128, f32, joint",
+     {{1, 8, 1, 128}, 121, 32, 64, LAPROX_DTYPE_F32, .seed = 6},
+     {.gqa = LAPROX_GQA_JOINT, .budget.tokens = 50}},
+    {"groups of 4, head_dim 256 above model_dim, f32",
+     {{1, 4, 1, 256}, 75, 32, 60, LAPROX_DTYPE_F32, .pattern = CAPTURE_NEEDLES, .seed = 7},
+     {.budget.tokens = 44}},
+    {"head_dim 4",
+     {{2, 4, 4, 4}, 260, 16, 8, LAPROX_DTYPE_F16, .seed = 8},
+     {.window = 16, .budget.share = 0.5}},
+    {"as many tokens as the window",
+     {{2, 2, 1, 32}, 32, 32, .dtype = LAPROX_DTYPE_F16},
+     {.budget.tokens = 33}},
+    {"fewer tokens than the window",
+     {{1, 2, 1, 32}, 17, 32, .dtype = LAPROX_DTYPE_F32},
+     {.budget.share = 0.5}},
+    {"one token more than the window",
+     {{2, 2, 2, 32}, 33, 32, .dtype = LAPROX_DTYPE_BF16, .seed = 9},
+     {.budget.share = 0.1}},
+    {"two tokens more than the window, one of them kept",
+     {{2, 2, 2, 32}, 34, 32, .dtype = LAPROX_DTYPE_F32, .seed = 10},
+     {.budget.tokens = 33, .pool_width = 1}},
+    {"all scores equal, no pooling",
+     {{3, 4, 2, 32}, 301, 32, 40, LAPROX_DTYPE_F16, .pattern = CAPTURE_EQUAL, .seed = 11},
+     {.pool_width = 1, .budget.tokens = 111}},
+    {"all scores equal, pooled, within heads",
+     {{2, 4, 2, 32}, 90, 16, 40, LAPROX_DTYPE_F32, .pattern = CAPTURE_EQUAL, .seed = 12},
+     {.window = 16, .scope = LAPROX_SCOPE_HEAD, .budget.tokens = 30}},
+    {"half zero, within layers, cut among the zeros",
+     {{2, 4, 2, 32}, 232, 32, 40, LAPROX_DTYPE_F16, .pattern = CAPTURE_HALF_ZERO, .seed = 13},
+     {.scope = LAPROX_SCOPE_LAYER, .pool_width = 1, .budget.tokens = 170}},
+    {"half zero, f32, joint",
+     {{2, 4, 2, 32}, 132, 32, 40, LAPROX_DTYPE_F32, .pattern = CAPTURE_HALF_ZERO, .seed = 14},
+     {.gqa = LAPROX_GQA_JOINT, .budget.tokens = 60}},
+    {"NaN in K, infinity in V, f16",
+     {{2, 4, 2, 32}, 120, 32, 40, LAPROX_DTYPE_F16, .spoil = CAPTURE_NAN_KEY | CAPTURE_INF_VALUE, .seed = 15},
+     {.budget.tokens = 50}},
+    {"infinity in K, NaN in V, f32, joint",
+     {{2, 4, 2, 32}, 120, 32, 40, LAPROX_DTYPE_F32, .spoil = CAPTURE_INF_KEY | CAPTURE_NAN_VALUE, .seed = 16},
+     {.gqa = LAPROX_GQA_JOINT, .budget.tokens = 50}},
+    {"everything spoilt, bf16, attention-mean",
+     {{1, 3, 1, 32}, 90, 16, 40, LAPROX_DTYPE_BF16, .spoil = 15, .seed = 17},
+     {.gqa = LAPROX_GQA_ATTENTION_MEAN, .window = 16, .budget.tokens = 40}},
+    {"NaN in V, snapkv does not look at it",
+     {{2, 4, 2, 32}, 90, 16, 40, LAPROX_DTYPE_F16, .spoil = CAPTURE_NAN_VALUE, .seed = 18},
+     {.kind = LAPROX_POLICY_SNAPKV, .window = 16, .budget.tokens = 30}},
+    {"budget 100 %", {{2, 2, 1, 32}, 70, 32, .dtype = LAPROX_DTYPE_F16, .seed = 19}, {.budget.share = 1}},
+    {"budget of next to nothing is one entry",
+     {{2, 4, 2, 32}, 150, 32, .dtype = LAPROX_DTYPE_F32, .pattern = CAPTURE_NEEDLES, .seed = 20},
+     {.budget.share = 1e-9}},
+    {"all but one entry",
+     {{1, 2, 2, 32}, 150, 32, .dtype = LAPROX_DTYPE_F32, .seed = 21},
+     {.scope = LAPROX_SCOPE_HEAD, .budget.tokens = 149}},
+    {"ties, floor, within layers",
+     {{2, 4, 2, 64}, 190, 32, 40, LAPROX_DTYPE_F16, .pattern = CAPTURE_TIES, .seed = 22},
+     {.scope = LAPROX_SCOPE_LAYER, .pool_width = 1, .floor = 5, .budget.tokens = 60}},
+    {"sinks and floor, global",
+     {{3, 4, 2, 32}, 170, 32, 40, LAPROX_DTYPE_F16, .pattern = CAPTURE_NEEDLES, .seed = 23},
+     {.sinks = 4, .floor = 3, .budget.tokens = 44}},
+    {"floor as high as the budget allows",
+     {{2, 4, 2, 32}, 170, 32, 40, LAPROX_DTYPE_F32, .seed = 24},
+     {.sinks = 2, .floor = 10, .budget.tokens = 44}},
+    {"attention-mean, within heads, bf16",
+     {{2, 8, 2, 64}, 133, 32, 64, LAPROX_DTYPE_BF16, .pattern = CAPTURE_NEEDLES, .seed = 25},
+     {.gqa = LAPROX_GQA_ATTENTION_MEAN, .scope = LAPROX_SCOPE_HEAD, .budget.share = 0.35}},
+    {"snapkv",
+     {{2, 4, 2, 64}, 180, 32, .dtype = LAPROX_DTYPE_F16, .pattern = CAPTURE_NEEDLES, .seed = 26},
+     {.kind = LAPROX_POLICY_SNAPKV, .budget.share = 0.3}},
+    {"snapkv, global, layer sums, maximum of 5, sinks",
+     {{2, 6, 2, 32}, 180, 32, .dtype = LAPROX_DTYPE_F32, .pattern = CAPTURE_NEEDLES, .seed = 27},
+     {.kind = LAPROX_POLICY_SNAPKV,
+      .scope = LAPROX_SCOPE_GLOBAL,
+      .normalize = LAPROX_SWITCH_ON,
+      .pool = LAPROX_POOL_MAX,
+      .pool_width = 5,
+      .sinks = 1,
+      .budget.tokens = 50}},
+    {"streaming",
+     {{2, 2, 2, 32}, 120, 32, .dtype = LAPROX_DTYPE_F16, .seed = 28},
+     {.kind = LAPROX_POLICY_STREAMING, .budget.tokens = 50}},
+    {"random",
+     {{2, 4, 2, 32}, 220, 32, .dtype = LAPROX_DTYPE_F16, .seed = 29},
+     {.kind = LAPROX_POLICY_RANDOM, .seed = 5, .budget.tokens = 70}},
+    {"random, global, floor, sinks",
+     {{3, 4, 2, 32}, 220, 32, .dtype = LAPROX_DTYPE_F32, .seed = 30},
+     {.kind = LAPROX_POLICY_RANDOM,
+      .scope = LAPROX_SCOPE_GLOBAL,
+      .floor = 9,
+      .sinks = 3,
+      .budget.tokens = 50}},
+    {"full",
+     {{1, 2, 1, 32}, 80, 32, .dtype = LAPROX_DTYPE_BF16, .seed = 31},
+     {.kind = LAPROX_POLICY_FULL, .budget.tokens = 50}},
+    {"window of 1",
+     {{2, 4, 2, 32}, 101, 1, .dtype = LAPROX_DTYPE_F32, .pattern = CAPTURE_NEEDLES, .seed = 32},
+     {.window = 1, .budget.tokens = 12}},
+    {"window of 7 in a capture of 32",
+     {{2, 4, 2, 32}, 160, 32, .dtype = LAPROX_DTYPE_F16, .pattern = CAPTURE_NEEDLES, .seed = 33},
+     {.window = 7, .pool = LAPROX_POOL_MAX, .budget.tokens = 25}},
+    {"window of 256",
+     {{1, 4, 2, 32}, 400, 256, .dtype = LAPROX_DTYPE_F16, .seed = 34},
+     {.window = 256, .budget.tokens = 300}},
+    {"the window is the capture's",
+     {{1, 4, 2, 32}, 100, 11, .dtype = LAPROX_DTYPE_F32, .seed = 35},
+     {.budget.tokens = 30}},
+    {"a scale of its own, not normalised",
+     {{2, 4, 2, 64}, 150, 32, 64, LAPROX_DTYPE_F16, 0.35, CAPTURE_NEEDLES, 0, 36},
+     {.normalize = LAPROX_SWITCH_OFF, .budget.tokens = 45}},
+    {"1024 candidates",
+     {{2, 2, 1, 32}, 1056, 32, .dtype = LAPROX_DTYPE_F16, .pattern = CAPTURE_NEEDLES, .seed = 37},
+     {.budget.share = 0.05}},
+    {"1025 candidates, widest pooling",
+     {{1, 2, 2, 32}, 1057, 32, .dtype = LAPROX_DTYPE_F32, .pattern = CAPTURE_NEEDLES, .seed = 38},
+     {.pool_width = 31, .budget.share = 0.1}},
+    {"2049 candidates, ties over block borders",
+     {{2, 2, 2, 32}, 2081, 32, .dtype = LAPROX_DTYPE_F16, .pattern = CAPTURE_TIES, .seed = 39},
+     {.pool_width = 1, .budget.share = 0.5}},
+};
+#define N_SCENARIOS (sizeof scenarios / sizeof *scenarios)
+
+/* ---- the device ---- */
+
+static struct {
+  laprox_instance *instance;
+  laprox_device *device;
+  laprox_host host;
+  int n_errors; /* messages of level ERROR, those of the validation layer among them */
+} rig;
+
+static void on_message(void *user, laprox_message_level level, const char *text) {
+  (void)user;
+  if (level == LAPROX_MESSAGE_ERROR) rig.n_errors++;
+  print_message("%s\n", text);
+}
+
+static int set_up(void **state) {
+  const char *validation = getenv("LAPROX_TEST_VALIDATION");
+  (void)state;
+  rig.host.message = on_message;
+  laprox_instance_info info = {.host = rig.host, .validation = !validation || strcmp(validation, "0") != 0};
+  if (laprox_instance_create(&info, &rig.instance) != LAPROX_OK) return -1;
+  return laprox_device_open(rig.instance, getenv("LAPROX_DEVICE"), &rig.device) == LAPROX_OK ? 0 : -1;
+}
+
+static int tear_down(void **state) {
+  (void)state;
+  remove(INPUT);
+  remove(OUTPUT);
+  remove(OUTPUT_AGAIN);
+  laprox_device_destroy(rig.device);
+  laprox_instance_destroy(rig.instance);
+  return rig.n_errors;
+}
+
+/* ---- result files ---- */
+
+typedef struct result_file {
+  lpx_safetensors *file;
+  ref_kept kept;
+  float *scores;                  /* NULL where there are none */
+  unsigned char **keys, **values; /* of each layer */
+} result_file;
+
+static void *read_tensor(lpx_safetensors *file, size_t layer, const char *name, lpx_st_dtype dtype,
+                         size_t n_elements) {
+  char full_name[64];
+  const lpx_st_tensor *tensor = NULL;
+  snprintf(full_name, sizeof full_name, "layers.%zu.%s", layer, name);
+  assert_int_equal(lpx_safetensors_get(file, full_name, &tensor), LAPROX_OK);
+  assert_int_equal(tensor->dtype, dtype);
+  assert_int_equal(tensor->n_elements, n_elements);
+  void *data = malloc(tensor->bytes ? (size_t)tensor->bytes : 1);
+  assert_non_null(data);
+  assert_int_equal(lpx_safetensors_read_all(file, tensor, data), LAPROX_OK);
+  return data;
+}
+
+static void append_layer(const capture_cache *capture, result_file *result, size_t layer) {
+  const laprox_shape *shape = &capture->options.shape;
+  lpx_st_dtype dtype = lpx_st_from_dtype(capture->options.dtype);
+  size_t n_heads = shape->n_kv_heads, base = result->kept.offsets[layer * n_heads];
+  int32_t *offsets = read_tensor(result->file, layer, "cu_seqlens", LPX_ST_I32, n_heads + 1);
+  assert_int_equal(offsets[0], 0);
+  for (size_t g = 0; g < n_heads; g++) {
+    assert_true(offsets[g + 1] >= offsets[g]);
+    result->kept.offsets[layer * n_heads + g + 1] = base + (size_t)offsets[g + 1];
+  }
+  size_t n = (size_t)offsets[n_heads];
+  uint32_t *indices = read_tensor(result->file, layer, "indices", LPX_ST_I32, n);
+  result->kept.entries = realloc(result->kept.entries, (base + n + 1) * sizeof *indices);
+  assert_non_null(result->kept.entries);
+  memcpy(result->kept.entries + base, indices, n * sizeof *indices);
+  result->keys[layer] = read_tensor(result->file, layer, "k", dtype, n * shape->head_dim);
+  result->values[layer] = read_tensor(result->file, layer, "v", dtype, n * shape->head_dim);
+  free(offsets);
+  free(indices);
+}
+
+static void read_scores(const ref_scores *expected, result_file *result) {
+  size_t n_heads = expected->shape.n_kv_heads;
+  result->scores = calloc(expected->offsets[expected->shape.n_layers * n_heads] + 1, sizeof(float));
+  assert_non_null(result->scores);
+  for (size_t l = 0; l < expected->shape.n_layers; l++) {
+    size_t begin = expected->offsets[l * n_heads], n = expected->offsets[(l + 1) * n_heads] - begin;
+    float *layer = read_tensor(result->file, l, "scores", LPX_ST_F32, n);
+    memcpy(result->scores + begin, layer, n * sizeof *layer);
+    free(layer);
+  }
+}
+
+static void result_open(const capture_cache *capture, result_file *result) {
+  size_t n_layers = capture->options.shape.n_layers, n_heads = n_layers * capture->options.shape.n_kv_heads;
+  *result = (result_file){.kept = {n_heads, calloc(n_heads + 1, sizeof(size_t)), NULL},
+                          .keys = calloc(n_layers, sizeof(unsigned char *)),
+                          .values = calloc(n_layers, sizeof(unsigned char *))};
+  assert_true(result->kept.offsets && result->keys && result->values);
+  assert_int_equal(lpx_safetensors_open(&rig.host, OUTPUT, &result->file), LAPROX_OK);
+  for (size_t layer = 0; layer < n_layers; layer++) append_layer(capture, result, layer);
+}
+
+static void result_close(const capture_cache *capture, result_file *result) {
+  for (size_t layer = 0; layer < capture->options.shape.n_layers; layer++) {
+    free(result->keys[layer]);
+    free(result->values[layer]);
+  }
+  free(result->keys);
+  free(result->values);
+  free(result->scores);
+  ref_kept_finish(&result->kept);
+  lpx_safetensors_close(result->file);
+}
+
+/* ---- comparisons ---- */
+
+static void expect_rows(const capture_cache *capture, const result_file *result) {
+  const laprox_shape *shape = &capture->options.shape;
+  size_t row_bytes = laprox_dtype_bytes(capture->options.dtype, shape->head_dim);
+  for (size_t head = 0; head < result->kept.n_heads; head++) {
+    size_t layer = head / shape->n_kv_heads, base = result->kept.offsets[layer * shape->n_kv_heads];
+    size_t first_row = head % shape->n_kv_heads * capture->options.n_tokens;
+    const unsigned char *keys = capture->layers[layer].key.data, *values = capture->layers[layer].value.data;
+    for (size_t i = result->kept.offsets[head]; i < result->kept.offsets[head + 1]; i++) {
+      size_t from = (first_row + result->kept.entries[i]) * row_bytes, to = (i - base) * row_bytes;
+      assert_memory_equal(result->keys[layer] + to, keys + from, row_bytes);
+      assert_memory_equal(result->values[layer] + to, values + from, row_bytes);
+    }
+  }
+}
+
+static unsigned char *read_file(const char *path, size_t *bytes) {
+  FILE *file = fopen(path, "rb");
+  assert_non_null(file);
+  assert_int_equal(fseek(file, 0, SEEK_END), 0);
+  *bytes = (size_t)ftell(file);
+  rewind(file);
+  unsigned char *data = malloc(*bytes + 1);
+  assert_non_null(data);
+  assert_int_equal(fread(data, 1, *bytes, file), *bytes);
+  fclose(file);
+  return data;
+}
+
+static void expect_same_files(const char *left_path, const char *right_path) {
+  size_t left_bytes, right_bytes;
+  unsigned char *left = read_file(left_path, &left_bytes), *right = read_file(right_path, &right_bytes);
+  assert_int_equal(left_bytes, right_bytes);
+  assert_memory_equal(left, right, left_bytes);
+  free(left);
+  free(right);
+}
+
+/* The device's own scores must lead to its choice exactly: the cut and the ties leave no room. */
+static const char *check_selection(const ref_scores *scores, const ref_rules *rules, uint32_t budget,
+                                   const result_file *result, char *message) {
+  ref_scores own = *scores;
+  size_t n = scores->offsets[(size_t)scores->shape.n_layers * scores->shape.n_kv_heads];
+  own.values = calloc(n + 1, sizeof(double));
+  assert_non_null(own.values);
+  for (size_t i = 0; i < n; i++) own.values[i] = (double)result->scores[i];
+  const char *complaint = ref_check_kept(&own, rules, budget, 0, &result->kept, NULL, message);
+  free(own.values);
+  return complaint;
+}
+
+static void expect_report(const capture_cache *capture, const ref_scores *scores, const ref_rules *rules,
+                          uint32_t budget, const ref_kept *kept, const laprox_evict_file_report *report) {
+  const capture_options *options = &capture->options;
+  size_t row_bytes = laprox_dtype_bytes(options->dtype, options->shape.head_dim),
+         n = kept->offsets[kept->n_heads];
+  uint32_t n_nonfinite = 0;
+  for (size_t layer = 0; layer < options->shape.n_layers && budget != REF_KEEP_ALL; layer++)
+    n_nonfinite += scores->n_nonfinite[layer];
+  assert_memory_equal(&report->shape, &options->shape, sizeof options->shape);
+  assert_int_equal(report->n_tokens, options->n_tokens);
+  assert_int_equal(report->window, rules->window);
+  assert_int_equal(n, kept->n_heads * (budget == REF_KEEP_ALL ? options->n_tokens : budget));
+  assert_int_equal(report->eviction.kept, n);
+  assert_int_equal(report->eviction.nonfinite_scores, n_nonfinite);
+  assert_int_equal(report->eviction.bytes_before, 2 * kept->n_heads * options->n_tokens * row_bytes);
+  assert_int_equal(report->eviction.bytes_after, 2 * n * row_bytes);
+  for (size_t head = 0; head < kept->n_heads; head++)
+    assert_int_equal(report->kept_per_head[head], kept->offsets[head + 1] - kept->offsets[head]);
+}
+
+static void expect_result(const evict_case *scenario, const capture_cache *capture,
+                          const laprox_evict_file_report *report) {
+  laprox_policy policy = scenario->policy;
+  char message[REF_MESSAGE_BYTES];
+  const char *complaint = NULL;
+  double tolerance = scenario->capture.dtype == LAPROX_DTYPE_F32 ? TOLERANCE_F32 : TOLERANCE_HALF;
+  size_t n_different = 0;
+  result_file result;
+  ref_scores scores;
+  if (!policy.window) policy.window = scenario->capture.window;
+  ref_rules rules = ref_rules_decide(&policy);
+  uint32_t budget = ref_budget(&rules, &policy.budget, scenario->capture.n_tokens);
+  ref_score(&capture->cache, &rules, &scores);
+  result_open(capture, &result);
+  complaint = ref_check_kept(&scores, &rules, budget, tolerance, &result.kept, &n_different, message);
+  if (!complaint && budget != REF_KEEP_ALL) {
+    read_scores(&scores, &result);
+    complaint = ref_check_scores(&scores, result.scores, tolerance, message);
+    if (!complaint) complaint = check_selection(&scores, &rules, budget, &result, message);
+  }
+  if (complaint) fail_msg("%s", complaint);
+  if (n_different) print_message("%zu entries differ, all within the error of the cut\n", n_different);
+  expect_rows(capture, &result);
+  expect_report(capture, &scores, &rules, budget, &result.kept, report);
+  result_close(capture, &result);
+  ref_scores_finish(&scores);
+}
+
+static void test_scenario(void **state) {
+  const evict_case *scenario = *state;
+  laprox_context *context = laprox_device_context(rig.device);
+  uint64_t bytes_before = laprox_context_memory(context).bytes;
+  laprox_evict_file_info info = {
+      .input = INPUT, .output = OUTPUT, .policy = scenario->policy, .scores = true};
+  laprox_evict_file_report report, report_again;
+  capture_cache capture;
+  int n_errors = rig.n_errors;
+  capture_init(&capture, &scenario->capture);
+  assert_int_equal(capture_write(&capture, &rig.host, INPUT), LAPROX_OK);
+  assert_int_equal(laprox_evict_file(rig.device, &info, &report), LAPROX_OK);
+  info.output = OUTPUT_AGAIN;
+  assert_int_equal(laprox_evict_file(rig.device, &info, &report_again), LAPROX_OK);
+  expect_same_files(OUTPUT, OUTPUT_AGAIN);
+  expect_result(scenario, &capture, &report);
+  assert_int_equal(laprox_context_memory(context).bytes, bytes_before);
+  assert_int_equal(rig.n_errors, n_errors);
+  laprox_evict_file_report_finish(rig.device, &report);
+  laprox_evict_file_report_finish(rig.device, &report_again);
+  capture_finish(&capture);
+}
+
+int main(void) {
+  struct CMUnitTest tests[N_SCENARIOS];
+  for (size_t i = 0; i < N_SCENARIOS; i++) {
+    evict_case *scenario =
+        (evict_case *)(uintptr_t)&scenarios[i]; /* cmocka's state is not const; it is not written */
+    tests[i] = (struct CMUnitTest){scenario->name, test_scenario, NULL, NULL, scenario};
+  }
+  return cmocka_run_group_tests_name("evict_file", tests, set_up, tear_down);
+}
