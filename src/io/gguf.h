@@ -41,7 +41,7 @@ typedef enum lpx_gguf_need {
 
 bool lpx_gguf_has(const lpx_gguf *file, const char *key);
 /* A value of another type, or one that does not fit, always fails. Integers are taken from any integer type,
-   f32 from f32 and f64. */
+   f32 from f32 and f64, finite only. */
 laprox_result lpx_gguf_get_u32(const lpx_gguf *file, const char *key, lpx_gguf_need need, uint32_t *out);
 laprox_result lpx_gguf_get_i32(const lpx_gguf *file, const char *key, lpx_gguf_need need, int32_t *out);
 laprox_result lpx_gguf_get_u64(const lpx_gguf *file, const char *key, lpx_gguf_need need, uint64_t *out);
