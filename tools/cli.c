@@ -1,0 +1,273 @@
+/* cli.c: what the subcommands share. */
+#include "cli.h"
+
+#include "core/core.h"
+
+#include <errno.h>
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+/* Prompts beyond this are mistakes. */
+#define MAX_PROMPT_BYTES ((size_t)256 << 20)
+
+double now_ms(void) {
+  struct timespec t = {0};
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
+}
+
+/* ---- interrupts: long work ends at its next progress call, so that no temporary file stays behind ---- */
+
+static volatile sig_atomic_t stop_wanted;
+
+static void on_interrupt(int number) {
+  stop_wanted = 1;
+  signal(number, SIG_DFL);
+}
+
+bool interrupted(void) {
+  return stop_wanted != 0;
+}
+
+void catch_interrupts(void) {
+  signal(SIGINT, on_interrupt);
+  signal(SIGTERM, on_interrupt);
+#ifdef SIGPIPE
+  /* A reader that has gone away is a failed write, which is reported. */
+  signal(SIGPIPE, SIG_IGN);
+#endif
+}
+
+/* ---- messages ---- */
+
+static void on_message(void *user, laprox_message_level level, const char *text) {
+  cli *c = user;
+  messages *said = &c->said;
+  if (level == LAPROX_MESSAGE_ERROR && strncmp(text, "validation: ", 12) == 0) {
+    progress_clear(&c->bar);
+    fprintf(stderr, "%s\n", text);
+    said->n_validation++;
+  } else if (level == LAPROX_MESSAGE_ERROR && !said->error[0]) {
+    snprintf(said->error, sizeof said->error, "%s", text);
+  } else if (level == LAPROX_MESSAGE_WARNING && said->n_warnings < MAX_WARNINGS) {
+    snprintf(said->warnings[said->n_warnings++], sizeof said->warnings[0], "%s", text);
+  }
+}
+
+int cli_fail(cli *c, laprox_result result) {
+  progress_clear(&c->bar);
+  if (interrupted()) return fail_impossible("interrupted");
+  const char *text = c->said.error[0] ? c->said.error : laprox_result_string(result);
+  return result == LAPROX_ERROR_INVALID_ARGUMENT ? fail_usage("%s", text) : fail_impossible("%s", text);
+}
+
+/* ---- beginning and end ---- */
+
+int cli_init(cli *c, command which, int argc, char **argv) {
+  *c = (cli){0};
+  int status = options_parse(which, argc, argv, &c->opt);
+  if (status) return status;
+  const char *device = getenv("LAPROX_DEVICE");
+  if (!c->opt.device && device && *device) c->opt.device = device;
+  progress_init(&c->bar, !c->opt.json);
+  c->host = (laprox_host){.message = on_message, .message_user = c};
+  return EXIT_DONE;
+}
+
+int cli_finish(cli *c, int status) {
+  progress_clear(&c->bar);
+  laprox_model_destroy(c->model);
+  laprox_device_destroy(c->device);
+  laprox_instance_destroy(c->instance);
+  if (status) return status;
+  if (c->said.n_validation) return fail_impossible("%d validation messages", c->said.n_validation);
+  for (int i = 0; i < c->said.n_warnings; i++) fprintf(stderr, "laprox: note: %s\n", c->said.warnings[i]);
+  return EXIT_DONE;
+}
+
+int cli_open_instance(cli *c) {
+  const laprox_instance_info info = {.host = c->host, .validation = c->opt.validate};
+  laprox_result result = laprox_instance_create(&info, &c->instance);
+  return result ? cli_fail(c, result) : EXIT_DONE;
+}
+
+int cli_open_device(cli *c) {
+  int status = cli_open_instance(c);
+  if (status) return status;
+  laprox_result result = laprox_device_open(c->instance, c->opt.device, &c->device);
+  return result ? cli_fail(c, result) : EXIT_DONE;
+}
+
+int cli_load_model(cli *c) {
+  const laprox_model_info info = {c->opt.input, progress_step, &c->bar};
+  laprox_result result = laprox_model_load(c->device, &info, &c->model);
+  progress_clear(&c->bar);
+  return result ? cli_fail(c, result) : EXIT_DONE;
+}
+
+/* ---- prompts ---- */
+
+static int read_stream(FILE *stream, const char *name, char **text, size_t *n_bytes) {
+  size_t room = 0, n = 0;
+  char *to = NULL;
+  for (;;) {
+    if (n == room) {
+      room = room ? 2 * room : 65536;
+      char *larger = room <= MAX_PROMPT_BYTES ? realloc(to, room) : NULL;
+      if (!larger) {
+        free(to);
+        return fail_impossible("%s: more than %zu bytes of prompt", name, n);
+      }
+      to = larger;
+    }
+    size_t got = fread(to + n, 1, room - n, stream);
+    if (got == 0) break;
+    n += got;
+  }
+  if (ferror(stream)) {
+    free(to);
+    return fail_impossible("%s: %s", name, strerror(errno));
+  }
+  *text = to;
+  *n_bytes = n;
+  return EXIT_DONE;
+}
+
+static int read_prompt_file(const char *path, char **text, size_t *n_bytes) {
+  if (strcmp(path, "-") == 0) return read_stream(stdin, "standard input", text, n_bytes);
+  FILE *file = fopen(path, "rb");
+  if (!file) return fail_impossible("%s: %s", path, strerror(errno));
+  int status = read_stream(file, path, text, n_bytes);
+  fclose(file);
+  return status;
+}
+
+static int parse_ids(const char *text, uint32_t **tokens, size_t *count) {
+  size_t n = 1;
+  for (const char *p = text; *p; p++) n += *p == ',';
+  uint32_t *ids = calloc(n, sizeof *ids);
+  if (!ids) return fail_impossible("out of memory for %zu token ids", n);
+  for (size_t i = 0; i < n; i++) {
+    char one[16];
+    size_t length = strcspn(text, ",");
+    uint64_t id = 0;
+    snprintf(one, sizeof one, "%.*s", (int)(length < 15 ? length : 15), text);
+    if (!parse_number(one, UINT32_MAX - 1, &id)) {
+      free(ids);
+      return fail_usage("--ids: \"%s\" is not a token id", one);
+    }
+    ids[i] = (uint32_t)id;
+    text += length + 1;
+  }
+  *tokens = ids;
+  *count = n;
+  return EXIT_DONE;
+}
+
+int cli_read_prompt(cli *c, uint32_t **tokens, size_t *count) {
+  const char *text = c->opt.prompt;
+  char *from_file = NULL;
+  size_t n_bytes = text ? strlen(text) : 0;
+  *tokens = NULL;
+  *count = 0;
+  if (c->opt.ids) return parse_ids(c->opt.ids, tokens, count);
+  if (c->opt.prompt_file) {
+    int status = read_prompt_file(c->opt.prompt_file, &from_file, &n_bytes);
+    if (status) return status;
+    text = from_file;
+  }
+  int status = EXIT_DONE;
+  uint32_t *theirs = NULL;
+  if (n_bytes == 0) status = fail_usage("%s", "the prompt is empty");
+  if (!status) {
+    laprox_result result = laprox_model_tokenize(c->model, text, n_bytes, true, &theirs, count);
+    if (result) status = cli_fail(c, result);
+  }
+  free(from_file);
+  if (status) return status;
+  *tokens = calloc(*count ? *count : 1, sizeof **tokens);
+  if (*tokens && *count) memcpy(*tokens, theirs, *count * sizeof **tokens);
+  laprox_model_release(c->model, theirs);
+  return *tokens ? EXIT_DONE : fail_impossible("out of memory for %zu tokens", *count);
+}
+
+/* ---- policies ---- */
+
+int cli_check_policy(cli *c, uint32_t *window) {
+  lpx_rules rules;
+  laprox_result result = lpx_rules_resolve(&c->host, &c->opt.policy, &rules);
+  if (result) return cli_fail(c, result);
+  if (window) *window = rules.window;
+  return EXIT_DONE;
+}
+
+int cli_check_budget(cli *c, uint32_t n_tokens) {
+  lpx_rules rules;
+  uint32_t budget = 0;
+  laprox_result result = lpx_rules_resolve(&c->host, &c->opt.policy, &rules);
+  if (!result) result = lpx_budget_resolve(&c->host, &rules, &c->opt.policy.budget, n_tokens, &budget);
+  return result ? cli_fail(c, result) : EXIT_DONE;
+}
+
+/* ---- JSON ---- */
+
+int print_json(json_t *root) {
+  if (!root) return fail_impossible("out of memory for the result");
+  int failed = json_dumpf(root, stdout, JSON_REAL_PRECISION(9));
+  json_decref(root);
+  if (failed || fputc('\n', stdout) == EOF || fflush(stdout) != 0)
+    return fail_impossible("standard output: %s", strerror(errno));
+  return EXIT_DONE;
+}
+
+json_t *json_ms(double ms) {
+  return json_real(isfinite(ms) ? round(ms * 1e3) / 1e3 : 0);
+}
+
+/* Length of the UTF-8 character at `s`, 0 where there is none. */
+static size_t character_bytes(const unsigned char *s, size_t n) {
+  static const struct {
+    unsigned char low, high, second_low, second_high, bytes;
+  } kinds[] = {{0x00, 0x7f, 0, 0xff, 1},    {0xc2, 0xdf, 0x80, 0xbf, 2}, {0xe0, 0xe0, 0xa0, 0xbf, 3},
+               {0xe1, 0xec, 0x80, 0xbf, 3}, {0xed, 0xed, 0x80, 0x9f, 3}, {0xee, 0xef, 0x80, 0xbf, 3},
+               {0xf0, 0xf0, 0x90, 0xbf, 4}, {0xf1, 0xf3, 0x80, 0xbf, 4}, {0xf4, 0xf4, 0x80, 0x8f, 4}};
+  for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++) {
+    if (s[0] < kinds[k].low || s[0] > kinds[k].high) continue;
+    size_t bytes = kinds[k].bytes;
+    if (bytes > n || (bytes > 1 && (s[1] < kinds[k].second_low || s[1] > kinds[k].second_high))) return 0;
+    for (size_t i = 2; i < bytes; i++)
+      if ((s[i] & 0xc0) != 0x80) return 0;
+    return bytes;
+  }
+  return 0;
+}
+
+json_t *json_text(const char *bytes, size_t n_bytes) {
+  char *clean = malloc(3 * n_bytes + 1);
+  size_t n = 0;
+  if (!clean) return NULL;
+  for (size_t i = 0; i < n_bytes;) {
+    size_t length = character_bytes((const unsigned char *)bytes + i, n_bytes - i);
+    memcpy(clean + n, length ? bytes + i : "\xef\xbf\xbd", length ? length : 3);
+    n += length ? length : 3;
+    i += length ? length : 1;
+  }
+  json_t *text = json_stringn(clean, n);
+  free(clean);
+  return text;
+}
+
+json_t *json_kept(const uint32_t *counts, uint32_t n_layers, uint32_t n_kv_heads) {
+  json_t *layers = json_array();
+  for (uint32_t l = 0; l < n_layers; l++) {
+    json_t *heads = json_array();
+    for (uint32_t g = 0; g < n_kv_heads; g++)
+      json_array_append_new(heads, json_integer(counts[(size_t)l * n_kv_heads + g]));
+    json_array_append_new(layers, heads);
+  }
+  return layers;
+}

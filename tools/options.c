@@ -1,0 +1,452 @@
+/* options.c: the table of options, strict numbers, and the parser that fills `options`. */
+#include "options.h"
+
+#include <errno.h>
+#include <float.h>
+#include <getopt.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef enum option_id {
+  OPTION_BUDGET = 256,
+  OPTION_POLICY,
+  OPTION_SCOPE,
+  OPTION_WINDOW,
+  OPTION_POOL,
+  OPTION_GQA,
+  OPTION_SINKS,
+  OPTION_FLOOR,
+  OPTION_NO_NORMALIZE,
+  OPTION_PROMPT,
+  OPTION_FILE,
+  OPTION_IDS,
+  OPTION_N,
+  OPTION_TEMP,
+  OPTION_TOP_K,
+  OPTION_TOP_P,
+  OPTION_SEED,
+  OPTION_STOP,
+  OPTION_KV,
+  OPTION_DUMP_KEPT,
+  OPTION_DUMP_LOGITS,
+  OPTION_OUTPUT,
+  OPTION_SCORES,
+  OPTION_DEVICE,
+  OPTION_JSON,
+  OPTION_VALIDATE,
+  OPTION_HELP,
+  OPTION_LATER /* promised, but not in this version */
+} option_id;
+
+enum { EVICTING = COMMAND_RUN | COMMAND_EVICT, PROMPTED = COMMAND_RUN | COMMAND_CAPTURE, ANY = 15 };
+
+#define POLICY(kind) (1u << LAPROX_POLICY_##kind)
+#define ALL_POLICIES UINT32_MAX
+#define SCORED       (POLICY(LAPROX) | POLICY(SNAPKV))
+#define COMPETING    (SCORED | POLICY(RANDOM))
+
+typedef struct option_spec {
+  option_id id;
+  char letter; /* 0: none */
+  const char *name;
+  const char *argument; /* NULL: takes none */
+  int commands;
+  uint32_t policies; /* 0: no policy option; else the kinds that have it */
+  const char *help;
+} option_spec;
+
+static const option_spec specs[] = {
+    {OPTION_PROMPT, 'p', "prompt", "TEXT", PROMPTED, 0, "the prompt"},
+    {OPTION_FILE, 'f', "file", "FILE", PROMPTED, 0,
+     "the prompt from a file, as it stands; - is standard input"},
+    {OPTION_IDS, 0, "ids", "1,2,3", PROMPTED, 0, "the prompt as token ids; no BOS is added"},
+    {OPTION_OUTPUT, 'o', "output", "FILE", COMMAND_CAPTURE | COMMAND_EVICT, 0,
+     "where the result goes (safetensors)"},
+    {OPTION_BUDGET, 0, "budget", "5%|512", EVICTING, ALL_POLICIES,
+     "cache entries that a (layer, KV head) keeps on average, window included"},
+    {OPTION_POLICY, 0, "policy", "NAME", EVICTING, ALL_POLICIES,
+     "laprox, snapkv, streaming, random or full [laprox]"},
+    {OPTION_SCOPE, 0, "scope", "WHERE", EVICTING, COMPETING,
+     "entries compete within the model, a layer or a head: global, layer, head"},
+    {OPTION_WINDOW, 0, "window", "N", EVICTING, ALL_POLICIES,
+     "last tokens, whose queries score and which all stay [32]"},
+    {OPTION_WINDOW, 0, "window", "N", COMMAND_CAPTURE, 0, "last tokens, whose queries are written [32]"},
+    {OPTION_POOL, 0, "pool", "7|max:7|1", EVICTING, SCORED,
+     "smooth scores over so many neighbours: average, or max: [7]; 1 = not at all"},
+    {OPTION_GQA, 0, "gqa", "HOW", EVICTING, POLICY(LAPROX),
+     "query heads of a KV head: mean, joint, attention-mean [mean]"},
+    {OPTION_SINKS, 0, "sinks", "N", EVICTING, ALL_POLICIES,
+     "first tokens that all heads keep [0; streaming: 4]"},
+    {OPTION_FLOOR, 0, "floor", "N", EVICTING, COMPETING,
+     "entries of its own that every head keeps at least [0]"},
+    {OPTION_NO_NORMALIZE, 0, "no-normalize", NULL, EVICTING, SCORED,
+     "do not divide a layer's scores by their sum"},
+    {OPTION_SEED, 0, "seed", "N", EVICTING, 0, "for drawn tokens and for --policy random [0]"},
+    {OPTION_N, 'n', "n-predict", "N", COMMAND_RUN, 0, "tokens to generate at most [64]"},
+    {OPTION_STOP, 0, "stop", "TEXT", COMMAND_RUN, 0, "end before this text"},
+    {OPTION_TEMP, 0, "temp", "T", COMMAND_RUN, 0, "temperature; 0 takes the likeliest token [0]"},
+    {OPTION_TOP_K, 0, "top-k", "N", COMMAND_RUN, 0, "draw from the N likeliest tokens; 0 = all [0]"},
+    {OPTION_TOP_P, 0, "top-p", "P", COMMAND_RUN, 0,
+     "draw from the likeliest tokens of this much probability [1]"},
+    {OPTION_KV, 0, "kv", "f16|f32", PROMPTED, 0, "element type of the KV cache [f16]"},
+    {OPTION_DUMP_KEPT, 0, "dump-kept", "FILE", COMMAND_RUN, 0, "write the kept positions (safetensors)"},
+    {OPTION_DUMP_LOGITS, 0, "dump-logits", "FILE", COMMAND_RUN, 0, "write the prompt's logits (safetensors)"},
+    {OPTION_SCORES, 0, "scores", NULL, COMMAND_EVICT, 0, "write the scores too"},
+    {OPTION_DEVICE, 0, "device", "N|NAME", ANY & ~COMMAND_DEVICES, 0,
+     "Vulkan device by number or part of its name; also LAPROX_DEVICE"},
+    {OPTION_VALIDATE, 0, "validate", NULL, ANY, 0, "with the Khronos validation layer"},
+    {OPTION_JSON, 0, "json", NULL, ANY, 0, "the result as one JSON object on standard output"},
+    {OPTION_HELP, 'h', "help", NULL, ANY, 0, "this text"},
+    {OPTION_LATER, 0, "prefill", "HOW", COMMAND_RUN, 0, NULL},
+    {OPTION_LATER, 0, "dry-run", NULL, COMMAND_RUN, 0, NULL},
+    {OPTION_LATER, 0, "evict-before-question", NULL, COMMAND_RUN, 0, NULL},
+    {OPTION_LATER, 0, "probe", "TEXT", COMMAND_RUN, 0, NULL},
+};
+
+enum { N_SPECS = sizeof specs / sizeof *specs };
+
+/* ---- messages ---- */
+
+static int print_line(int status, const char *format, va_list arguments) {
+  char line[1024];
+  vsnprintf(line, sizeof line, format, arguments);
+  for (char *c = line; *c; c++)
+    if ((unsigned char)*c < 32 || *c == 127) *c = '?';
+  fprintf(stderr, "laprox: %s\n", line);
+  return status;
+}
+
+int fail_usage(const char *format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  int status = print_line(EXIT_USAGE, format, arguments);
+  va_end(arguments);
+  return status;
+}
+
+int fail_impossible(const char *format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  int status = print_line(EXIT_IMPOSSIBLE, format, arguments);
+  va_end(arguments);
+  return status;
+}
+
+/* ---- values ---- */
+
+bool parse_number(const char *text, uint64_t most, uint64_t *out) {
+  uint64_t value = 0;
+  if (!*text) return false;
+  for (const char *c = text; *c; c++) {
+    if (*c < '0' || *c > '9') return false;
+    uint64_t digit = (uint64_t)(*c - '0');
+    if (digit > most || value > (most - digit) / 10) return false;
+    value = value * 10 + digit;
+  }
+  *out = value;
+  return true;
+}
+
+bool parse_decimal(const char *text, double most, double *out) {
+  char *end = NULL;
+  /* strtod alone would take "nan", "0x10", " 1" and "-1". */
+  if (!*text || *text == '+' || *text == '-' || strspn(text, "0123456789.eE+-") != strlen(text)) return false;
+  errno = 0;
+  double value = strtod(text, &end);
+  if (*end || end == text || !(value >= 0 && value <= most)) return false;
+  *out = value;
+  return true;
+}
+
+static int need_number(const option_spec *spec, const char *text, uint64_t least, uint64_t most,
+                       uint32_t *out) {
+  uint64_t value = 0;
+  if (!parse_number(text, most, &value) || value < least)
+    return fail_usage("--%s: \"%s\" is not a whole number from %llu to %llu", spec->name, text,
+                      (unsigned long long)least, (unsigned long long)most);
+  *out = (uint32_t)value;
+  return EXIT_DONE;
+}
+
+static int need_decimal(const option_spec *spec, const char *text, double most, float *out) {
+  double value = 0;
+  if (!parse_decimal(text, most, &value))
+    return fail_usage("--%s: \"%s\" is not a number from 0 to %g", spec->name, text, most);
+  *out = (float)value;
+  return EXIT_DONE;
+}
+
+typedef struct word {
+  const char *text;
+  int value;
+} word;
+
+static const word policy_words[] = {{"laprox", LAPROX_POLICY_LAPROX},
+                                    {"snapkv", LAPROX_POLICY_SNAPKV},
+                                    {"streaming", LAPROX_POLICY_STREAMING},
+                                    {"random", LAPROX_POLICY_RANDOM},
+                                    {"full", LAPROX_POLICY_FULL},
+                                    {"adakv", -1},
+                                    {"pyramidkv", -1},
+                                    {"criticalkv", -1},
+                                    {"vatp", -1},
+                                    {NULL, 0}};
+static const word scope_words[] = {
+    {"global", LAPROX_SCOPE_GLOBAL}, {"layer", LAPROX_SCOPE_LAYER}, {"head", LAPROX_SCOPE_HEAD}, {NULL, 0}};
+static const word gqa_words[] = {{"mean", LAPROX_GQA_MEAN},
+                                 {"joint", LAPROX_GQA_JOINT},
+                                 {"attention-mean", LAPROX_GQA_ATTENTION_MEAN},
+                                 {NULL, 0}};
+static const word kv_words[] = {
+    {"f16", LAPROX_DTYPE_F16}, {"f32", LAPROX_DTYPE_F32}, {"q8_0", -1}, {"q4_0", -1}, {NULL, 0}};
+
+/* A negative value is a word of a later version. */
+static int need_word(const option_spec *spec, const char *text, const word *words, int *out) {
+  for (; words->text; words++) {
+    if (strcmp(text, words->text) != 0) continue;
+    if (words->value < 0) return fail_usage("--%s %s is not available in this version", spec->name, text);
+    *out = words->value;
+    return EXIT_DONE;
+  }
+  return fail_usage("--%s: unknown value \"%s\"", spec->name, text);
+}
+
+static int need_budget(const char *text, laprox_budget *out) {
+  size_t n = strlen(text);
+  char share[32];
+  double percent = 0;
+  uint64_t tokens = 0;
+  *out = (laprox_budget){0};
+  if (n > 0 && n < sizeof share && text[n - 1] == '%') {
+    memcpy(share, text, n - 1);
+    share[n - 1] = 0;
+    if (parse_decimal(share, 100, &percent)) {
+      /* 0 % is the least budget there is, while a share of 0 would mean "none given". */
+      out->share = percent > 0 ? percent / 100 : DBL_MIN;
+      return EXIT_DONE;
+    }
+  } else if (parse_number(text, UINT32_MAX - 1, &tokens) && tokens > 0) {
+    out->tokens = (uint32_t)tokens;
+    return EXIT_DONE;
+  }
+  return fail_usage("--budget: \"%s\" is neither a share such as 5%% nor a number of tokens such as 512",
+                    text);
+}
+
+static int need_pool(const char *text, laprox_policy *out) {
+  const char *width = text;
+  uint64_t value = 0;
+  laprox_pool pool = LAPROX_POOL_AVERAGE;
+  if (strncmp(text, "avg:", 4) == 0) width = text + 4;
+  if (strncmp(text, "max:", 4) == 0) {
+    width = text + 4;
+    pool = LAPROX_POOL_MAX;
+  }
+  if (!parse_number(width, 31, &value) || value % 2 == 0)
+    return fail_usage("--pool: \"%s\" is not 7, avg:7, max:7 or 1 (an odd width up to 31)", text);
+  out->pool = pool;
+  out->pool_width = (uint32_t)value;
+  return EXIT_DONE;
+}
+
+static int need_text(const option_spec *spec, const char *text, const char **out) {
+  if (!*text && spec->id != OPTION_PROMPT) return fail_usage("--%s: nothing given", spec->name);
+  *out = text;
+  return EXIT_DONE;
+}
+
+/* ---- parsing ---- */
+
+static int set_policy_option(const option_spec *spec, const char *value, laprox_policy *policy) {
+  int picked = 0, status = EXIT_DONE;
+  switch (spec->id) {
+  case OPTION_BUDGET:
+    return need_budget(value, &policy->budget);
+  case OPTION_POLICY:
+    status = need_word(spec, value, policy_words, &picked);
+    policy->kind = (laprox_policy_kind)picked;
+    return status;
+  case OPTION_SCOPE:
+    status = need_word(spec, value, scope_words, &picked);
+    policy->scope = (laprox_scope)picked;
+    return status;
+  case OPTION_GQA:
+    status = need_word(spec, value, gqa_words, &picked);
+    policy->gqa = (laprox_gqa)picked;
+    return status;
+  case OPTION_WINDOW:
+    return need_number(spec, value, 1, 256, &policy->window);
+  case OPTION_POOL:
+    return need_pool(value, policy);
+  case OPTION_SINKS:
+    status = need_number(spec, value, 0, UINT32_MAX - 1, &policy->sinks);
+    if (policy->sinks == 0) policy->sinks = LAPROX_NONE;
+    return status;
+  case OPTION_FLOOR:
+    return need_number(spec, value, 0, UINT32_MAX - 1, &policy->floor);
+  default:
+    policy->normalize = LAPROX_SWITCH_OFF;
+    return EXIT_DONE;
+  }
+}
+
+static int set_option(const option_spec *spec, const char *value, options *out) {
+  int picked = 0, status = EXIT_DONE;
+  uint64_t seed = 0;
+  switch (spec->id) {
+  case OPTION_PROMPT:
+    return need_text(spec, value, &out->prompt);
+  case OPTION_FILE:
+    return need_text(spec, value, &out->prompt_file);
+  case OPTION_IDS:
+    return need_text(spec, value, &out->ids);
+  case OPTION_OUTPUT:
+    return need_text(spec, value, &out->output);
+  case OPTION_STOP:
+    return need_text(spec, value, &out->stop);
+  case OPTION_DEVICE:
+    return need_text(spec, value, &out->device);
+  case OPTION_DUMP_KEPT:
+    return need_text(spec, value, &out->dump_kept);
+  case OPTION_DUMP_LOGITS:
+    return need_text(spec, value, &out->dump_logits);
+  case OPTION_N:
+    return need_number(spec, value, 0, UINT32_MAX - 1, &out->n_predict);
+  case OPTION_TEMP:
+    return need_decimal(spec, value, 1000, &out->sampler.temperature);
+  case OPTION_TOP_K:
+    return need_number(spec, value, 0, UINT32_MAX, &out->sampler.top_k);
+  case OPTION_TOP_P:
+    return need_decimal(spec, value, 1, &out->sampler.top_p);
+  case OPTION_SEED:
+    if (!parse_number(value, UINT64_MAX, &seed))
+      return fail_usage("--seed: \"%s\" is not a whole number", value);
+    out->sampler.state = seed;
+    return EXIT_DONE;
+  case OPTION_KV:
+    status = need_word(spec, value, kv_words, &picked);
+    out->kv_dtype = (laprox_dtype)picked;
+    return status;
+  case OPTION_SCORES:
+    out->scores = true;
+    return EXIT_DONE;
+  case OPTION_JSON:
+    out->json = true;
+    return EXIT_DONE;
+  case OPTION_VALIDATE:
+    out->validate = true;
+    return EXIT_DONE;
+  case OPTION_HELP:
+    out->help = true;
+    return EXIT_DONE;
+  case OPTION_LATER:
+    return fail_usage("--%s is not available in this version", spec->name);
+  default:
+    return set_policy_option(spec, value, &out->policy);
+  }
+}
+
+/* What getopt_long wants, for one subcommand; flags[i] belongs to specs[indices[i]]. */
+typedef struct getopt_tables {
+  struct option longs[N_SPECS + 1];
+  char shorts[2 * N_SPECS + 2];
+} getopt_tables;
+
+/* A long option's value is 1000 + its row, a short one's its letter. */
+static void make_tables(command which, getopt_tables *out) {
+  size_t n_longs = 0, n_shorts = 0;
+  *out = (getopt_tables){0};
+  out->shorts[n_shorts++] = ':';
+  for (int i = 0; i < N_SPECS; i++) {
+    if (!(specs[i].commands & (int)which)) continue;
+    out->longs[n_longs++] =
+        (struct option){specs[i].name, specs[i].argument ? required_argument : no_argument, NULL, 1000 + i};
+    if (!specs[i].letter) continue;
+    out->shorts[n_shorts++] = specs[i].letter;
+    if (specs[i].argument) out->shorts[n_shorts++] = ':';
+  }
+}
+
+static int find_spec(command which, int value) {
+  if (value >= 1000) return value - 1000;
+  for (int i = 0; i < N_SPECS; i++)
+    if ((specs[i].commands & (int)which) && specs[i].letter == value) return i;
+  return -1;
+}
+
+static int check_policy_options(const options *o, const bool *given) {
+  laprox_policy_kind kind = o->policy.kind ? o->policy.kind : LAPROX_POLICY_LAPROX;
+  for (int i = 0; i < N_SPECS; i++) {
+    if (given[i] && specs[i].policies && !(specs[i].policies & (1u << kind)))
+      return fail_usage("--%s: policy %s has no such option", specs[i].name, laprox_policy_name(kind));
+  }
+  return EXIT_DONE;
+}
+
+static int check_combinations(command which, options *o) {
+  int n_prompts = (o->prompt != NULL) + (o->prompt_file != NULL) + (o->ids != NULL);
+  if (which != COMMAND_DEVICES && !o->input)
+    return fail_usage("which %s? (see --help)", which == COMMAND_EVICT ? "capture" : "model");
+  if ((which & PROMPTED) && n_prompts != 1)
+    return fail_usage("give the prompt by one of --prompt, --file and --ids, not by %s",
+                      n_prompts ? "several" : "none");
+  if ((which & (COMMAND_CAPTURE | COMMAND_EVICT)) && !o->output)
+    return fail_usage("where to? (--output FILE)");
+  bool keeps_all = o->policy.kind == LAPROX_POLICY_FULL;
+  bool evicting = which == COMMAND_EVICT || (which == COMMAND_RUN && o->has_policy_options);
+  if (evicting && !o->has_budget && !keeps_all) return fail_usage("how much is to be kept? (--budget 5%%)");
+  if ((which & EVICTING) && o->policy.kind == LAPROX_POLICY_RANDOM) {
+    if (o->sampler.state > UINT32_MAX)
+      return fail_usage("--seed: the limit for --policy random is %u", UINT32_MAX);
+    o->policy.seed = (uint32_t)o->sampler.state;
+  }
+  return EXIT_DONE;
+}
+
+int options_parse(command which, int argc, char **argv, options *out) {
+  getopt_tables tables;
+  bool given[N_SPECS] = {false};
+  *out = (options){.n_predict = 64};
+  make_tables(which, &tables);
+  opterr = 0;
+  for (int c; (c = getopt_long(argc, argv, tables.shorts, tables.longs, NULL)) != -1;) {
+    int i = find_spec(which, c);
+    if (c == ':') return fail_usage("%s: a value is missing", argv[optind - 1]);
+    if (i < 0 || i >= N_SPECS) {
+      if (optopt && optopt < 256) return fail_usage("%s: unknown option -%c", argv[0], optopt);
+      return fail_usage("%s: unknown option or unwanted value: %s", argv[0], argv[optind - 1]);
+    }
+    given[i] = true;
+    int status = set_option(&specs[i], optarg, out);
+    if (status) return status;
+    out->has_budget = out->has_budget || specs[i].id == OPTION_BUDGET;
+    out->has_policy_options = out->has_policy_options || specs[i].policies != 0;
+  }
+  if (out->help) return EXIT_DONE;
+  for (; optind < argc; optind++) {
+    if (out->input || which == COMMAND_DEVICES)
+      return fail_usage("%s: too many arguments: %s", argv[0], argv[optind]);
+    out->input = argv[optind];
+  }
+  bool seeded = out->policy.kind == LAPROX_POLICY_RANDOM || which != COMMAND_EVICT;
+  for (int i = 0; i < N_SPECS; i++)
+    if (given[i] && specs[i].id == OPTION_SEED && !seeded)
+      return fail_usage("--seed: policy %s has no such option", laprox_policy_name(out->policy.kind));
+  int status = check_policy_options(out, given);
+  return status ? status : check_combinations(which, out);
+}
+
+/* ---- help ---- */
+
+void options_describe(command which) {
+  for (int i = 0; i < N_SPECS; i++) {
+    if (!(specs[i].commands & (int)which) || !specs[i].help) continue;
+    char left[64], letter[8] = "   ";
+    if (specs[i].letter) snprintf(letter, sizeof letter, "-%c,", specs[i].letter);
+    snprintf(left, sizeof left, "%s --%s %s", letter, specs[i].name,
+             specs[i].argument ? specs[i].argument : "");
+    printf("  %-26s %s\n", left, specs[i].help);
+  }
+}

@@ -1,0 +1,55 @@
+/* options.h: the command line. One table says what options there are; it feeds the parser and the help alike.
+ */
+#ifndef TOOLS_OPTIONS_H
+#define TOOLS_OPTIONS_H
+
+#include "laprox/runtime.h"
+
+/* Promised to scripts. */
+enum { EXIT_DONE = 0, EXIT_IMPOSSIBLE = 1, EXIT_USAGE = 2 };
+
+typedef enum command {
+  COMMAND_DEVICES = 1 << 0,
+  COMMAND_RUN = 1 << 1,
+  COMMAND_CAPTURE = 1 << 2,
+  COMMAND_EVICT = 1 << 3
+} command;
+
+typedef struct options {
+  const char *input; /* the file that is not an option */
+  const char *output, *device;
+  bool json, validate, help;
+
+  laprox_policy policy;
+  bool has_budget, has_policy_options;
+  bool scores;
+
+  const char *prompt, *prompt_file, *ids; /* exactly one of them */
+  uint32_t n_predict;
+  laprox_sampler sampler;
+  laprox_dtype kv_dtype;
+  const char *stop, *dump_kept, *dump_logits;
+} options;
+
+/* argv[0] is the subcommand. Returns EXIT_DONE or, after one line on standard error, EXIT_USAGE. */
+int options_parse(command which, int argc, char **argv, options *out);
+/* The table's lines for a subcommand, on standard output. */
+void options_describe(command which);
+
+/* Whole numbers of decimal digits, nothing before and nothing behind. */
+bool parse_number(const char *text, uint64_t most, uint64_t *out);
+/* Decimal numbers, also with a point and an exponent. */
+bool parse_decimal(const char *text, double most, double *out);
+
+/* One line "laprox: …" on standard error, whatever the arguments contain. Return what the program exits with.
+ */
+#if defined(__GNUC__)
+__attribute__((format(printf, 1, 2)))
+#endif
+int fail_usage(const char *format, ...);
+#if defined(__GNUC__)
+__attribute__((format(printf, 1, 2)))
+#endif
+int fail_impossible(const char *format, ...);
+
+#endif
