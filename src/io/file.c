@@ -125,6 +125,7 @@ laprox_result lpx_output_open(const laprox_host *host, const char *path, lpx_out
   int error;
   lpx_output output = {.host = lpx_host_complete(host)};
   *out = (lpx_output){0};
+  if (path[0] == '\0') return lpx_fail(host, LAPROX_ERROR_FILE, "cannot write: the path is empty");
   /* renaming over a device or a directory would replace it or fail only at the very end */
   if (stat(path, &status) == 0 && !S_ISREG(status.st_mode)) {
     return lpx_fail(host, LAPROX_ERROR_FILE, "%s: cannot write: not a regular file", path);
