@@ -92,8 +92,8 @@ static laprox_result read_count(lpx_gguf *gguf, uint64_t least_bytes, uint64_t *
   laprox_result result = read_number(gguf, 8, out, what);
   if (result == LAPROX_OK && (*out > bytes_left(gguf) / least_bytes || *out > SIZE_MAX / 64)) {
     result = lpx_fail(&gguf->file.host, LAPROX_ERROR_FORMAT,
-                      "%s: %s is %" PRIu64 ", only %" PRIu64 " bytes are left", gguf->file.path, what, *out,
-                      bytes_left(gguf));
+                      "%s: %s: %" PRIu64 " is more than the %" PRIu64 " bytes left can hold", gguf->file.path,
+                      what, *out, bytes_left(gguf));
   }
   return result;
 }
