@@ -74,7 +74,8 @@ typedef struct laprox_plan_info {
   laprox_shape shape;
   laprox_policy policy;
   laprox_dtype cache_dtype;   /**< of K and V: F32, F16 or BF16; AUTO = F16 */
-  uint32_t n_segments;        /**< 1 or 2; a head's entries are those of segment 0, then those of segment 1 */
+  uint32_t n_segments;        /**< 1 or 2; a head's entries are those of segment 0, then those of segment 1, which may
+                                   be dense with n_entries 0 */
   laprox_segment segments[LAPROX_MAX_SEGMENTS];
   uint32_t n_tokens;          /**< tokens read so far, for budgets given as a share; 0 = entries of head 0 of layer 0 */
   uint32_t query_rows;        /**< rows of the query ring, >= window; 0 = window */
@@ -96,21 +97,21 @@ LAPROX_API void laprox_plan_destroy(laprox_plan *plan);
 typedef struct laprox_requirements {
   VkDeviceSize alignment;     /**< for every range's offset */
   VkDeviceSize scratch_bytes; /**< device-local; contents are worthless before and after */
-  VkDeviceSize scores_bytes;  /**< f32, one per candidate, layer-major then head; pooled, not yet divided by the sums */
+  VkDeviceSize scores_bytes;  /**< f32, candidates layer-major then head, each head's from a multiple of 1,024 on; pooled,
+                                   not yet divided by the layer's sum; -1 behind a head's last */
   VkDeviceSize result_bytes;  /**< the result block: see laprox_result_layout */
   VkDeviceSize factor_bytes;  /**< of one layer's value factor; 0 where the policy has no use for it */
   VkDeviceSize query_bytes;   /**< of one layer's query ring, f32 */
   uint64_t n_kept;            /**< entries that survive in all */
   uint32_t budget;            /**< entries per (layer, KV head) on average; UINT32_MAX: everything is kept, there are
                                    no steps, and no buffer is needed */
-  uint32_t n_steps;           /**< steps of the whole pass: [0, n_score_steps) score, the rest select */
-  uint32_t n_score_steps;     /**< step l scores layer l; needs only that layer's K, V, queries and factor */
 } laprox_requirements;
 LAPROX_API void laprox_plan_requirements(const laprox_plan *plan, laprox_requirements *out);
 
 /** Byte offsets inside the result block. */
 typedef struct laprox_result_layout {
-  VkDeviceSize counters;   /**< uint32 n_layers x { non-finite scores, layer sum (float bits) } */
+  VkDeviceSize counters;   /**< uint32 n_layers x { non-finite scores, scale (float bits) }: a layer's final scores
+                                are its pooled ones times the scale, 1 / their sum where the policy normalises */
   VkDeviceSize cu_seqlens; /**< uint32 n_layers * n_kv_heads + 1: row offsets over the whole model, layer-major */
   VkDeviceSize indices;    /**< uint32 n_kept: kept entries of each (layer, head), ascending; numbers of entries in
                                 the head, which are positions where the cache was dense */
@@ -144,8 +145,14 @@ LAPROX_API void laprox_binding_destroy(laprox_binding *binding);
  *  in order, each once; they may be spread over command buffers and submits of one queue. */
 LAPROX_API laprox_result laprox_cmd_steps(VkCommandBuffer command_buffer, const laprox_binding *binding, uint32_t first,
                                           uint32_t count);
+/** Steps of the whole pass. Each is short enough for the watchdogs of the device's class. */
+LAPROX_API uint32_t laprox_binding_n_steps(const laprox_binding *binding);
+/** The steps [*first, *first + *count) that score a layer: they read only that layer's K, V, queries and factor, so they
+ *  can run as soon as these exist. layer = n_layers gives the selection, the last steps. */
+LAPROX_API void laprox_binding_layer_steps(const laprox_binding *binding, uint32_t layer, uint32_t *first,
+                                           uint32_t *count);
 /** Relative cost of a step in floating-point operations, to spread steps over submits. */
-LAPROX_API uint64_t laprox_plan_step_cost(const laprox_plan *plan, uint32_t step);
+LAPROX_API uint64_t laprox_binding_step_cost(const laprox_binding *binding, uint32_t step);
 
 /** One layer's kept entries packed into new buffers, K and V bit for bit, in the result's order. */
 typedef struct laprox_compaction_info {

@@ -104,6 +104,9 @@ static void read_limits(laprox_context *context) {
   if (context->range_alignment < 4) context->range_alignment = 4;
   context->max_groups = limits->maxComputeWorkGroupCount[0];
   if (context->max_groups > 65535) context->max_groups = 65535;
+  const bool discrete = context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU;
+  context->dispatch_cost = discrete ? UINT64_C(1) << 34 : UINT64_C(1) << 29;
+  context->submit_cost = discrete ? UINT64_C(1) << 37 : UINT64_C(1) << 30;
 }
 
 static laprox_result check_info(const laprox_host *host, const laprox_context_info *info) {

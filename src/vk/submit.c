@@ -3,9 +3,6 @@
 
 #include <string.h>
 
-/* A submit holds about this much work, so that a desktop stays alive and no watchdog bites; software devices
-   do some 5 Gflop/s, phones some hundred. */
-#define SUBMIT_COST   (UINT64_C(1) << 30)
 #define STAGING_BYTES ((VkDeviceSize)4 << 20)
 
 struct lpx_queue {
@@ -144,7 +141,7 @@ laprox_result lpx_queue_run(lpx_queue *queue, const lpx_program *program, uint64
     uint64_t cost = lpx_program_step_cost(program, first);
     for (count = 1; first + count < n_steps; count++) {
       const uint64_t next = lpx_program_step_cost(program, first + count);
-      if (cost + next > SUBMIT_COST) break;
+      if (cost + next > context->submit_cost) break;
       cost += next;
     }
     laprox_result result = begin(queue);

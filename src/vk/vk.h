@@ -32,6 +32,8 @@ struct laprox_context {
   VkDeviceSize max_range;       /* of one storage buffer binding */
   VkDeviceSize range_alignment; /* of a binding's offset */
   uint32_t max_groups;          /* workgroups in x */
+  uint64_t dispatch_cost;       /* flops that one dispatch, and one submit, should not exceed: watchdogs bite after */
+  uint64_t submit_cost;         /* half a second on some phones, and desktops share the queue */
   VkPipelineCache pipeline_cache;
   bool has_debug_utils, has_memory_budget;
   VkDescriptorSetLayout set_layouts[LPX_MAX_BINDINGS + 1];

@@ -1,0 +1,61 @@
+// Projected values of a tile of 64 candidates: rows of the value factor times the candidates' values.
+#ifndef VALUE_GLSL
+#define VALUE_GLSL
+
+layout(constant_id = 0) const uint HEAD_DIM = 64;
+layout(constant_id = 1) const uint GROUP = 1;
+layout(constant_id = 3) const uint DTYPE = DTYPE_F16;
+layout(constant_id = 4) const uint MODE = 0;
+
+layout(set = 0, binding = 0) readonly buffer Value { uint value[]; };
+layout(set = 0, binding = 1) readonly buffer Factor { float factor[]; };
+layout(set = 0, binding = 2) readonly buffer State { uint state[]; };
+layout(set = 0, binding = 3) buffer Work { float work[]; };
+
+layout(push_constant) uniform Push {
+  uint n_groups;
+  uint heads;
+  uint first_head, end_head;
+  uint first_item; // tile of workgroup 0, in the layer
+  uint segment;
+  uint first_row, residual;
+  uint attention;  // word of the attention part in work[]
+  uint items_base; // tile that the attention part begins with
+  uint raw;        // word of the layer's raw scores in work[]
+  uint layer_block;
+} push;
+
+uint head, first_candidate, first_entry, entries_begin, entries_end, value_base;
+
+uint head_word(uint index, uint word) {
+  return state[push.heads + index * HEAD_WORDS + word];
+}
+
+// False where the tile holds nothing of this segment; the same for the whole workgroup.
+bool find_tile(uint tile) {
+  head = push.first_head;
+  while (head + 1 < push.end_head && head_word(head + 1, HEAD_FIRST_TILE) <= tile) head++;
+  first_candidate = (tile - head_word(head, HEAD_FIRST_TILE)) * TILE_ENTRIES;
+  first_entry = head_word(head, HEAD_N_SINKS) + first_candidate;
+  entries_begin = push.segment == 0 ? 0 : head_word(head, HEAD_ROWS);
+  entries_end = entries_begin + head_word(head, HEAD_ROWS + 2 * push.segment);
+  value_base = (head_word(head, HEAD_ROW + 2 * push.segment) - push.first_row) * HEAD_DIM + push.residual;
+  return first_entry < entries_end && first_entry + TILE_ENTRIES > entries_begin;
+}
+
+vec4 load_b(uint column, uint k4) {
+  const uint entry = first_entry + column;
+  if (entry < entries_begin || entry >= entries_end) return vec4(0.0);
+  const uint at = value_base + (entry - entries_begin) * HEAD_DIM + 4 * k4;
+  return LOAD_VEC4(value, DTYPE, at);
+}
+
+void write_score(uint column, float score) {
+  const uint entry = first_entry + column;
+  if (column >= TILE_ENTRIES || entry < entries_begin || entry >= entries_end) return;
+  if (first_candidate + column >= head_word(head, HEAD_N_CANDIDATES)) return;
+  const uint block = head_word(head, HEAD_FIRST_BLOCK) - push.layer_block;
+  work[push.raw + block * BLOCK_ENTRIES + first_candidate + column] = score;
+}
+
+#endif

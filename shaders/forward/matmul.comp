@@ -1,0 +1,88 @@
+// Y[rows, columns] (+)= X[rows, depth] W^T with W [columns, depth]: 64 x 128 outputs a workgroup, 8 x 8 a thread. Both
+// operands go through shared memory as f32; a row takes five vec4 there for four of data, so that neighbouring threads
+// hit different banks.
+#version 450
+#extension GL_GOOGLE_include_directive : require
+#extension GL_EXT_control_flow_attributes : require
+#include "index.glsl"
+
+layout(constant_id = 0) const uint WEIGHT_TYPE = 2;
+
+layout(push_constant) uniform Push {
+  uint n_groups;
+  uint first_group;
+  uint n_rows, n_columns, depth;
+  uint output_first, output_stride; // floats
+  uint accumulate;
+} push;
+
+layout(binding = 0) readonly buffer Input { vec4 x[]; };
+layout(binding = 1) readonly buffer Weight { uint weight[]; };
+layout(binding = 2) buffer Output { float y[]; };
+
+#define WEIGHT_DATA weight
+#include "weight.glsl"
+
+#define TILE_ROWS    64
+#define TILE_COLUMNS 128
+#define STRIDE       5
+
+shared vec4 x_tile[TILE_ROWS * STRIDE];
+shared vec4 w_tile[TILE_COLUMNS * STRIDE];
+
+void stage(uint row0, uint column0, uint quad0) {
+  const uint quads = push.depth >> 2;
+  const uint t = gl_LocalInvocationID.x;
+  const uint quad = quad0 + (t & 3u);
+  [[unroll]] for (uint i = 0; i < TILE_ROWS / 32; i++) {
+    const uint row = i * 32u + (t >> 2);
+    vec4 value = vec4(0.0);
+    if (row0 + row < push.n_rows && quad < quads) value = x[(row0 + row) * quads + quad];
+    x_tile[row * STRIDE + (t & 3u)] = value;
+  }
+  [[unroll]] for (uint i = 0; i < TILE_COLUMNS / 32; i++) {
+    const uint column = i * 32u + (t >> 2);
+    vec4 value = vec4(0.0);
+    if (column0 + column < push.n_columns && quad < quads)
+      value = load_weight(((column0 + column) * quads + quad) * 4u);
+    w_tile[column * STRIDE + (t & 3u)] = value;
+  }
+}
+
+void main() {
+  if (workgroup_index() >= push.n_groups) return;
+  const uint group = push.first_group + workgroup_index();
+  const uint n_row_tiles = (push.n_rows + TILE_ROWS - 1) / TILE_ROWS;
+  const uint row0 = group % n_row_tiles * TILE_ROWS;
+  const uint column0 = group / n_row_tiles * TILE_COLUMNS;
+  const uint tx = gl_LocalInvocationID.x & 15u;
+  const uint ty = gl_LocalInvocationID.x >> 4;
+  float sum[8][8];
+  [[unroll]] for (int i = 0; i < 8; i++)
+    [[unroll]] for (int j = 0; j < 8; j++) sum[i][j] = 0.0;
+
+  for (uint quad0 = 0; quad0 < push.depth >> 2; quad0 += 4) {
+    barrier();
+    stage(row0, column0, quad0);
+    barrier();
+    [[dont_unroll]] for (uint k = 0; k < 4; k++) {
+      vec4 a[8];
+      [[unroll]] for (uint i = 0; i < 8; i++) a[i] = x_tile[(ty + 8u * i) * STRIDE + k];
+      [[unroll]] for (uint j = 0; j < 8; j++) {
+        const vec4 b = w_tile[(tx + 16u * j) * STRIDE + k];
+        [[unroll]] for (uint i = 0; i < 8; i++)
+          sum[i][j] = fma(a[i].x, b.x, fma(a[i].y, b.y, fma(a[i].z, b.z, fma(a[i].w, b.w, sum[i][j]))));
+      }
+    }
+  }
+  [[unroll]] for (uint i = 0; i < 8; i++) {
+    const uint row = row0 + ty + 8u * i;
+    [[unroll]] for (uint j = 0; j < 8; j++) {
+      const uint column = column0 + tx + 16u * j;
+      if (row < push.n_rows && column < push.n_columns) {
+        const uint at = push.output_first + row * push.output_stride + column;
+        y[at] = push.accumulate != 0u ? y[at] + sum[i][j] : sum[i][j];
+      }
+    }
+  }
+}

@@ -1,0 +1,141 @@
+/* attention_norm.c: observation-window attention in two passes, never stored as a whole. */
+#include "evict/evict.h"
+
+typedef struct window_push {
+  uint32_t n_groups, heads, n_heads, first_head, end_head, first_item, segment, first_row, residual;
+  uint32_t query_start, query_rows;
+  float scale;
+  uint32_t softmax, out_offset, items_base, layer_block;
+} window_push;
+_Static_assert(sizeof(window_push) == 64, "push constants of shaders/evict/window.glsl");
+
+typedef struct merge_push {
+  uint32_t n_groups, heads, n_segments, n_splits, softmax, in_offset;
+} merge_push;
+
+typedef struct gram_push {
+  uint32_t n_groups, in_offset, out_offset;
+} gram_push;
+
+enum { MODE_NORM = 0, MODE_SUM = 1, MODE_STORE = 2 };
+
+static uint32_t norm_mode(const laprox_plan *plan) {
+  if (!lpx_plan_uses_values(plan)) return MODE_SUM;
+  return plan->rules.gqa == LAPROX_GQA_MEAN ? MODE_NORM : MODE_STORE;
+}
+
+laprox_result lpx_attention_norm_init(laprox_plan *plan) {
+  uint32_t constants[] = {plan->shape.head_dim, plan->group, plan->rules.window, plan->dtype, 0};
+  laprox_context *context = plan->context;
+  laprox_result result = lpx_pipeline_init(context, "window_softmax", 4, constants, 5, &plan->window_softmax);
+  if (!result) result = lpx_pipeline_init(context, "window_merge", 2, constants, 5, &plan->window_merge);
+  constants[4] = norm_mode(plan);
+  if (!result) result = lpx_pipeline_init(context, "attention_norm", 4, constants, 5, &plan->attention_norm);
+  constants[4] = plan->rules.gqa == LAPROX_GQA_ATTENTION_MEAN;
+  if (!result && norm_mode(plan) == MODE_STORE)
+    result = lpx_pipeline_init(context, "attention_gram", 1, constants, 5, &plan->attention_gram);
+  return result;
+}
+
+static window_push layer_push(const laprox_plan *plan, uint32_t layer) {
+  const float log2_e = 1.44269504f;
+  return (window_push){.heads = plan->state.heads + layer * plan->shape.n_kv_heads * HEAD_WORDS,
+                       .n_heads = plan->shape.n_kv_heads,
+                       .query_start = plan->query_start,
+                       .query_rows = plan->query_rows,
+                       .scale = plan->scale * log2_e,
+                       .softmax = plan->state.softmax,
+                       .layer_block = plan->layers[layer].first_block};
+}
+
+/* Items (splits or tiles) [begin, end) of heads that share a binding, in dispatches that are short enough. */
+static void append_items(laprox_binding *binding, const lpx_pipeline *pipeline, uint32_t layer,
+                         window_push *push, uint32_t begin, uint32_t end, uint32_t groups_an_item,
+                         uint64_t item_cost) {
+  const laprox_plan *plan = binding->plan;
+  const laprox_layer_buffers *buffers = &binding->layers[layer];
+  if (begin >= end || !buffers->key[push->segment].buffer) return;
+  const laprox_buffer key =
+      lpx_head_group_range(plan, layer, push->segment, push->first_head, push->end_head,
+                           buffers->key[push->segment], &push->first_row, &push->residual);
+  const laprox_buffer ranges[] = {
+      lpx_buffer_part(buffers->query, 0,
+                      (VkDeviceSize)plan->query_rows * plan->shape.n_heads * plan->shape.head_dim * 4),
+      key, binding->state, binding->work};
+  const uint64_t fit = plan->context->dispatch_cost / item_cost;
+  const uint32_t at_once = fit < 1 ? 1 : fit > UINT32_MAX / 2 ? UINT32_MAX / 2 : (uint32_t)fit;
+  for (uint32_t item = begin, count; item < end; item += count) {
+    count = end - item < at_once ? end - item : at_once;
+    push->first_item = item;
+    lpx_program_dispatch(binding->program, pipeline, ranges, push, sizeof *push,
+                         (uint64_t)count * groups_an_item, count * item_cost);
+    if (item + count < end) lpx_program_mark_step(binding->program);
+  }
+}
+
+static uint64_t entry_cost(const laprox_plan *plan) {
+  return (uint64_t)2 * plan->shape.head_dim * plan->group * plan->rules.window;
+}
+
+static uint32_t limit(uint32_t value, uint32_t low, uint32_t high) {
+  return value < low ? low : value > high ? high : value;
+}
+
+void lpx_attention_norm_append_softmax(laprox_binding *binding, uint32_t layer) {
+  const laprox_plan *plan = binding->plan;
+  const uint32_t n_heads = plan->shape.n_kv_heads, n_splits = plan->layers[layer].n_splits;
+  window_push push = layer_push(plan, layer);
+  push.out_offset = plan->work.partials;
+  push.items_base = n_splits;
+  for (uint32_t s = 0; s < plan->n_segments; s++)
+    for (uint32_t head = 0, end; head < n_heads; head = end) {
+      end = lpx_head_group_end(plan, layer, s, head);
+      push.segment = s;
+      push.first_head = head;
+      push.end_head = end;
+      const uint32_t last = end < n_heads ? lpx_head_row(plan, layer, end)[HEAD_FIRST_SPLIT] : n_splits;
+      append_items(binding, &plan->window_softmax, layer, &push,
+                   lpx_head_row(plan, layer, head)[HEAD_FIRST_SPLIT], last, plan->group,
+                   entry_cost(plan) * SPLIT_ENTRIES);
+    }
+  lpx_program_barrier(binding->program);
+  merge_push merge = {.heads = push.heads,
+                      .n_segments = plan->n_segments,
+                      .n_splits = n_splits,
+                      .softmax = plan->state.softmax,
+                      .in_offset = plan->work.partials};
+  const laprox_buffer ranges[] = {binding->state, binding->work};
+  lpx_program_dispatch(binding->program, &plan->window_merge, ranges, &merge, sizeof merge,
+                       plan->shape.n_heads, (uint64_t)n_splits * plan->group * plan->rules.window * 8);
+  lpx_program_barrier(binding->program);
+}
+
+void lpx_attention_norm_append(laprox_binding *binding, uint32_t layer, uint32_t tile, uint32_t end_tile) {
+  const laprox_plan *plan = binding->plan;
+  const uint32_t n_heads = plan->shape.n_kv_heads, mode = norm_mode(plan);
+  window_push push = layer_push(plan, layer);
+  push.items_base = tile;
+  push.out_offset = mode == MODE_NORM  ? plan->work.attention
+                    : mode == MODE_SUM ? plan->work.raw
+                                       : plan->work.probabilities;
+  for (uint32_t s = 0; s < plan->n_segments; s++)
+    for (uint32_t head = 0, end; head < n_heads; head = end) {
+      end = lpx_head_group_end(plan, layer, s, head);
+      push.segment = s;
+      push.first_head = head;
+      push.end_head = end;
+      const uint32_t first = lpx_head_row(plan, layer, head)[HEAD_FIRST_TILE];
+      const uint32_t last =
+          end < n_heads ? lpx_head_row(plan, layer, end)[HEAD_FIRST_TILE] : plan->layers[layer].n_tiles;
+      append_items(binding, &plan->attention_norm, layer, &push, limit(first, tile, end_tile),
+                   limit(last, tile, end_tile), mode == MODE_SUM ? 1 : plan->group,
+                   entry_cost(plan) * TILE_ENTRIES);
+    }
+  lpx_program_barrier(binding->program);
+  if (mode != MODE_STORE) return;
+  gram_push gram = {.in_offset = plan->work.probabilities, .out_offset = plan->work.attention};
+  lpx_program_dispatch(
+      binding->program, &plan->attention_gram, &binding->work, &gram, sizeof gram, end_tile - tile,
+      (uint64_t)(end_tile - tile) * TILE_ENTRIES * plan->group * plan->group * plan->rules.window);
+  lpx_program_barrier(binding->program);
+}

@@ -1,0 +1,111 @@
+/* compact.c: a layer's kept rows of K and V, packed out of place. */
+#include "evict/evict.h"
+
+typedef struct compact_push {
+  uint32_t n_groups, heads, cu_seqlens, indices, first_head, end_head, segment;
+  uint32_t source_row, source_residual, to_row, to_residual;
+} compact_push;
+
+laprox_result lpx_compact_init(laprox_plan *plan) {
+  const uint32_t row_words = plan->shape.head_dim / (plan->dtype == LAPROX_DTYPE_F32 ? 1 : 2);
+  return lpx_pipeline_init(plan->context, "compact", 3, &row_words, 1, &plan->compact);
+}
+
+static VkDeviceSize row_bytes(const laprox_plan *plan) {
+  return (VkDeviceSize)plan->shape.head_dim * (plan->dtype == LAPROX_DTYPE_F32 ? 4 : 2);
+}
+
+/* Heads [head, end) of K or V from one segment. */
+static void append_heads(laprox_compaction *compaction, const laprox_compaction_info *info, uint32_t segment,
+                         uint32_t head, uint32_t end, laprox_buffer source, laprox_buffer to) {
+  const laprox_plan *plan = compaction->plan;
+  const uint32_t first = info->layer * plan->shape.n_kv_heads;
+  const uint32_t *cu_seqlens = info->cu_seqlens + first;
+  compact_push push = {.heads = plan->result.heads + first * HEAD_WORDS,
+                       .cu_seqlens = plan->result.cu_seqlens + first,
+                       .indices = plan->result.indices,
+                       .first_head = head,
+                       .end_head = end,
+                       .segment = segment,
+                       .to_row = cu_seqlens[head]};
+  uint64_t n_groups = 0;
+  for (uint32_t h = head; h < end; h++)
+    n_groups += (cu_seqlens[h + 1] - cu_seqlens[h] + COMPACT_ROWS - 1) / COMPACT_ROWS;
+  const VkDeviceSize to_bytes = (cu_seqlens[end] - cu_seqlens[head]) * row_bytes(plan);
+  if (!to_bytes) return;
+  VkDeviceSize to_before = 0;
+  uint32_t residual = 0;
+  const laprox_buffer source_range =
+      lpx_head_group_range(plan, info->layer, segment, head, end, source, &push.source_row, &residual);
+  push.source_residual = residual * (plan->dtype == LAPROX_DTYPE_F32 ? 4 : 2) / 4;
+  const laprox_buffer to_range = lpx_buffer_aligned_part(
+      plan->context, to, (cu_seqlens[head] - cu_seqlens[0]) * row_bytes(plan), to_bytes, &to_before);
+  push.to_residual = (uint32_t)(to_before / 4);
+  const laprox_buffer ranges[] = {
+      source_range, lpx_buffer_part(info->result, 0, (VkDeviceSize)plan->result.n_words * 4), to_range};
+  lpx_program_dispatch(compaction->program, &plan->compact, ranges, &push, sizeof push, n_groups,
+                       2 * to_bytes);
+}
+
+static laprox_result check_info(const laprox_plan *plan, const laprox_compaction_info *info) {
+  const laprox_host *host = &plan->context->host;
+  if (plan->budget == UINT32_MAX || info->layer >= plan->shape.n_layers)
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
+                    "laprox_compaction_create: layer %u of a plan with %u to evict", info->layer,
+                    plan->budget == UINT32_MAX ? 0 : plan->shape.n_layers);
+  const uint32_t *cu_seqlens = info->cu_seqlens + (size_t)info->layer * plan->shape.n_kv_heads;
+  for (uint32_t head = 0; head < plan->shape.n_kv_heads; head++)
+    if (cu_seqlens[head] > cu_seqlens[head + 1] || cu_seqlens[head + 1] > plan->n_kept)
+      return lpx_fail(
+          host, LAPROX_ERROR_INVALID_ARGUMENT,
+          "laprox_compaction_create: cu_seqlens of layer %u, KV head %u are %u, %u; %llu entries are kept",
+          info->layer, head, cu_seqlens[head], cu_seqlens[head + 1], (unsigned long long)plan->n_kept);
+  const VkDeviceSize bytes = (cu_seqlens[plan->shape.n_kv_heads] - cu_seqlens[0]) * row_bytes(plan);
+  if (info->key.size < bytes || info->value.size < bytes)
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
+                    "laprox_compaction_create: layer %u needs %llu bytes each for K and V, got %llu and %llu",
+                    info->layer, (unsigned long long)bytes, (unsigned long long)info->key.size,
+                    (unsigned long long)info->value.size);
+  return LAPROX_OK;
+}
+
+static laprox_result build(laprox_compaction *compaction, const laprox_compaction_info *info) {
+  const laprox_plan *plan = compaction->plan;
+  const laprox_result result = lpx_program_create(plan->context, "compaction", &compaction->program);
+  if (result) return result;
+  for (uint32_t s = 0; s < plan->n_segments; s++)
+    for (uint32_t head = 0, end; head < plan->shape.n_kv_heads; head = end) {
+      end = lpx_head_group_end(plan, info->layer, s, head);
+      append_heads(compaction, info, s, head, end, info->source.key[s], info->key);
+      append_heads(compaction, info, s, head, end, info->source.value[s], info->value);
+    }
+  return lpx_program_finish_building(compaction->program);
+}
+
+laprox_result laprox_compaction_create(const laprox_plan *plan, const laprox_compaction_info *info,
+                                       laprox_compaction **out) {
+  *out = NULL;
+  laprox_result result = check_info(plan, info);
+  if (result) return result;
+  laprox_compaction *compaction = lpx_allocate(&plan->context->host, 1, sizeof *compaction);
+  if (!compaction) return lpx_fail_memory(&plan->context->host, "a compaction");
+  compaction->plan = plan;
+  result = build(compaction, info);
+  if (result) {
+    laprox_compaction_destroy(compaction);
+    return result;
+  }
+  *out = compaction;
+  return LAPROX_OK;
+}
+
+void laprox_compaction_destroy(laprox_compaction *compaction) {
+  if (!compaction) return;
+  lpx_program_destroy(compaction->program);
+  lpx_release(&compaction->plan->context->host, compaction);
+}
+
+laprox_result laprox_cmd_compact(VkCommandBuffer command_buffer, const laprox_compaction *compaction) {
+  lpx_program_record(compaction->program, command_buffer, 0, lpx_program_n_steps(compaction->program));
+  return LAPROX_OK;
+}

@@ -1,0 +1,116 @@
+/* evict.h: a plan from the inside, and the kernel families that append to a binding's program. */
+#ifndef LPX_EVICT_H
+#define LPX_EVICT_H
+
+#include "evict/layout.h"
+#include "vk/vk.h"
+
+/* Selection problems of one scope: the model's own, and single heads for the floor. */
+typedef struct lpx_selection {
+  uint32_t heads_per_problem, n_problems;
+  uint32_t *k;           /* places of each problem */
+  uint32_t runs, n_runs; /* word in state, count */
+} lpx_selection;
+
+/* Words in the scratch buffer's ranges. `state` holds tables and small results, `work` what a layer's scoring
+   needs, `selection` the counters of the selection. */
+typedef struct lpx_state_words {
+  uint32_t heads, block_heads, n_table_words; /* tables are [0, n_table_words) */
+  uint32_t inverses, softmax, n_words;
+} lpx_state_words;
+
+typedef struct lpx_work_words {
+  uint32_t partials, probabilities, attention, raw, block_sums, n_words;
+} lpx_work_words;
+
+typedef struct lpx_selection_words {
+  uint32_t problems, histograms, block_counts, block_rows, n_words;
+} lpx_selection_words;
+
+typedef struct lpx_result_words {
+  uint32_t counters, heads, cu_seqlens, indices, n_words;
+} lpx_result_words;
+
+typedef struct lpx_layer_items {
+  uint32_t first_block, n_blocks; /* first_block: in the model */
+  uint32_t n_tiles, n_splits;
+} lpx_layer_items;
+
+struct laprox_plan {
+  laprox_context *context;
+  laprox_shape shape;
+  lpx_rules rules;
+  laprox_dtype dtype;
+  uint32_t group;       /* query heads of a KV head */
+  uint32_t n_heads_all; /* n_layers * n_kv_heads */
+  uint32_t n_segments;
+  uint32_t query_rows, query_start;
+  float scale;
+  uint32_t budget;
+  uint64_t n_kept;
+
+  uint32_t
+      *tables; /* the head table, (n_heads_all + 1) rows, then block_heads and runs, as they stand in state */
+  lpx_layer_items *layers;
+  uint32_t n_blocks;
+  uint32_t strip_tiles; /* tiles whose attention part is held at once */
+  lpx_selection selection, floor_selection;
+
+  lpx_state_words state;
+  lpx_work_words work;
+  lpx_selection_words select;
+  lpx_result_words result;
+  VkDeviceSize work_offset, select_offset, floor_offset; /* bytes in the scratch buffer; state is at 0 */
+  VkDeviceSize scratch_bytes;
+
+  lpx_pipeline window_softmax, window_merge, attention_norm, attention_gram, value, synthetic, pool,
+      layer_sum;
+  lpx_pipeline histogram, digit, count, ties, rows, emit, promote, protect, compact;
+};
+
+struct laprox_binding {
+  const laprox_plan *plan;
+  lpx_program *program;
+  laprox_layer_buffers *layers;
+  laprox_buffer state, work, select, floor_scores, scores, result;
+  uint32_t *layer_steps; /* first step of each layer, then of the selection */
+};
+
+struct laprox_compaction {
+  const laprox_plan *plan;
+  lpx_program *program;
+};
+
+/* The head table's row of head `head` of layer `layer`. */
+const uint32_t *lpx_head_row(const laprox_plan *plan, uint32_t layer, uint32_t head);
+
+/* Heads [*head, return value) of a layer whose rows in a segment fit one storage buffer binding. */
+uint32_t lpx_head_group_end(const laprox_plan *plan, uint32_t layer, uint32_t segment, uint32_t head);
+/* The binding for them: *first_row is its first row of the cache, *residual the elements before that row. */
+laprox_buffer lpx_head_group_range(const laprox_plan *plan, uint32_t layer, uint32_t segment, uint32_t head,
+                                   uint32_t end_head, laprox_buffer whole, uint32_t *first_row,
+                                   uint32_t *residual);
+
+/* Whether the policy looks at attention, and at values. */
+bool lpx_plan_uses_attention(const laprox_plan *plan);
+bool lpx_plan_uses_values(const laprox_plan *plan);
+
+/* Families: pipelines of a plan; commands of a layer. */
+laprox_result lpx_attention_norm_init(laprox_plan *plan);
+void lpx_attention_norm_append_softmax(laprox_binding *binding, uint32_t layer);
+/* Tiles [tile, end_tile) of the layer; the attention part in work begins with `tile`. */
+void lpx_attention_norm_append(laprox_binding *binding, uint32_t layer, uint32_t tile, uint32_t end_tile);
+
+laprox_result lpx_value_norm_init(laprox_plan *plan);
+void lpx_value_norm_append(laprox_binding *binding, uint32_t layer, uint32_t tile, uint32_t end_tile);
+
+laprox_result lpx_reduce_init(laprox_plan *plan);
+void lpx_reduce_append_synthetic(laprox_binding *binding, uint32_t layer);
+void lpx_reduce_append(laprox_binding *binding, uint32_t layer);
+
+laprox_result lpx_select_init(laprox_plan *plan);
+void lpx_select_append(laprox_binding *binding);
+
+laprox_result lpx_compact_init(laprox_plan *plan);
+
+#endif

@@ -1,0 +1,28 @@
+/* layout.h: how the host describes a cache to the eviction kernels; the same numbers stand in
+   shaders/evict/layout.glsl and select.glsl. */
+#ifndef LPX_EVICT_LAYOUT_H
+#define LPX_EVICT_LAYOUT_H
+
+enum {
+  HEAD_N_CANDIDATES = 0,
+  HEAD_N_SINKS = 1,
+  HEAD_N_ENTRIES = 2,
+  HEAD_FIRST_BLOCK = 3,
+  HEAD_FIRST_TILE = 4,
+  HEAD_FIRST_SPLIT = 5,
+  HEAD_ROW = 6,
+  HEAD_ROWS = 7,
+  HEAD_PROTECTED = 10,
+  HEAD_WORDS = 12,
+
+  TILE_ENTRIES = 64,
+  SPLIT_ENTRIES = 512,
+  BLOCK_ENTRIES = 1024,
+  RUN_BLOCKS = 16, /* blocks of a histogram workgroup at most */
+
+  PROBLEM_WORDS = 4,
+  HISTOGRAM_BINS = 2048,
+  COMPACT_ROWS = 32 /* rows of a compaction workgroup */
+};
+
+#endif

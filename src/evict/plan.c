@@ -1,0 +1,419 @@
+/* plan.c: from shapes and a policy to tables, sizes and pipelines. */
+#include "evict/evict.h"
+
+#include <math.h>
+#include <string.h>
+
+/* Bytes of stored probabilities or attention norms that a strip of tiles may take. */
+#define STRIP_BYTES (UINT64_C(32) << 20)
+
+const uint32_t *lpx_head_row(const laprox_plan *plan, uint32_t layer, uint32_t head) {
+  return plan->tables + (size_t)(layer * plan->shape.n_kv_heads + head) * HEAD_WORDS;
+}
+
+bool lpx_plan_uses_attention(const laprox_plan *plan) {
+  return plan->rules.kind == LAPROX_POLICY_LAPROX || plan->rules.kind == LAPROX_POLICY_SNAPKV;
+}
+
+bool lpx_plan_uses_values(const laprox_plan *plan) {
+  return plan->rules.kind == LAPROX_POLICY_LAPROX;
+}
+
+static uint32_t divide_up(uint32_t a, uint32_t b) {
+  return a / b + (a % b != 0);
+}
+
+static uint32_t element_bytes(const laprox_plan *plan) {
+  return plan->dtype == LAPROX_DTYPE_F32 ? 4 : 2;
+}
+
+/* ---- tables ---- */
+
+static uint32_t segment_rows(const laprox_plan_info *info, uint32_t segment, uint32_t layer, uint32_t head,
+                             uint32_t *first_row) {
+  const laprox_segment *part = &info->segments[segment];
+  if (!part->cu_seqlens) {
+    *first_row = head * (part->head_rows ? part->head_rows : part->n_entries);
+    return part->n_entries;
+  }
+  const uint32_t *rows = part->cu_seqlens + (size_t)layer * (info->shape.n_kv_heads + 1) + head;
+  *first_row = rows[0];
+  return rows[1] - rows[0];
+}
+
+/* Fills one head's row except the running numbers; fails where the head can't hold window and sinks. */
+static laprox_result fill_head(const laprox_plan *plan, const laprox_plan_info *info, uint32_t layer,
+                               uint32_t head, uint32_t *row) {
+  const laprox_host *host = &plan->context->host;
+  uint64_t n_entries = 0;
+  for (uint32_t s = 0; s < plan->n_segments; s++) {
+    row[HEAD_ROWS + 2 * s] = segment_rows(info, s, layer, head, &row[HEAD_ROW + 2 * s]);
+    n_entries += row[HEAD_ROWS + 2 * s];
+  }
+  const uint32_t *sinks = info->head_sinks;
+  row[HEAD_N_SINKS] = sinks ? sinks[layer * plan->shape.n_kv_heads + head] : plan->rules.sinks;
+  if (n_entries > INT32_MAX || n_entries < (uint64_t)plan->rules.window)
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
+                    "layer %u, KV head %u has %llu entries; a plan takes from window (%u) to %d", layer, head,
+                    (unsigned long long)n_entries, plan->rules.window, INT32_MAX);
+  const uint32_t free_entries = (uint32_t)n_entries - plan->rules.window;
+  if (row[HEAD_N_SINKS] > free_entries) row[HEAD_N_SINKS] = free_entries;
+  row[HEAD_N_ENTRIES] = (uint32_t)n_entries;
+  row[HEAD_N_CANDIDATES] = free_entries - row[HEAD_N_SINKS];
+  return LAPROX_OK;
+}
+
+static laprox_result fill_heads(laprox_plan *plan, const laprox_plan_info *info) {
+  uint64_t blocks = 0, protected_rows = 0;
+  uint32_t *row = plan->tables;
+  for (uint32_t layer = 0; layer < plan->shape.n_layers; layer++) {
+    lpx_layer_items *items = &plan->layers[layer];
+    items->first_block = (uint32_t)blocks;
+    for (uint32_t head = 0; head < plan->shape.n_kv_heads; head++, row += HEAD_WORDS) {
+      const laprox_result result = fill_head(plan, info, layer, head, row);
+      if (result) return result;
+      row[HEAD_FIRST_BLOCK] = (uint32_t)blocks;
+      row[HEAD_FIRST_TILE] = items->n_tiles;
+      row[HEAD_FIRST_SPLIT] = items->n_splits;
+      row[HEAD_PROTECTED] = (uint32_t)protected_rows;
+      blocks += divide_up(row[HEAD_N_CANDIDATES], BLOCK_ENTRIES);
+      items->n_tiles += divide_up(row[HEAD_N_CANDIDATES], TILE_ENTRIES);
+      items->n_splits += divide_up(row[HEAD_N_ENTRIES], SPLIT_ENTRIES);
+      protected_rows += row[HEAD_N_SINKS] + plan->rules.window;
+    }
+    items->n_blocks = (uint32_t)blocks - items->first_block;
+    if (blocks > (UINT64_C(1) << 31) / BLOCK_ENTRIES || protected_rows > INT32_MAX)
+      return lpx_fail(&plan->context->host, LAPROX_ERROR_UNSUPPORTED,
+                      "layers 0 to %u hold %llu candidates and %llu protected entries; the limit is 2^31",
+                      layer, (unsigned long long)(blocks * BLOCK_ENTRIES),
+                      (unsigned long long)protected_rows);
+  }
+  row[HEAD_FIRST_BLOCK] = plan->n_blocks = (uint32_t)blocks;
+  row[HEAD_PROTECTED] = (uint32_t)protected_rows;
+  return LAPROX_OK;
+}
+
+/* Runs of blocks for the histograms: within a problem, and within what one binding of the scores can hold. */
+static void fill_runs(const laprox_plan *plan, lpx_selection *selection, const uint32_t *block_heads,
+                      uint32_t *out) {
+  const uint32_t binding_blocks = (uint32_t)(plan->context->max_range / (BLOCK_ENTRIES * 4));
+  selection->n_runs = 0;
+  for (uint32_t block = 0, count; block < plan->n_blocks; block += count) {
+    const uint32_t problem = block_heads[block] / selection->heads_per_problem;
+    for (count = 1; count < RUN_BLOCKS && block + count < plan->n_blocks; count++)
+      if (block_heads[block + count] / selection->heads_per_problem != problem ||
+          (block + count) % binding_blocks == 0)
+        break;
+    if (out) {
+      out[2 * selection->n_runs] = block;
+      out[2 * selection->n_runs + 1] = count;
+    }
+    selection->n_runs++;
+  }
+}
+
+/* The places of each problem: budget times heads, less what is protected, at most the candidates there are.
+ */
+static laprox_result fill_problems(laprox_plan *plan, lpx_selection *selection, uint32_t heads_per_problem,
+                                   uint32_t places_a_head, bool less_sinks) {
+  selection->heads_per_problem = heads_per_problem;
+  selection->n_problems = plan->n_heads_all / heads_per_problem;
+  selection->k = lpx_allocate(&plan->context->host, selection->n_problems, sizeof *selection->k);
+  if (!selection->k) return lpx_fail_memory(&plan->context->host, "a plan");
+  for (uint32_t problem = 0; problem < selection->n_problems; problem++) {
+    uint64_t candidates = 0, sinks = 0;
+    for (uint32_t i = 0; i < heads_per_problem; i++) {
+      const uint32_t *row = plan->tables + (size_t)(problem * heads_per_problem + i) * HEAD_WORDS;
+      candidates += row[HEAD_N_CANDIDATES];
+      sinks += less_sinks ? row[HEAD_N_SINKS] : 0;
+    }
+    const uint64_t places = (uint64_t)heads_per_problem * places_a_head;
+    const uint64_t left = places > sinks ? places - sinks : 0;
+    selection->k[problem] = (uint32_t)(left < candidates ? left : candidates);
+  }
+  return LAPROX_OK;
+}
+
+static laprox_result fill_tables(laprox_plan *plan, const laprox_plan_info *info) {
+  const laprox_host *host = &plan->context->host;
+  const uint32_t head_words = (plan->n_heads_all + 1) * HEAD_WORDS;
+  plan->layers = lpx_allocate(host, plan->shape.n_layers, sizeof *plan->layers);
+  plan->tables = lpx_allocate(host, head_words, sizeof *plan->tables);
+  if (!plan->layers || !plan->tables) return lpx_fail_memory(host, "a plan");
+  laprox_result result = fill_heads(plan, info);
+  const lpx_rules *rules = &plan->rules;
+  if (!result)
+    result = fill_problems(plan, &plan->selection, lpx_heads_per_problem(rules, &plan->shape),
+                           plan->budget - rules->window, true);
+  if (!result) result = fill_problems(plan, &plan->floor_selection, 1, rules->floor, false);
+  if (result) return result;
+  plan->n_kept = plan->tables[(size_t)plan->n_heads_all * HEAD_WORDS + HEAD_PROTECTED];
+  for (uint32_t i = 0; i < plan->selection.n_problems; i++) plan->n_kept += plan->selection.k[i];
+
+  /* At most one run a block, for both scopes. */
+  const size_t capacity = (size_t)head_words + (size_t)plan->n_blocks * 5;
+  uint32_t *grown = lpx_reallocate(host, plan->tables, capacity, sizeof *grown);
+  if (!grown) return lpx_fail_memory(host, "a plan");
+  plan->tables = grown;
+  plan->state.block_heads = head_words;
+  uint32_t *block_heads = grown + head_words;
+  for (uint32_t head = 0; head < plan->n_heads_all; head++) {
+    const uint32_t *row = grown + (size_t)head * HEAD_WORDS;
+    for (uint32_t b = row[HEAD_FIRST_BLOCK]; b < row[HEAD_WORDS + HEAD_FIRST_BLOCK]; b++)
+      block_heads[b] = head;
+  }
+  plan->selection.runs = head_words + plan->n_blocks;
+  fill_runs(plan, &plan->selection, block_heads, grown + plan->selection.runs);
+  plan->floor_selection.runs = plan->selection.runs + 2 * plan->selection.n_runs;
+  if (rules->floor) fill_runs(plan, &plan->floor_selection, block_heads, grown + plan->floor_selection.runs);
+  plan->state.n_table_words = plan->floor_selection.runs + 2 * plan->floor_selection.n_runs;
+  return LAPROX_OK;
+}
+
+/* ---- sizes ---- */
+
+static VkDeviceSize align(const laprox_plan *plan, VkDeviceSize bytes) {
+  const VkDeviceSize to = plan->context->range_alignment;
+  return (bytes + to - 1) / to * to;
+}
+
+static uint64_t tile_attention_words(const laprox_plan *plan) {
+  const uint64_t group = plan->group;
+  if (plan->rules.gqa == LAPROX_GQA_JOINT) return group * (group + 1) / 2 * TILE_ENTRIES;
+  return (plan->rules.gqa == LAPROX_GQA_ATTENTION_MEAN ? 1 : group) * TILE_ENTRIES;
+}
+
+static uint64_t tile_probability_words(const laprox_plan *plan) {
+  if (plan->rules.gqa == LAPROX_GQA_MEAN) return 0;
+  return (uint64_t)plan->group * plan->rules.window * TILE_ENTRIES;
+}
+
+static laprox_result check_range(const laprox_plan *plan, const char *what, uint64_t bytes) {
+  if (bytes <= plan->context->max_range) return LAPROX_OK;
+  return lpx_fail(&plan->context->host, LAPROX_ERROR_UNSUPPORTED,
+                  "%s takes %llu bytes, the device's maxStorageBufferRange is %llu", what,
+                  (unsigned long long)bytes, (unsigned long long)plan->context->max_range);
+}
+
+static laprox_result size_work(laprox_plan *plan) {
+  uint64_t max_tiles = 0, max_splits = 0, max_blocks = 0;
+  for (uint32_t layer = 0; layer < plan->shape.n_layers; layer++) {
+    const lpx_layer_items *items = &plan->layers[layer];
+    if (items->n_tiles > max_tiles) max_tiles = items->n_tiles;
+    if (items->n_splits > max_splits) max_splits = items->n_splits;
+    if (items->n_blocks > max_blocks) max_blocks = items->n_blocks;
+  }
+  uint64_t words = 0, attention = 0, probabilities = 0;
+  if (lpx_plan_uses_attention(plan))
+    words = max_splits * plan->n_segments * plan->group * plan->rules.window * 2;
+  if (lpx_plan_uses_values(plan)) {
+    attention = tile_attention_words(plan), probabilities = tile_probability_words(plan);
+    uint64_t tiles = STRIP_BYTES / 4 / (attention + probabilities);
+    if (tiles > max_tiles) tiles = max_tiles;
+    if (!tiles) tiles = 1;
+    plan->strip_tiles = (uint32_t)tiles;
+  } else {
+    plan->strip_tiles = (uint32_t)(max_tiles ? max_tiles : 1);
+  }
+  const uint64_t starts[] = {words, probabilities * plan->strip_tiles, attention * plan->strip_tiles,
+                             max_blocks * BLOCK_ENTRIES, max_blocks};
+  uint64_t ends[5], at = 0;
+  for (int i = 0; i < 5; i++) ends[i] = at += starts[i];
+  const laprox_result result = check_range(plan, "the scoring of a layer", at * 4);
+  if (result) return result;
+  plan->work = (lpx_work_words){.probabilities = (uint32_t)ends[0],
+                                .attention = (uint32_t)ends[1],
+                                .raw = (uint32_t)ends[2],
+                                .block_sums = (uint32_t)ends[3],
+                                .n_words = (uint32_t)at};
+  return LAPROX_OK;
+}
+
+static laprox_result size_buffers(laprox_plan *plan) {
+  laprox_result result = size_work(plan);
+  if (result) return result;
+  const uint32_t n_heads = plan->shape.n_heads, heads = plan->n_heads_all;
+  plan->state.inverses = plan->state.n_table_words;
+  plan->state.softmax = plan->state.inverses + plan->shape.n_layers;
+  plan->state.n_words = plan->state.softmax + n_heads * plan->rules.window * 2;
+  uint64_t problems = plan->selection.n_problems;
+  if (plan->rules.floor) problems = heads;
+  const uint64_t select_words =
+      problems * (PROBLEM_WORDS + HISTOGRAM_BINS) + (uint64_t)plan->n_blocks * 3 + 1;
+  const uint64_t result_words =
+      (uint64_t)plan->shape.n_layers * 2 + (uint64_t)(heads + 1) * (HEAD_WORDS + 1) + plan->n_kept;
+  result = check_range(plan, "the selection", select_words * 4);
+  if (!result) result = check_range(plan, "the result block", result_words * 4);
+  if (!result)
+    result = check_range(plan, "a layer's query ring",
+                         (uint64_t)plan->query_rows * n_heads * plan->shape.head_dim * 4);
+  if (!result && lpx_plan_uses_values(plan))
+    result =
+        check_range(plan, "a layer's value factor", laprox_value_factor_bytes(&plan->shape, plan->rules.gqa));
+  if (result) return result;
+  plan->select = (lpx_selection_words){.histograms = (uint32_t)problems * PROBLEM_WORDS,
+                                       .n_words = (uint32_t)select_words};
+  plan->select.block_counts = plan->select.histograms + (uint32_t)problems * HISTOGRAM_BINS;
+  plan->select.block_rows = plan->select.block_counts + 2 * plan->n_blocks;
+  plan->result = (lpx_result_words){.heads = plan->shape.n_layers * 2, .n_words = (uint32_t)result_words};
+  plan->result.cu_seqlens = plan->result.heads + (heads + 1) * HEAD_WORDS;
+  plan->result.indices = plan->result.cu_seqlens + heads + 1;
+  plan->work_offset = align(plan, (VkDeviceSize)plan->state.n_words * 4);
+  plan->select_offset = plan->work_offset + align(plan, (VkDeviceSize)plan->work.n_words * 4);
+  plan->floor_offset = plan->select_offset + align(plan, (VkDeviceSize)plan->select.n_words * 4);
+  plan->scratch_bytes = plan->floor_offset;
+  if (plan->rules.floor) plan->scratch_bytes += (VkDeviceSize)plan->n_blocks * BLOCK_ENTRIES * 4;
+  return LAPROX_OK;
+}
+
+/* ---- head groups ---- */
+
+static uint64_t group_bytes(const laprox_plan *plan, uint32_t layer, uint32_t segment, uint32_t head,
+                            uint32_t end_head) {
+  const uint32_t *first = lpx_head_row(plan, layer, head), *last = lpx_head_row(plan, layer, end_head - 1);
+  const uint64_t rows =
+      (uint64_t)last[HEAD_ROW + 2 * segment] + last[HEAD_ROWS + 2 * segment] - first[HEAD_ROW + 2 * segment];
+  return rows * plan->shape.head_dim * element_bytes(plan);
+}
+
+uint32_t lpx_head_group_end(const laprox_plan *plan, uint32_t layer, uint32_t segment, uint32_t head) {
+  const VkDeviceSize room = plan->context->max_range - plan->context->range_alignment;
+  uint32_t end = head + 1;
+  while (end < plan->shape.n_kv_heads && group_bytes(plan, layer, segment, head, end + 1) <= room) end++;
+  return end;
+}
+
+laprox_buffer lpx_head_group_range(const laprox_plan *plan, uint32_t layer, uint32_t segment, uint32_t head,
+                                   uint32_t end_head, laprox_buffer whole, uint32_t *first_row,
+                                   uint32_t *residual) {
+  *first_row = lpx_head_row(plan, layer, head)[HEAD_ROW + 2 * segment];
+  const VkDeviceSize row_bytes = (VkDeviceSize)plan->shape.head_dim * element_bytes(plan);
+  VkDeviceSize before = 0;
+  const laprox_buffer range =
+      lpx_buffer_aligned_part(plan->context, whole, *first_row * row_bytes,
+                              group_bytes(plan, layer, segment, head, end_head), &before);
+  *residual = (uint32_t)(before / element_bytes(plan));
+  return range;
+}
+
+/* A head is the least that a binding can hold. */
+static laprox_result check_heads(const laprox_plan *plan) {
+  laprox_result result = LAPROX_OK;
+  const VkDeviceSize room = plan->context->range_alignment;
+  for (uint32_t layer = 0; layer < plan->shape.n_layers && !result; layer++)
+    for (uint32_t head = 0; head < plan->shape.n_kv_heads && !result; head++)
+      for (uint32_t s = 0; s < plan->n_segments && !result; s++)
+        result = check_range(plan, "one KV head's cache", group_bytes(plan, layer, s, head, head + 1) + room);
+  return result;
+}
+
+/* ---- creation ---- */
+
+static laprox_result check_info(laprox_context *context, const laprox_plan_info *info,
+                                const lpx_rules *rules) {
+  const laprox_host *host = &context->host;
+  const laprox_result result = lpx_shape_check(host, &info->shape);
+  if (result) return result;
+  if (info->n_segments < 1 || info->n_segments > LAPROX_MAX_SEGMENTS)
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "laprox_plan_info: n_segments is %u, not 1 or 2",
+                    info->n_segments);
+  if (info->cache_dtype > LAPROX_DTYPE_BF16)
+    return lpx_fail(host, LAPROX_ERROR_UNSUPPORTED, "laprox_plan_info: a cache of type %s",
+                    laprox_dtype_name(info->cache_dtype));
+  if (info->query_rows && info->query_rows < rules->window)
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "laprox_plan_info: %u query rows for a window of %u",
+                    info->query_rows, rules->window);
+  if (!isfinite(info->scale))
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "laprox_plan_info: scale is not finite");
+  return LAPROX_OK;
+}
+
+static uint32_t default_n_tokens(const laprox_plan_info *info) {
+  uint32_t row, n = 0;
+  for (uint32_t s = 0; s < info->n_segments; s++) n += segment_rows(info, s, 0, 0, &row);
+  return n;
+}
+
+static laprox_result create_pipelines(laprox_plan *plan) {
+  laprox_result result = LAPROX_OK;
+  if (lpx_plan_uses_attention(plan)) result = lpx_attention_norm_init(plan);
+  if (!result && lpx_plan_uses_values(plan)) result = lpx_value_norm_init(plan);
+  if (!result) result = lpx_reduce_init(plan);
+  if (!result) result = lpx_select_init(plan);
+  if (!result) result = lpx_compact_init(plan);
+  return result;
+}
+
+static laprox_result build(laprox_plan *plan, const laprox_plan_info *info) {
+  laprox_context *context = plan->context;
+  laprox_result result = lpx_rules_resolve(&context->host, &info->policy, &plan->rules);
+  if (!result) result = check_info(context, info, &plan->rules);
+  if (result) return result;
+  plan->shape = info->shape;
+  plan->dtype = info->cache_dtype ? info->cache_dtype : LAPROX_DTYPE_F16;
+  plan->group = info->shape.n_heads / info->shape.n_kv_heads;
+  plan->n_heads_all = info->shape.n_layers * info->shape.n_kv_heads;
+  const laprox_segment *last = &info->segments[1];
+  plan->n_segments = info->n_segments == 2 && !last->cu_seqlens && !last->n_entries ? 1 : info->n_segments;
+  plan->query_rows = info->query_rows ? info->query_rows : plan->rules.window;
+  plan->query_start = info->query_start % plan->query_rows;
+  plan->scale = info->scale != 0.0f ? info->scale : 1.0f / sqrtf((float)info->shape.head_dim);
+  const uint32_t n_tokens = info->n_tokens ? info->n_tokens : default_n_tokens(info);
+  result = lpx_budget_resolve(&context->host, &plan->rules, &info->policy.budget, n_tokens, &plan->budget);
+  if (result || plan->budget == UINT32_MAX) return result;
+  result = fill_tables(plan, info);
+  if (!result) result = check_heads(plan);
+  if (!result) result = size_buffers(plan);
+  if (!result) result = create_pipelines(plan);
+  return result;
+}
+
+laprox_result laprox_plan_create(laprox_context *context, const laprox_plan_info *info, laprox_plan **out) {
+  *out = NULL;
+  laprox_plan *plan = lpx_allocate(&context->host, 1, sizeof *plan);
+  if (!plan) return lpx_fail_memory(&context->host, "a plan");
+  plan->context = context;
+  const laprox_result result = build(plan, info);
+  if (result) {
+    laprox_plan_destroy(plan);
+    return result;
+  }
+  *out = plan;
+  return LAPROX_OK;
+}
+
+void laprox_plan_destroy(laprox_plan *plan) {
+  if (!plan) return;
+  lpx_pipeline *const pipelines[] = {&plan->window_softmax, &plan->window_merge, &plan->attention_norm,
+                                     &plan->attention_gram, &plan->value,        &plan->synthetic,
+                                     &plan->pool,           &plan->layer_sum,    &plan->histogram,
+                                     &plan->digit,          &plan->count,        &plan->ties,
+                                     &plan->rows,           &plan->emit,         &plan->promote,
+                                     &plan->protect,        &plan->compact};
+  for (size_t i = 0; i < sizeof pipelines / sizeof *pipelines; i++)
+    lpx_pipeline_finish(plan->context, pipelines[i]);
+  const laprox_host *host = &plan->context->host;
+  lpx_release(host, plan->tables);
+  lpx_release(host, plan->layers);
+  lpx_release(host, plan->selection.k);
+  lpx_release(host, plan->floor_selection.k);
+  lpx_release(host, plan);
+}
+
+void laprox_plan_requirements(const laprox_plan *plan, laprox_requirements *out) {
+  *out = (laprox_requirements){.alignment = plan->context->range_alignment, .budget = plan->budget};
+  if (plan->budget == UINT32_MAX) return;
+  out->scratch_bytes = plan->scratch_bytes;
+  out->scores_bytes = (VkDeviceSize)plan->n_blocks * BLOCK_ENTRIES * 4;
+  out->result_bytes = (VkDeviceSize)plan->result.n_words * 4;
+  out->query_bytes = (VkDeviceSize)plan->query_rows * plan->shape.n_heads * plan->shape.head_dim * 4;
+  if (lpx_plan_uses_values(plan))
+    out->factor_bytes = laprox_value_factor_bytes(&plan->shape, plan->rules.gqa);
+  out->n_kept = plan->n_kept;
+}
+
+void laprox_plan_result_layout(const laprox_plan *plan, laprox_result_layout *out) {
+  *out = (laprox_result_layout){.counters = (VkDeviceSize)plan->result.counters * 4,
+                                .cu_seqlens = (VkDeviceSize)plan->result.cu_seqlens * 4,
+                                .indices = (VkDeviceSize)plan->result.indices * 4};
+}

@@ -1,0 +1,68 @@
+/* reduce.c: scores without attention, pooling, layer sums. */
+#include "evict/evict.h"
+
+typedef struct synthetic_push {
+  uint32_t n_groups, heads, n_heads, layer_block, raw, layer, seed;
+} synthetic_push;
+
+typedef struct pool_push {
+  uint32_t n_groups, heads, n_heads, layer_block, raw, block_sums, counter;
+} pool_push;
+
+typedef struct layer_sum_push {
+  uint32_t n_groups, block_sums, n_blocks, inverse, scale, normalize;
+} layer_sum_push;
+
+laprox_result lpx_reduce_init(laprox_plan *plan) {
+  laprox_context *context = plan->context;
+  const uint32_t pool[] = {plan->rules.pool_width, plan->rules.pool == LAPROX_POOL_MAX};
+  laprox_result result = lpx_pipeline_init(context, "pool", 4, pool, 2, &plan->pool);
+  if (!result) result = lpx_pipeline_init(context, "layer_sum", 3, NULL, 0, &plan->layer_sum);
+  const uint32_t synthetic[] = {0, 0, 0, 0, plan->rules.kind == LAPROX_POLICY_RANDOM};
+  if (!result && !lpx_plan_uses_attention(plan))
+    result = lpx_pipeline_init(context, "synthetic", 2, synthetic, 5, &plan->synthetic);
+  return result;
+}
+
+void lpx_reduce_append_synthetic(laprox_binding *binding, uint32_t layer) {
+  const laprox_plan *plan = binding->plan;
+  const lpx_layer_items *items = &plan->layers[layer];
+  if (!items->n_blocks) return;
+  synthetic_push push = {.heads = plan->state.heads + layer * plan->shape.n_kv_heads * HEAD_WORDS,
+                         .n_heads = plan->shape.n_kv_heads,
+                         .layer_block = items->first_block,
+                         .raw = plan->work.raw,
+                         .layer = layer,
+                         .seed = plan->rules.seed};
+  const laprox_buffer ranges[] = {binding->state, binding->work};
+  lpx_program_dispatch(binding->program, &plan->synthetic, ranges, &push, sizeof push, items->n_blocks,
+                       (uint64_t)items->n_blocks * BLOCK_ENTRIES * 8);
+  lpx_program_barrier(binding->program);
+}
+
+void lpx_reduce_append(laprox_binding *binding, uint32_t layer) {
+  const laprox_plan *plan = binding->plan;
+  const lpx_layer_items *items = &plan->layers[layer];
+  if (!items->n_blocks) return;
+  pool_push pool = {.heads = plan->state.heads + layer * plan->shape.n_kv_heads * HEAD_WORDS,
+                    .n_heads = plan->shape.n_kv_heads,
+                    .layer_block = items->first_block,
+                    .raw = plan->work.raw,
+                    .block_sums = plan->work.block_sums,
+                    .counter = plan->result.counters + 2 * layer};
+  const VkDeviceSize block_bytes = BLOCK_ENTRIES * 4;
+  const laprox_buffer scores =
+      lpx_buffer_part(binding->scores, items->first_block * block_bytes, items->n_blocks * block_bytes);
+  const laprox_buffer pool_ranges[] = {binding->work, binding->state, scores, binding->result};
+  lpx_program_dispatch(binding->program, &plan->pool, pool_ranges, &pool, sizeof pool, items->n_blocks,
+                       (uint64_t)items->n_blocks * BLOCK_ENTRIES * plan->rules.pool_width);
+  lpx_program_barrier(binding->program);
+  layer_sum_push sum = {.block_sums = plan->work.block_sums,
+                        .n_blocks = items->n_blocks,
+                        .inverse = plan->state.inverses + layer,
+                        .scale = plan->result.counters + 2 * layer + 1,
+                        .normalize = plan->rules.normalize};
+  const laprox_buffer sum_ranges[] = {binding->work, binding->state, binding->result};
+  lpx_program_dispatch(binding->program, &plan->layer_sum, sum_ranges, &sum, sizeof sum, 1, items->n_blocks);
+  lpx_program_barrier(binding->program);
+}
