@@ -1,0 +1,78 @@
+/* attention.h: attention over the cache. Prefill: a chunk of query rows over one stretch after another,
+ * tiled, with online softmax. Decode: one query row over up to two segments at once, split into chunks and
+ * merged in order.
+ *
+ * Queries and outputs are f32 [rows, n_heads, head_dim]; K and V rows are f16 or f32. Logits are scaled by
+ * 1 / sqrt(head_dim).
+ */
+#ifndef LPX_ATTENTION_H
+#define LPX_ATTENTION_H
+
+#include "vk/vk.h"
+
+/* Entries of a head that one workgroup of decode attention takes. */
+#define LPX_DECODE_CHUNK 128
+
+/* Pipelines for one shape and cache type. Zeroed = nothing. */
+typedef struct lpx_attention {
+  laprox_context *context;
+  laprox_shape shape;
+  laprox_dtype cache_dtype; /* F16 or F32 */
+  lpx_pipeline prefill, decode, merge;
+  uint32_t prefill_rows; /* query rows of a workgroup */
+} lpx_attention;
+
+/* UNSUPPORTED for another cache type, INVALID_ARGUMENT for an impossible shape. */
+laprox_result lpx_attention_init(laprox_context *context, const laprox_shape *shape, laprox_dtype cache_dtype,
+                                 lpx_attention *out);
+void lpx_attention_finish(lpx_attention *attention);
+
+/* A stretch of a layer's cache: head g's entries are rows head_first_row[g] … + head_n_rows[g] - 1 of the K
+ * and V ranges, head_dim elements each, ascending with g. Zeroed: no entries. Dense segments: see
+ * lpx_attention_dense. */
+typedef struct lpx_attention_segment {
+  laprox_buffer key, value;
+  const uint32_t *head_first_row; /* n_kv_heads; NULL: g * head_rows */
+  const uint32_t *head_n_rows;    /* n_kv_heads; NULL: n_rows for every head */
+  uint32_t head_rows, n_rows;
+} lpx_attention_segment;
+
+/* [n_kv_heads, head_rows, head_dim], the first n_rows of every head in use. */
+lpx_attention_segment lpx_attention_dense(laprox_buffer key, laprox_buffer value, uint32_t head_rows,
+                                          uint32_t n_rows);
+
+/* Bytes of an output of prefill attention over n_rows query rows: the rows, then room for the state that is
+   carried from one segment to the next. */
+VkDeviceSize lpx_prefill_attention_bytes(const laprox_shape *shape, uint32_t n_rows);
+
+/* n_rows query rows over `prefix`, all of which they see, and then over the dense segment `tail`, of which
+ * row i sees the first tail->n_rows - n_rows + 1 + i entries. `out` has lpx_prefill_attention_bytes. `query`
+ * and `out` are aligned as bindings are. Marks steps; ends without a barrier. */
+void lpx_prefill_attention_append(lpx_program *program, const lpx_attention *attention, laprox_buffer query,
+                                  uint32_t n_rows, const lpx_attention_segment *prefix,
+                                  const lpx_attention_segment *tail, laprox_buffer out);
+
+/* Scratch of decode attention for heads of at most max_entries entries in both segments together. */
+VkDeviceSize lpx_decode_attention_scratch_bytes(const laprox_shape *shape, uint32_t max_entries);
+
+/* One query row over all entries of up to two segments; heads without an entry give zeros. Writes its tables
+ * into the scratch and has a barrier of its own before it reads anything; ends without one. Nothing that
+ * still runs may use the scratch. */
+void lpx_decode_attention_append(lpx_program *program, const lpx_attention *attention, laprox_buffer query,
+                                 const lpx_attention_segment *segments, uint32_t n_segments,
+                                 laprox_buffer scratch, laprox_buffer out);
+
+/* ---- for this room only ---- */
+
+/* The binding that covers rows [first, first + count) of a segment's K or V, and its first element there. */
+laprox_buffer lpx_attention_rows(const lpx_attention *attention, laprox_buffer rows, uint64_t first,
+                                 uint64_t count, uint32_t *first_element);
+uint32_t lpx_attention_first_row(const lpx_attention_segment *segment, uint32_t head);
+uint32_t lpx_attention_n_rows(const lpx_attention_segment *segment, uint32_t head);
+/* How many KV heads from `first` on fit one binding; at least 1. */
+uint32_t lpx_attention_heads_in_range(const lpx_attention *attention, const lpx_attention_segment *segment,
+                                      uint32_t first);
+/* 1 / sqrt(head_dim) * log2(e): exponentials are taken to base 2. */
+float lpx_attention_scale(const lpx_attention *attention);
+
+#endif

@@ -1,0 +1,171 @@
+/* prefill.c: pipelines of the attention kernels, segments as bindings, and attention over chunks of a prompt.
+ */
+#include "attention/attention.h"
+
+#include <math.h>
+
+/* A dispatch does about this much, so that none is long: see SUBMIT_COST of the queue. */
+#define DISPATCH_COST (UINT64_C(1) << 30)
+
+typedef struct prefill_push {
+  uint32_t n_groups;
+  uint32_t first_group;
+  uint32_t n_rows, n_heads, first_head;
+  uint32_t head_rows, first_entry;
+  uint32_t n_visible, causal;
+  uint32_t key_first, value_first;
+  uint32_t state_first, carry, keep;
+  float scale;
+} prefill_push;
+_Static_assert(sizeof(prefill_push) == 60, "prefill.comp reads 15 words");
+
+static laprox_result check(laprox_context *context, const laprox_shape *shape, laprox_dtype cache_dtype) {
+  if (cache_dtype != LAPROX_DTYPE_F16 && cache_dtype != LAPROX_DTYPE_F32)
+    return lpx_fail(&context->host, LAPROX_ERROR_UNSUPPORTED,
+                    "attention over a cache of %s: only F16 and F32", laprox_dtype_name(cache_dtype));
+  return lpx_shape_check(&context->host, shape);
+}
+
+laprox_result lpx_attention_init(laprox_context *context, const laprox_shape *shape, laprox_dtype cache_dtype,
+                                 lpx_attention *out) {
+  *out = (lpx_attention){.context = context, .shape = *shape, .cache_dtype = cache_dtype};
+  laprox_result result = check(context, shape, cache_dtype);
+  if (result) return result;
+  const uint32_t group = shape->n_heads / shape->n_kv_heads;
+  const uint32_t constants[] = {(uint32_t)cache_dtype, shape->head_dim, group};
+  const char *prefill = shape->head_dim <= 64    ? "attention_prefill_64"
+                        : shape->head_dim <= 128 ? "attention_prefill_128"
+                                                 : "attention_prefill_256";
+  out->prefill_rows = shape->head_dim <= 128 ? 64 : 32;
+  result = lpx_pipeline_init(context, prefill, 4, constants, 3, &out->prefill);
+  if (!result) result = lpx_pipeline_init(context, "attention_decode", 4, constants, 3, &out->decode);
+  if (!result) result = lpx_pipeline_init(context, "attention_merge", 2, constants + 1, 2, &out->merge);
+  if (result) lpx_attention_finish(out);
+  return result;
+}
+
+void lpx_attention_finish(lpx_attention *attention) {
+  if (!attention->context) return;
+  lpx_pipeline_finish(attention->context, &attention->prefill);
+  lpx_pipeline_finish(attention->context, &attention->decode);
+  lpx_pipeline_finish(attention->context, &attention->merge);
+  *attention = (lpx_attention){0};
+}
+
+lpx_attention_segment lpx_attention_dense(laprox_buffer key, laprox_buffer value, uint32_t head_rows,
+                                          uint32_t n_rows) {
+  return (lpx_attention_segment){.key = key, .value = value, .head_rows = head_rows, .n_rows = n_rows};
+}
+
+uint32_t lpx_attention_first_row(const lpx_attention_segment *segment, uint32_t head) {
+  return segment->head_first_row ? segment->head_first_row[head] : head * segment->head_rows;
+}
+
+uint32_t lpx_attention_n_rows(const lpx_attention_segment *segment, uint32_t head) {
+  return segment->head_n_rows ? segment->head_n_rows[head] : segment->n_rows;
+}
+
+laprox_buffer lpx_attention_rows(const lpx_attention *attention, laprox_buffer rows, uint64_t first,
+                                 uint64_t count, uint32_t *first_element) {
+  const uint64_t element_bytes = laprox_dtype_bytes(attention->cache_dtype, 1);
+  const uint64_t row_bytes = attention->shape.head_dim * element_bytes;
+  VkDeviceSize residual = 0;
+  /* A head without entries still needs something to be bound. */
+  const laprox_buffer part = lpx_buffer_aligned_part(attention->context, rows, count ? first * row_bytes : 0,
+                                                     (count ? count : 1) * row_bytes, &residual);
+  *first_element = (uint32_t)(residual / element_bytes);
+  return part;
+}
+
+uint32_t lpx_attention_heads_in_range(const lpx_attention *attention, const lpx_attention_segment *segment,
+                                      uint32_t first) {
+  const laprox_context *context = attention->context;
+  const uint64_t row_bytes =
+      attention->shape.head_dim * (uint64_t)laprox_dtype_bytes(attention->cache_dtype, 1);
+  const uint64_t room = context->max_range - context->range_alignment;
+  const uint32_t begin = lpx_attention_first_row(segment, first);
+  uint32_t n = 1;
+  while (first + n < attention->shape.n_kv_heads) {
+    const uint64_t end =
+        (uint64_t)lpx_attention_first_row(segment, first + n) + lpx_attention_n_rows(segment, first + n);
+    if ((end - begin) * row_bytes > room) break;
+    n++;
+  }
+  return n;
+}
+
+float lpx_attention_scale(const lpx_attention *attention) {
+  return (float)(1.4426950408889634 / sqrt((double)attention->shape.head_dim));
+}
+
+static VkDeviceSize rows_bytes(const laprox_shape *shape, uint32_t n_rows) {
+  return (VkDeviceSize)n_rows * shape->n_heads * shape->head_dim * sizeof(float);
+}
+
+VkDeviceSize lpx_prefill_attention_bytes(const laprox_shape *shape, uint32_t n_rows) {
+  return rows_bytes(shape, n_rows) + (VkDeviceSize)n_rows * shape->n_heads * 4 * sizeof(float);
+}
+
+/* Dispatches the groups of n_kv_heads heads in pieces of bounded cost. */
+static void append_pieces(lpx_program *program, const lpx_attention *attention, const laprox_buffer *ranges,
+                          prefill_push *push, uint32_t n_kv_heads) {
+  const laprox_shape *shape = &attention->shape;
+  const uint64_t n_tiles = (push->n_rows + attention->prefill_rows - 1) / attention->prefill_rows;
+  const uint64_t n_groups = n_tiles * n_kv_heads * (shape->n_heads / shape->n_kv_heads);
+  const uint64_t seen = (uint64_t)push->n_visible + (push->causal ? push->n_rows / 2 : 0);
+  const uint64_t group_cost = 4 * seen * attention->prefill_rows * shape->head_dim + 1;
+  const uint64_t piece = DISPATCH_COST / group_cost + 1;
+  for (uint64_t first = 0; first < n_groups; first += piece) {
+    const uint64_t now = n_groups - first < piece ? n_groups - first : piece;
+    push->first_group = (uint32_t)first;
+    lpx_program_dispatch(program, &attention->prefill, ranges, push, sizeof *push, now, now * group_cost);
+    lpx_program_mark_step(program);
+  }
+}
+
+static void append_segment(lpx_program *program, const lpx_attention *attention, prefill_push push,
+                           laprox_buffer query, const lpx_attention_segment *segment, laprox_buffer out) {
+  const laprox_shape *shape = &attention->shape;
+  const bool ragged = segment->head_n_rows != NULL;
+  for (uint32_t head = 0, n; head < shape->n_kv_heads; head += n) {
+    n = ragged ? 1 : lpx_attention_heads_in_range(attention, segment, head);
+    const uint64_t first = lpx_attention_first_row(segment, head);
+    const uint64_t count = (uint64_t)lpx_attention_first_row(segment, head + n - 1) +
+                           lpx_attention_n_rows(segment, head + n - 1) - first;
+    const laprox_buffer ranges[] = {
+        query, lpx_attention_rows(attention, segment->key, first, count, &push.key_first),
+        lpx_attention_rows(attention, segment->value, first, count, &push.value_first), out};
+    push.first_head = head * (shape->n_heads / shape->n_kv_heads);
+    push.head_rows = segment->head_rows;
+    if (ragged) push.n_visible = segment->head_n_rows[head];
+    append_pieces(program, attention, ranges, &push, n);
+  }
+}
+
+static bool is_empty(const lpx_attention_segment *segment, uint32_t n_heads) {
+  for (uint32_t head = 0; head < n_heads; head++)
+    if (lpx_attention_n_rows(segment, head)) return false;
+  return true;
+}
+
+void lpx_prefill_attention_append(lpx_program *program, const lpx_attention *attention, laprox_buffer query,
+                                  uint32_t n_rows, const lpx_attention_segment *prefix,
+                                  const lpx_attention_segment *tail, laprox_buffer out) {
+  const laprox_shape *shape = &attention->shape;
+  prefill_push push = {.n_rows = n_rows,
+                       .n_heads = shape->n_heads,
+                       .state_first = (uint32_t)(rows_bytes(shape, n_rows) / 16),
+                       .scale = lpx_attention_scale(attention)};
+  query.size = rows_bytes(shape, n_rows);
+  if (prefix && !is_empty(prefix, shape->n_kv_heads)) {
+    push.keep = 1;
+    push.n_visible = prefix->n_rows;
+    append_segment(program, attention, push, query, prefix, out);
+    lpx_program_barrier(program);
+    push.keep = 0;
+    push.carry = 1;
+  }
+  push.causal = 1;
+  push.n_visible = tail->n_rows - n_rows + 1;
+  append_segment(program, attention, push, query, tail, out);
+}
