@@ -1,0 +1,95 @@
+# prepare.sh: sourced by quickstart.sh and test.sh. Finds out what is missing by looking for it, not for packages, so
+# that tools from elsewhere count; installs it with apt where that can be done, otherwise names it.
+
+die() {
+  echo "$(basename "$0"): $*" >&2
+  exit 1
+}
+
+has_program() { command -v "$1" >/dev/null 2>&1; }
+has_library() { has_program pkg-config && pkg-config --exists "$1" 2>/dev/null; }
+has_header() { [ -e "/usr/include/$1" ] || [ -e "/usr/local/include/$1" ]; }
+
+has_vulkan_driver() {
+  [ -n "${VK_ICD_FILENAMES:-}${VK_DRIVER_FILES:-}" ] && return 0
+  for manifest in /usr/share/vulkan/icd.d/*.json /etc/vulkan/icd.d/*.json /usr/local/share/vulkan/icd.d/*.json; do
+    [ -e "$manifest" ] && return 0
+  done
+  return 1
+}
+
+has_validation_layer() {
+  for folder in /usr/share /etc /usr/local/share; do
+    [ -e "$folder/vulkan/explicit_layer.d/VkLayer_khronos_validation.json" ] && return 0
+  done
+  return 1
+}
+
+# need PACKAGE CHECK…: remembers the package where the check fails.
+missing=
+need() {
+  package=$1
+  shift
+  "$@" || missing="$missing $package"
+}
+
+need_for_building() {
+  need gcc has_program cc
+  need libc6-dev has_header stdio.h
+  need meson has_program meson
+  need ninja-build has_program ninja
+  need pkg-config has_program pkg-config
+  need glslang-tools has_program glslangValidator
+  need libvulkan-dev has_library vulkan
+  need libvulkan-volk-dev has_header volk.h
+  need libjansson-dev has_library jansson
+  need libpcre2-dev has_library libpcre2-8
+  need mesa-vulkan-drivers has_vulkan_driver
+}
+
+need_for_testing() {
+  need libcmocka-dev has_library cmocka
+  need vulkan-validationlayers has_validation_layer
+  need spirv-tools has_program spirv-val
+  need python3 has_program python3
+}
+
+need_for_checking() {
+  need git has_program git
+  need clang has_program clang
+  need clang-format has_program clang-format
+  need clang-tidy has_program clang-tidy
+}
+
+install_missing() {
+  [ -n "$missing" ] || return 0
+  has_program apt-get || die "missing, and there is no apt-get to install it (Debian's names):$missing"
+  as_root=
+  if [ "$(id -u)" -ne 0 ]; then
+    has_program sudo || die "missing, and neither root nor sudo to install it: apt-get install$missing"
+    as_root=sudo
+  fi
+  echo "installing:$missing"
+  log=$(mktemp) || die "no temporary file can be made"
+  # shellcheck disable=SC2086
+  if ! { $as_root env DEBIAN_FRONTEND=noninteractive apt-get update &&
+         $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $missing; } >"$log" 2>&1
+  then
+    reason=$(grep -E '^(E:|sudo:)' "$log" | head -n 1)
+    rm -f "$log"
+    die "could not install$missing: ${reason:-apt-get failed}"
+  fi
+  rm -f "$log"
+}
+
+# build WITH_TESTS: configures $root/build once and builds it; shows the compiler's words only where it fails.
+build() {
+  log=$(mktemp) || die "no temporary file can be made"
+  if [ -e "$root/build/build.ninja" ]; then
+    [ "$1" = false ] || meson configure "$root/build" -Dtests=true >"$log" 2>&1 || { cat "$log" >&2; die "configuring failed"; }
+  else
+    meson setup "$root/build" "$root" "-Dtests=$1" >"$log" 2>&1 || { cat "$log" >&2; die "configuring failed"; }
+  fi
+  ninja -C "$root/build" >"$log" 2>&1 || { grep -vE '^\[|^ninja: Enter' "$log" >&2; die "building failed"; }
+  rm -f "$log"
+}
