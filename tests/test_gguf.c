@@ -286,6 +286,13 @@ static void other_values(const lpx_gguf *file, test_host *host) {
   assert_int_equal(lpx_gguf_get_string(file, "u8", LPX_GGUF_OPTIONAL, &text), LAPROX_ERROR_FORMAT);
   assert_int_equal(host->n_errors, n_errors + 6);
   assert_int_equal(lpx_gguf_get_strings(file, "nothing", LPX_GGUF_OPTIONAL, &words, &count), LAPROX_OK);
+  assert_int_equal(lpx_gguf_get_f32(file, "nothing", LPX_GGUF_OPTIONAL, &f32), LAPROX_OK);
+  assert_int_equal(lpx_gguf_get_bool(file, "nothing", LPX_GGUF_OPTIONAL, &flag), LAPROX_OK);
+  assert_int_equal(lpx_gguf_get_string(file, "nothing", LPX_GGUF_OPTIONAL, &text), LAPROX_OK);
+  assert_int_equal(lpx_gguf_get_i32s(file, "nothing", LPX_GGUF_OPTIONAL, &types, &count), LAPROX_OK);
+  assert_int_equal(lpx_gguf_get_f32s(file, "nothing", LPX_GGUF_OPTIONAL, &scores, &count), LAPROX_OK);
+  assert_true(f32 == 0.5f && flag && text.bytes == 2);
+  assert_int_equal(host->n_errors, n_errors + 6);
   assert_int_equal(count, 1);
 }
 

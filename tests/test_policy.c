@@ -249,6 +249,9 @@ static void messages_are_one_line(void **state) {
                    LAPROX_ERROR_FILE);
   assert_string_equal(host.last_error, "a?b?"
                                        "?(\xe2\x82\xac?: 5");
+  const char *characters = "\xc2\x80 \xe0\xa4\x84 \xf0\x9f\x98\x80";
+  lpx_fail(&host.host, LAPROX_ERROR_FILE, "%s", characters);
+  assert_string_equal(host.last_error, characters);
   char longest[600];
   memset(longest, 'x', sizeof longest);
   longest[510] = '\xc3'; /* a character that the limit cuts in half */
@@ -258,7 +261,7 @@ static void messages_are_one_line(void **state) {
   assert_int_equal(strlen(host.last_error), 511);
   assert_int_equal(host.last_error[510], '?');
   lpx_warn(&host.host, "careful");
-  assert_int_equal(host.n_errors, 2);
+  assert_int_equal(host.n_errors, 3);
   assert_int_equal(host.n_warnings, 1);
   assert_int_equal(lpx_fail(NULL, LAPROX_ERROR_FORMAT, "nobody listens"), LAPROX_ERROR_FORMAT);
 }
