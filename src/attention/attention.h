@@ -25,7 +25,6 @@ typedef struct lpx_attention {
 /* UNSUPPORTED for another cache type, INVALID_ARGUMENT for an impossible shape. */
 laprox_result lpx_attention_init(laprox_context *context, const laprox_shape *shape, laprox_dtype cache_dtype,
                                  lpx_attention *out);
-void lpx_attention_finish(lpx_attention *attention);
 
 /* A stretch of a layer's cache: head g's entries are rows head_first_row[g] … + head_n_rows[g] - 1 of the K
  * and V ranges, head_dim elements each, ascending with g. Zeroed: no entries. Dense segments: see

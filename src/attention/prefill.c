@@ -37,19 +37,10 @@ laprox_result lpx_attention_init(laprox_context *context, const laprox_shape *sh
                         : shape->head_dim <= 128 ? "attention_prefill_128"
                                                  : "attention_prefill_256";
   out->prefill_rows = shape->head_dim <= 128 ? 64 : 32;
-  result = lpx_pipeline_init(context, prefill, 4, constants, 3, &out->prefill);
-  if (!result) result = lpx_pipeline_init(context, "attention_decode", 4, constants, 3, &out->decode);
-  if (!result) result = lpx_pipeline_init(context, "attention_merge", 2, constants + 1, 2, &out->merge);
-  if (result) lpx_attention_finish(out);
+  result = lpx_pipeline_get(context, prefill, 4, constants, 3, &out->prefill);
+  if (!result) result = lpx_pipeline_get(context, "attention_decode", 4, constants, 3, &out->decode);
+  if (!result) result = lpx_pipeline_get(context, "attention_merge", 2, constants + 1, 2, &out->merge);
   return result;
-}
-
-void lpx_attention_finish(lpx_attention *attention) {
-  if (!attention->context) return;
-  lpx_pipeline_finish(attention->context, &attention->prefill);
-  lpx_pipeline_finish(attention->context, &attention->decode);
-  lpx_pipeline_finish(attention->context, &attention->merge);
-  *attention = (lpx_attention){0};
 }
 
 lpx_attention_segment lpx_attention_dense(laprox_buffer key, laprox_buffer value, uint32_t head_rows,

@@ -31,6 +31,9 @@ laprox_result lpx_fail_memory(const laprox_host *host, const char *what);
 bool lpx_multiply(size_t a, size_t b, size_t *out);
 bool lpx_add(size_t a, size_t b, size_t *out);
 
+/* Monotonic wall time. */
+uint64_t lpx_now_ns(void);
+
 /* Round to nearest even; NaN stays NaN, overflow becomes infinity. */
 uint16_t lpx_f32_to_f16(float value);
 float lpx_f16_to_f32(uint16_t bits);

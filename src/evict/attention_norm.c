@@ -27,13 +27,13 @@ static uint32_t norm_mode(const laprox_plan *plan) {
 laprox_result lpx_attention_norm_init(laprox_plan *plan) {
   uint32_t constants[] = {plan->shape.head_dim, plan->group, plan->rules.window, plan->dtype, 0};
   laprox_context *context = plan->context;
-  laprox_result result = lpx_pipeline_init(context, "window_softmax", 4, constants, 5, &plan->window_softmax);
-  if (!result) result = lpx_pipeline_init(context, "window_merge", 2, constants, 5, &plan->window_merge);
+  laprox_result result = lpx_pipeline_get(context, "window_softmax", 4, constants, 5, &plan->window_softmax);
+  if (!result) result = lpx_pipeline_get(context, "window_merge", 2, constants, 5, &plan->window_merge);
   constants[4] = norm_mode(plan);
-  if (!result) result = lpx_pipeline_init(context, "attention_norm", 4, constants, 5, &plan->attention_norm);
+  if (!result) result = lpx_pipeline_get(context, "attention_norm", 4, constants, 5, &plan->attention_norm);
   constants[4] = plan->rules.gqa == LAPROX_GQA_ATTENTION_MEAN;
   if (!result && norm_mode(plan) == MODE_STORE)
-    result = lpx_pipeline_init(context, "attention_gram", 1, constants, 5, &plan->attention_gram);
+    result = lpx_pipeline_get(context, "attention_gram", 1, constants, 5, &plan->attention_gram);
   return result;
 }
 

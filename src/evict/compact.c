@@ -8,7 +8,7 @@ typedef struct compact_push {
 
 laprox_result lpx_compact_init(laprox_plan *plan) {
   const uint32_t row_words = plan->shape.head_dim / (plan->dtype == LAPROX_DTYPE_F32 ? 1 : 2);
-  return lpx_pipeline_init(plan->context, "compact", 3, &row_words, 1, &plan->compact);
+  return lpx_pipeline_get(plan->context, "compact", 3, &row_words, 1, &plan->compact);
 }
 
 static VkDeviceSize row_bytes(const laprox_plan *plan) {

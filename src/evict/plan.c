@@ -384,14 +384,6 @@ laprox_result laprox_plan_create(laprox_context *context, const laprox_plan_info
 
 void laprox_plan_destroy(laprox_plan *plan) {
   if (!plan) return;
-  lpx_pipeline *const pipelines[] = {&plan->window_softmax, &plan->window_merge, &plan->attention_norm,
-                                     &plan->attention_gram, &plan->value,        &plan->synthetic,
-                                     &plan->pool,           &plan->layer_sum,    &plan->histogram,
-                                     &plan->digit,          &plan->count,        &plan->ties,
-                                     &plan->rows,           &plan->emit,         &plan->promote,
-                                     &plan->protect,        &plan->compact};
-  for (size_t i = 0; i < sizeof pipelines / sizeof *pipelines; i++)
-    lpx_pipeline_finish(plan->context, pipelines[i]);
   const laprox_host *host = &plan->context->host;
   lpx_release(host, plan->tables);
   lpx_release(host, plan->layers);

@@ -16,11 +16,11 @@ typedef struct layer_sum_push {
 laprox_result lpx_reduce_init(laprox_plan *plan) {
   laprox_context *context = plan->context;
   const uint32_t pool[] = {plan->rules.pool_width, plan->rules.pool == LAPROX_POOL_MAX};
-  laprox_result result = lpx_pipeline_init(context, "pool", 4, pool, 2, &plan->pool);
-  if (!result) result = lpx_pipeline_init(context, "layer_sum", 3, NULL, 0, &plan->layer_sum);
+  laprox_result result = lpx_pipeline_get(context, "pool", 4, pool, 2, &plan->pool);
+  if (!result) result = lpx_pipeline_get(context, "layer_sum", 3, NULL, 0, &plan->layer_sum);
   const uint32_t synthetic[] = {0, 0, 0, 0, plan->rules.kind == LAPROX_POLICY_RANDOM};
   if (!result && !lpx_plan_uses_attention(plan))
-    result = lpx_pipeline_init(context, "synthetic", 2, synthetic, 5, &plan->synthetic);
+    result = lpx_pipeline_get(context, "synthetic", 2, synthetic, 5, &plan->synthetic);
   return result;
 }
 

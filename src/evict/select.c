@@ -15,14 +15,14 @@ static const struct { uint32_t shift, bits; } digits[] = {{20, 11}, {10, 10}, {0
 laprox_result lpx_select_init(laprox_plan *plan) {
   laprox_context *context = plan->context;
   const uint32_t list = 0, promote = 1;
-  laprox_result result = lpx_pipeline_init(context, "select_histogram", 4, NULL, 0, &plan->histogram);
-  if (!result) result = lpx_pipeline_init(context, "select_digit", 4, NULL, 0, &plan->digit);
-  if (!result) result = lpx_pipeline_init(context, "select_count", 4, NULL, 0, &plan->count);
-  if (!result) result = lpx_pipeline_init(context, "select_ties", 4, NULL, 0, &plan->ties);
-  if (!result) result = lpx_pipeline_init(context, "select_rows", 4, NULL, 0, &plan->rows);
-  if (!result) result = lpx_pipeline_init(context, "select_emit", 4, &list, 1, &plan->emit);
-  if (!result) result = lpx_pipeline_init(context, "select_emit", 4, &promote, 1, &plan->promote);
-  if (!result) result = lpx_pipeline_init(context, "select_protect", 4, NULL, 0, &plan->protect);
+  laprox_result result = lpx_pipeline_get(context, "select_histogram", 4, NULL, 0, &plan->histogram);
+  if (!result) result = lpx_pipeline_get(context, "select_digit", 4, NULL, 0, &plan->digit);
+  if (!result) result = lpx_pipeline_get(context, "select_count", 4, NULL, 0, &plan->count);
+  if (!result) result = lpx_pipeline_get(context, "select_ties", 4, NULL, 0, &plan->ties);
+  if (!result) result = lpx_pipeline_get(context, "select_rows", 4, NULL, 0, &plan->rows);
+  if (!result) result = lpx_pipeline_get(context, "select_emit", 4, &list, 1, &plan->emit);
+  if (!result) result = lpx_pipeline_get(context, "select_emit", 4, &promote, 1, &plan->promote);
+  if (!result) result = lpx_pipeline_get(context, "select_protect", 4, NULL, 0, &plan->protect);
   return result;
 }
 

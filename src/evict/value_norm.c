@@ -11,7 +11,7 @@ laprox_result lpx_value_norm_init(laprox_plan *plan) {
   const uint32_t constants[] = {plan->shape.head_dim, plan->group, plan->rules.window, plan->dtype,
                                 plan->rules.gqa == LAPROX_GQA_ATTENTION_MEAN};
   const char *shader = plan->rules.gqa == LAPROX_GQA_JOINT ? "value_joint" : "value_norm";
-  return lpx_pipeline_init(plan->context, shader, 4, constants, 5, &plan->value);
+  return lpx_pipeline_get(plan->context, shader, 4, constants, 5, &plan->value);
 }
 
 static uint64_t tile_cost(const laprox_plan *plan) {

@@ -64,8 +64,6 @@ void lpx_forward_finish(lpx_forward *forward) {
                            &forward->scratch};
   for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
     lpx_buffer_finish(forward->context, buffers[i]);
-  lpx_attention_finish(&forward->attention);
-  lpx_kernels_finish(&forward->kernels);
   *forward = (lpx_forward){0};
 }
 

@@ -47,31 +47,16 @@ laprox_result lpx_kernels_init(laprox_context *context, uint32_t dtypes, laprox_
   laprox_result result = LAPROX_OK;
   for (uint32_t dtype = 1; dtype < LPX_N_DTYPES && !result; dtype++) {
     if (!(dtypes >> dtype & 1)) continue;
-    result = lpx_pipeline_init(context, "embed", 3, &dtype, 1, &out->embed[dtype]);
-    if (!result) result = lpx_pipeline_init(context, "matmul", 3, &dtype, 1, &out->matmul[dtype]);
-    if (!result) result = lpx_pipeline_init(context, "matvec", 3, &dtype, 1, &out->matvec[dtype]);
+    result = lpx_pipeline_get(context, "embed", 3, &dtype, 1, &out->embed[dtype]);
+    if (!result) result = lpx_pipeline_get(context, "matmul", 3, &dtype, 1, &out->matmul[dtype]);
+    if (!result) result = lpx_pipeline_get(context, "matvec", 3, &dtype, 1, &out->matvec[dtype]);
   }
   const uint32_t plain = LAPROX_DTYPE_F32, cache = (uint32_t)cache_dtype;
-  if (!result) result = lpx_pipeline_init(context, "rmsnorm", 3, NULL, 0, &out->rmsnorm);
-  if (!result) result = lpx_pipeline_init(context, "swiglu", 2, NULL, 0, &out->swiglu);
-  if (!result) result = lpx_pipeline_init(context, "rope", 3, &plain, 1, &out->rotate);
-  if (!result) result = lpx_pipeline_init(context, "rope", 3, &cache, 1, &out->store);
-  if (result) lpx_kernels_finish(out);
+  if (!result) result = lpx_pipeline_get(context, "rmsnorm", 3, NULL, 0, &out->rmsnorm);
+  if (!result) result = lpx_pipeline_get(context, "swiglu", 2, NULL, 0, &out->swiglu);
+  if (!result) result = lpx_pipeline_get(context, "rope", 3, &plain, 1, &out->rotate);
+  if (!result) result = lpx_pipeline_get(context, "rope", 3, &cache, 1, &out->store);
   return result;
-}
-
-void lpx_kernels_finish(lpx_kernels *kernels) {
-  if (!kernels->context) return;
-  for (uint32_t dtype = 0; dtype < LPX_N_DTYPES; dtype++) {
-    lpx_pipeline_finish(kernels->context, &kernels->embed[dtype]);
-    lpx_pipeline_finish(kernels->context, &kernels->matmul[dtype]);
-    lpx_pipeline_finish(kernels->context, &kernels->matvec[dtype]);
-  }
-  lpx_pipeline_finish(kernels->context, &kernels->rmsnorm);
-  lpx_pipeline_finish(kernels->context, &kernels->swiglu);
-  lpx_pipeline_finish(kernels->context, &kernels->rotate);
-  lpx_pipeline_finish(kernels->context, &kernels->store);
-  *kernels = (lpx_kernels){0};
 }
 
 static VkDeviceSize floats(uint64_t rows, uint64_t columns) {

@@ -30,7 +30,6 @@ typedef struct lpx_kernels {
 /* `dtypes`: bit 1 << dtype for every weight type in use. cache_dtype: F16 or F32. */
 laprox_result lpx_kernels_init(laprox_context *context, uint32_t dtypes, laprox_dtype cache_dtype,
                                lpx_kernels *out);
-void lpx_kernels_finish(lpx_kernels *kernels);
 
 /* Rows of `table` for the n_tokens ids in `ids`, to out [n_tokens, n_columns], at any multiple of 16 bytes.
  */

@@ -160,6 +160,7 @@ laprox_result laprox_context_create(const laprox_context_info *info, laprox_cont
 
 void laprox_context_destroy(laprox_context *context) {
   if (!context) return;
+  lpx_pipelines_destroy(context);
   for (uint32_t n = 1; n <= LPX_MAX_BINDINGS; n++) {
     context->vk.DestroyPipelineLayout(context->device, context->pipeline_layouts[n], NULL);
     context->vk.DestroyDescriptorSetLayout(context->device, context->set_layouts[n], NULL);

@@ -1,7 +1,18 @@
-/* pipeline.c: compute pipelines from embedded SPIR-V. */
+/* pipeline.c: compute pipelines from embedded SPIR-V, each made once for a context and kept until its end: a plan or a
+   session that comes later pays nothing for what an earlier one has compiled. */
 #include "vk/vk.h"
 
 #include <string.h>
+
+/* An entry of the context's list. The list only grows, by exchanging its head, so that readers need no lock; two threads
+   that make the same pipeline at the same time both add theirs, which does no harm. */
+struct lpx_pipeline_entry {
+  struct lpx_pipeline_entry *next;
+  const lpx_shader *shader;
+  uint32_t n_bindings, n_constants;
+  uint32_t constants[LPX_MAX_CONSTANTS];
+  VkPipeline pipeline;
+};
 
 static const lpx_shader *find_shader(const char *name) {
   for (size_t i = 0; i < lpx_n_shaders; i++)
@@ -9,26 +20,27 @@ static const lpx_shader *find_shader(const char *name) {
   return NULL;
 }
 
-laprox_result lpx_pipeline_init(laprox_context *context, const char *shader, uint32_t n_bindings,
-                                const uint32_t *constants, uint32_t n_constants, lpx_pipeline *out) {
-  *out = (lpx_pipeline){.n_bindings = n_bindings};
-  const lpx_shader *code = find_shader(shader);
-  if (!code || n_bindings < 1 || n_bindings > LPX_MAX_BINDINGS || n_constants > LPX_MAX_CONSTANTS)
-    return lpx_fail(&context->host, LAPROX_ERROR_INVALID_ARGUMENT, "no shader variant \"%s\" with %u buffers",
-                    shader, n_bindings);
+static bool matches(const lpx_pipeline_entry *a, const lpx_pipeline_entry *b) {
+  return a->shader == b->shader && a->n_bindings == b->n_bindings && a->n_constants == b->n_constants &&
+         (!a->n_constants || !memcmp(a->constants, b->constants, a->n_constants * sizeof a->constants[0]));
+}
+
+static laprox_result create(laprox_context *context, lpx_pipeline_entry *entry) {
+  const lpx_shader *code = entry->shader;
   const VkShaderModuleCreateInfo module_info = {.sType = VK_STRUCTURE_TYPE_SHADER_MODULE_CREATE_INFO,
                                                 .codeSize = code->code_bytes,
                                                 .pCode = code->code};
   VkShaderModule module = VK_NULL_HANDLE;
-  laprox_result result =
-      lpx_vk_result(context, context->vk.CreateShaderModule(context->device, &module_info, NULL, &module),
-                    "vkCreateShaderModule");
+  laprox_result result = lpx_vk_result(
+      context, context->vk.CreateShaderModule(context->device, &module_info, NULL, &module), "vkCreateShaderModule");
   if (result) return result;
-  VkSpecializationMapEntry entries[LPX_MAX_CONSTANTS];
-  for (uint32_t i = 0; i < n_constants; i++)
-    entries[i] = (VkSpecializationMapEntry){.constantID = i, .offset = i * 4, .size = 4};
-  const VkSpecializationInfo specialization = {
-      .mapEntryCount = n_constants, .pMapEntries = entries, .dataSize = n_constants * 4, .pData = constants};
+  VkSpecializationMapEntry map[LPX_MAX_CONSTANTS];
+  for (uint32_t i = 0; i < entry->n_constants; i++)
+    map[i] = (VkSpecializationMapEntry){.constantID = i, .offset = i * 4, .size = 4};
+  const VkSpecializationInfo specialization = {.mapEntryCount = entry->n_constants,
+                                               .pMapEntries = map,
+                                               .dataSize = entry->n_constants * 4,
+                                               .pData = entry->constants};
   const VkComputePipelineCreateInfo info = {
       .sType = VK_STRUCTURE_TYPE_COMPUTE_PIPELINE_CREATE_INFO,
       .stage = {.sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO,
@@ -36,18 +48,51 @@ laprox_result lpx_pipeline_init(laprox_context *context, const char *shader, uin
                 .module = module,
                 .pName = "main",
                 .pSpecializationInfo = &specialization},
-      .layout = context->pipeline_layouts[n_bindings],
+      .layout = context->pipeline_layouts[entry->n_bindings],
   };
   result = lpx_vk_result(context,
-                         context->vk.CreateComputePipelines(context->device, context->pipeline_cache, 1,
-                                                            &info, NULL, &out->pipeline),
-                         shader);
+                         context->vk.CreateComputePipelines(context->device, context->pipeline_cache, 1, &info, NULL,
+                                                            &entry->pipeline),
+                         code->name);
   context->vk.DestroyShaderModule(context->device, module, NULL);
-  if (!result) lpx_vk_name(context, VK_OBJECT_TYPE_PIPELINE, (uint64_t)out->pipeline, shader);
+  if (!result) lpx_vk_name(context, VK_OBJECT_TYPE_PIPELINE, (uint64_t)entry->pipeline, code->name);
   return result;
 }
 
-void lpx_pipeline_finish(laprox_context *context, lpx_pipeline *pipeline) {
-  if (pipeline->pipeline) context->vk.DestroyPipeline(context->device, pipeline->pipeline, NULL);
-  *pipeline = (lpx_pipeline){0};
+laprox_result lpx_pipeline_get(laprox_context *context, const char *shader, uint32_t n_bindings,
+                               const uint32_t *constants, uint32_t n_constants, lpx_pipeline *out) {
+  *out = (lpx_pipeline){.n_bindings = n_bindings};
+  lpx_pipeline_entry wanted = {.shader = find_shader(shader), .n_bindings = n_bindings, .n_constants = n_constants};
+  if (!wanted.shader || n_bindings < 1 || n_bindings > LPX_MAX_BINDINGS || n_constants > LPX_MAX_CONSTANTS)
+    return lpx_fail(&context->host, LAPROX_ERROR_INVALID_ARGUMENT, "no shader variant \"%s\" with %u buffers", shader,
+                    n_bindings);
+  if (n_constants) memcpy(wanted.constants, constants, n_constants * sizeof *constants);
+  for (lpx_pipeline_entry *entry = atomic_load(&context->pipelines); entry; entry = entry->next)
+    if (matches(entry, &wanted)) {
+      out->pipeline = entry->pipeline;
+      return LAPROX_OK;
+    }
+  lpx_pipeline_entry *made = lpx_allocate(&context->host, 1, sizeof *made);
+  if (!made) return lpx_fail_memory(&context->host, "a pipeline");
+  *made = wanted;
+  const laprox_result result = create(context, made);
+  if (result) {
+    lpx_release(&context->host, made);
+    return result;
+  }
+  made->next = atomic_load(&context->pipelines);
+  while (!atomic_compare_exchange_weak(&context->pipelines, &made->next, made)) {
+  }
+  out->pipeline = made->pipeline;
+  return LAPROX_OK;
+}
+
+void lpx_pipelines_destroy(laprox_context *context) {
+  lpx_pipeline_entry *entry = atomic_load(&context->pipelines);
+  while (entry) {
+    lpx_pipeline_entry *next = entry->next;
+    context->vk.DestroyPipeline(context->device, entry->pipeline, NULL);
+    lpx_release(&context->host, entry);
+    entry = next;
+  }
 }

@@ -133,13 +133,14 @@ static void add_device_time(const lpx_queue *queue, uint64_t *device_ns) {
   *device_ns += (uint64_t)((double)passed * (double)queue->context->properties.limits.timestampPeriod);
 }
 
-laprox_result lpx_queue_run(lpx_queue *queue, const lpx_program *program, uint64_t *device_ns) {
+laprox_result lpx_queue_run_steps(lpx_queue *queue, const lpx_program *program, uint32_t begin_step, uint32_t n_steps,
+                                  uint64_t *device_ns) {
   laprox_context *context = queue->context;
-  const uint32_t n_steps = lpx_program_n_steps(program);
+  const uint32_t end = begin_step + n_steps;
   const bool timed = device_ns && queue->timestamps;
-  for (uint32_t first = 0, count; first < n_steps; first += count) {
+  for (uint32_t first = begin_step, count; first < end; first += count) {
     uint64_t cost = lpx_program_step_cost(program, first);
-    for (count = 1; first + count < n_steps; count++) {
+    for (count = 1; first + count < end; count++) {
       const uint64_t next = lpx_program_step_cost(program, first + count);
       if (cost + next > context->submit_cost) break;
       cost += next;
@@ -160,6 +161,10 @@ laprox_result lpx_queue_run(lpx_queue *queue, const lpx_program *program, uint64
     if (timed) add_device_time(queue, device_ns);
   }
   return LAPROX_OK;
+}
+
+laprox_result lpx_queue_run(lpx_queue *queue, const lpx_program *program, uint64_t *device_ns) {
+  return lpx_queue_run_steps(queue, program, 0, lpx_program_n_steps(program), device_ns);
 }
 
 /* Moves bytes through the staging buffer in pieces; `data` is read for uploads and written for downloads. */

@@ -21,6 +21,8 @@ typedef struct lpx_shader {
 extern const lpx_shader lpx_shaders[];
 extern const size_t lpx_n_shaders;
 
+typedef struct lpx_pipeline_entry lpx_pipeline_entry;
+
 struct laprox_context {
   laprox_host host;
   VkInstance instance;
@@ -38,6 +40,7 @@ struct laprox_context {
   bool has_debug_utils, has_memory_budget;
   VkDescriptorSetLayout set_layouts[LPX_MAX_BINDINGS + 1];
   VkPipelineLayout pipeline_layouts[LPX_MAX_BINDINGS + 1];
+  _Atomic(lpx_pipeline_entry *) pipelines;
   atomic_bool lost;
   atomic_uint_fast64_t bytes, peak_bytes;
 };
@@ -83,10 +86,11 @@ typedef struct lpx_pipeline {
   uint32_t n_bindings;
 } lpx_pipeline;
 
-/* constants[i] is specialisation constant i. n_bindings storage buffers at set 0, bindings 0 … n-1. */
-laprox_result lpx_pipeline_init(laprox_context *context, const char *shader, uint32_t n_bindings,
-                                const uint32_t *constants, uint32_t n_constants, lpx_pipeline *out);
-void lpx_pipeline_finish(laprox_context *context, lpx_pipeline *pipeline);
+/* constants[i] is specialisation constant i. n_bindings storage buffers at set 0, bindings 0 … n-1. The pipeline belongs
+   to the context, which makes each only once. Thread-safe. */
+laprox_result lpx_pipeline_get(laprox_context *context, const char *shader, uint32_t n_bindings,
+                               const uint32_t *constants, uint32_t n_constants, lpx_pipeline *out);
+void lpx_pipelines_destroy(laprox_context *context);
 
 /* ---- programs: dispatches, copies and barriers prepared once, recorded any number of times ---- */
 
@@ -132,6 +136,9 @@ void lpx_queue_destroy(lpx_queue *queue);
 /* Runs a whole program and waits; steps are spread over submits of bounded cost. Device time of it, measured
    by timestamps where the queue has them, is added to *device_ns (may be NULL). */
 laprox_result lpx_queue_run(lpx_queue *queue, const lpx_program *program, uint64_t *device_ns);
+/* The same for steps [first, first + count). */
+laprox_result lpx_queue_run_steps(lpx_queue *queue, const lpx_program *program, uint32_t first, uint32_t count,
+                                  uint64_t *device_ns);
 /* Host memory to and from device buffers, through a bounded staging buffer. */
 laprox_result lpx_queue_upload(lpx_queue *queue, laprox_buffer to, const void *data, size_t bytes);
 laprox_result lpx_queue_download(lpx_queue *queue, laprox_buffer from, void *data, size_t bytes);
