@@ -386,6 +386,8 @@ static void unknown_quantisation_fails_when_used(void **state) {
   assert_int_equal(host.n_errors, 2);
   assert_string_equal(lpx_ggml_type_name(14), "Q6_K");
   assert_string_equal(lpx_ggml_type_name(4), "?");
+  assert_string_equal(lpx_ggml_type_name(39), "MXFP4");
+  assert_string_equal(lpx_ggml_type_name(40), "?");
   assert_string_equal(lpx_ggml_type_name(UINT32_MAX), "?");
   close_clean(&host, file);
 }
@@ -410,6 +412,23 @@ static void alignment_is_the_files_own(void **state) {
   assert_int_equal(tensor->offset, 512);
   assert_int_equal(lpx_gguf_read_all(file, tensor, &read), LAPROX_OK);
   assert_int_equal(read, 0x12345678);
+  close_clean(&host, file);
+}
+
+/* A tensor list that ends at a multiple of the alignment needs no padding. */
+static void data_may_follow_at_once(void **state) {
+  (void)state;
+  test_host host;
+  test_bytes bytes = {.n = 0};
+  const lpx_gguf_tensor *tensor;
+  put_header(&bytes, 3, 1, 0);
+  put_tensor(&bytes, "8 bytes.", 1, (uint64_t[]){1}, 0, 0);
+  assert_int_equal(bytes.n, 64);
+  put_number(&bytes, 5, 4);
+  save(&bytes);
+  lpx_gguf *file = open_ok(&host, PATH);
+  assert_int_equal(lpx_gguf_get(file, "8 bytes.", &tensor), LAPROX_OK);
+  assert_int_equal(tensor->offset, 64);
   close_clean(&host, file);
 }
 
@@ -643,6 +662,7 @@ int main(void) {
       cmocka_unit_test(floats_must_be_finite),
       cmocka_unit_test(unknown_quantisation_fails_when_used),
       cmocka_unit_test(alignment_is_the_files_own),
+      cmocka_unit_test(data_may_follow_at_once),
       cmocka_unit_test(wrong_beginnings),
       cmocka_unit_test(damaged_metadata),
       cmocka_unit_test(values_that_contradict),
