@@ -106,7 +106,9 @@ int cli_load_model(cli *c) {
   const laprox_model_info info = {c->opt.input, progress_step, &c->bar};
   laprox_result result = laprox_model_load(c->device, &info, &c->model);
   progress_clear(&c->bar);
-  return result ? cli_fail(c, result) : EXIT_DONE;
+  if (result) (void)cli_fail(c, result);
+  /* Whatever is wrong with a model's numbers, the command line was right. */
+  return result ? EXIT_IMPOSSIBLE : EXIT_DONE;
 }
 
 /* ---- prompts ---- */
@@ -168,31 +170,37 @@ static int parse_ids(const char *text, uint32_t **tokens, size_t *count) {
   return EXIT_DONE;
 }
 
-int cli_read_prompt(cli *c, uint32_t **tokens, size_t *count) {
-  const char *text = c->opt.prompt;
-  char *from_file = NULL;
-  size_t n_bytes = text ? strlen(text) : 0;
-  *tokens = NULL;
-  *count = 0;
-  if (c->opt.ids) return parse_ids(c->opt.ids, tokens, count);
-  if (c->opt.prompt_file) {
-    int status = read_prompt_file(c->opt.prompt_file, &from_file, &n_bytes);
-    if (status) return status;
-    text = from_file;
-  }
-  int status = EXIT_DONE;
+static int tokenize(cli *c, const char *text, size_t n_bytes, uint32_t **tokens, size_t *count) {
   uint32_t *theirs = NULL;
-  if (n_bytes == 0) status = fail_usage("%s", "the prompt is empty");
-  if (!status) {
-    laprox_result result = laprox_model_tokenize(c->model, text, n_bytes, true, &theirs, count);
-    if (result) status = cli_fail(c, result);
-  }
-  free(from_file);
-  if (status) return status;
+  if (n_bytes == 0) return fail_usage("%s", "the prompt is empty");
+  laprox_result result = laprox_model_tokenize(c->model, text, n_bytes, true, &theirs, count);
+  if (result) return cli_fail(c, result);
   *tokens = calloc(*count ? *count : 1, sizeof **tokens);
   if (*tokens && *count) memcpy(*tokens, theirs, *count * sizeof **tokens);
   laprox_model_release(c->model, theirs);
   return *tokens ? EXIT_DONE : fail_impossible("out of memory for %zu tokens", *count);
+}
+
+int cli_read_prompt(cli *c, uint32_t **tokens, size_t *count) {
+  const char *text = c->opt.prompt;
+  char *from_file = NULL;
+  size_t n_bytes = text ? strlen(text) : 0;
+  int status = EXIT_DONE;
+  *tokens = NULL;
+  *count = 0;
+  if (c->opt.ids) {
+    status = parse_ids(c->opt.ids, tokens, count);
+  } else {
+    if (c->opt.prompt_file) status = read_prompt_file(c->opt.prompt_file, &from_file, &n_bytes);
+    if (!status) status = tokenize(c, from_file ? from_file : text, n_bytes, tokens, count);
+    free(from_file);
+  }
+  laprox_model_description model;
+  laprox_model_describe(c->model, &model);
+  if (!status && *count > model.context_length)
+    status = fail_impossible("the prompt has %zu tokens, %s reads %u at most", *count, c->opt.input,
+                             model.context_length);
+  return status;
 }
 
 /* ---- policies ---- */

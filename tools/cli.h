@@ -44,7 +44,7 @@ int cli_fail(cli *c, laprox_result result);
 int cli_open_instance(cli *c);
 int cli_open_device(cli *c);
 int cli_load_model(cli *c);
-/* The prompt's tokens, by whichever option it was given; free() them. */
+/* The prompt's tokens, by whichever option it was given, no more than the model reads; free() them. */
 int cli_read_prompt(cli *c, uint32_t **tokens, size_t *count);
 /* Fails early on a policy that would fail after minutes of work. */
 int cli_check_policy(cli *c, uint32_t *window);

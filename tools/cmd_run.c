@@ -33,9 +33,6 @@ typedef struct run {
 
 static int open_session(run *r, uint32_t window) {
   const options *o = &r->c->opt;
-  if (r->n_prompt > r->model.context_length)
-    return fail_impossible("the prompt has %zu tokens, %s reads %u at most", r->n_prompt, o->input,
-                           r->model.context_length);
   const laprox_session_info info = {.kv_dtype = o->kv_dtype,
                                     .window = window,
                                     .keep_logits = o->dump_logits && r->n_prompt <= MAX_LOGIT_ROWS,
