@@ -55,7 +55,6 @@ need_for_testing() {
 }
 
 need_for_checking() {
-  need git has_program git
   need clang has_program clang
   need clang-format has_program clang-format
   need clang-tidy has_program clang-tidy
