@@ -93,9 +93,9 @@ char *folder_list(const char *path) {
   qsort(names, n, sizeof *names, by_name);
   list = calloc(n_bytes, 1);
   assert_non_null(list);
+  char *end = list;
   for (size_t i = 0; i < n; i++) {
-    strcat(list, names[i]);
-    strcat(list, "\n");
+    end += sprintf(end, "%s\n", names[i]);
     free(names[i]);
   }
   return list;
