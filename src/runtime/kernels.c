@@ -11,6 +11,7 @@
 #define TILE_ROWS      64 /* of matmul.comp */
 #define TILE_COLUMNS   128
 #define MATVEC_COLUMNS 16
+#define FEW_LANES      16 /* threads of a row of rmsnorm.comp where there are several rows */
 
 typedef struct embed_push {
   uint32_t n_groups, dim, slice_first, slice_rows, output_first;
@@ -18,10 +19,10 @@ typedef struct embed_push {
 _Static_assert(sizeof(embed_push) == 20, "embed.comp reads 5 words");
 
 typedef struct norm_push {
-  uint32_t n_groups, dim, input_first;
+  uint32_t n_groups, n_rows, dim, input_first;
   float epsilon;
 } norm_push;
-_Static_assert(sizeof(norm_push) == 16, "rmsnorm.comp reads 4 words");
+_Static_assert(sizeof(norm_push) == 20, "rmsnorm.comp reads 5 words");
 
 typedef struct matmul_push {
   uint32_t n_groups, first_group;
@@ -52,7 +53,9 @@ laprox_result lpx_kernels_init(laprox_context *context, uint32_t dtypes, laprox_
     if (!result) result = lpx_pipeline_get(context, "matvec", 3, &dtype, 1, &out->matvec[dtype]);
   }
   const uint32_t plain = LAPROX_DTYPE_F32, cache = (uint32_t)cache_dtype;
-  if (!result) result = lpx_pipeline_get(context, "rmsnorm", 3, NULL, 0, &out->rmsnorm);
+  const uint32_t few = FEW_LANES, all = 128;
+  if (!result) result = lpx_pipeline_get(context, "rmsnorm", 3, &few, 1, &out->norm);
+  if (!result) result = lpx_pipeline_get(context, "rmsnorm", 3, &all, 1, &out->norm_single);
   if (!result) result = lpx_pipeline_get(context, "swiglu", 2, NULL, 0, &out->swiglu);
   if (!result) result = lpx_pipeline_get(context, "rope", 3, &plain, 1, &out->rotate);
   if (!result) result = lpx_pipeline_get(context, "rope", 3, &cache, 1, &out->store);
@@ -75,11 +78,11 @@ static uint32_t rows_in_range(const laprox_context *context, const lpx_weight *w
   return fit < PART_ROWS ? PART_ROWS : (uint32_t)(fit / PART_ROWS * PART_ROWS);
 }
 
-/* Rows [first, first + count) of a weight, to the end of the last word. */
+/* Rows [first, first + count) of a weight, to the end of the last pair of words. */
 static laprox_buffer weight_rows(const lpx_weight *weight, uint32_t first, uint32_t count) {
   const VkDeviceSize row_bytes = laprox_dtype_bytes(weight->dtype, weight->n_columns);
   return lpx_buffer_part(lpx_buffer_whole(&weight->buffer), first * row_bytes,
-                         (count * row_bytes + 3) & ~(VkDeviceSize)3);
+                         (count * row_bytes + 7) & ~(VkDeviceSize)7);
 }
 
 void lpx_embed_append(lpx_program *program, const lpx_kernels *kernels, const lpx_weight *table,
@@ -106,11 +109,14 @@ void lpx_norm_append(lpx_program *program, const lpx_kernels *kernels, const lpx
   const VkDeviceSize bytes = floats(n_rows, weight->n_columns);
   VkDeviceSize residual;
   const laprox_buffer from = lpx_buffer_aligned_part(kernels->context, in, 0, bytes, &residual);
-  norm_push push = {.dim = weight->n_columns, .input_first = (uint32_t)(residual / 16), .epsilon = epsilon};
+  norm_push push = {.n_rows = n_rows,
+                    .dim = weight->n_columns,
+                    .input_first = (uint32_t)(residual / 16),
+                    .epsilon = epsilon};
   lpx_program_dispatch(
-      program, &kernels->rmsnorm,
+      program, n_rows == 1 ? &kernels->norm_single : &kernels->norm,
       (laprox_buffer[]){from, lpx_buffer_whole(&weight->buffer), lpx_buffer_part(out, 0, bytes)}, &push,
-      sizeof push, n_rows, bytes);
+      sizeof push, n_rows == 1 ? 1 : divide_up(n_rows, 128 / FEW_LANES), bytes);
 }
 
 /* One part of the weight for rows that fit one binding of the output. */

@@ -9,7 +9,8 @@
 
 #include "vk/vk.h"
 
-/* A matrix [n_rows, n_columns], rows contiguous, or a vector (n_rows 1), which is always F32. */
+/* A matrix [n_rows, n_columns], rows contiguous, or a vector (n_rows 1), which is always F32. The buffer's
+ * size is a multiple of 8 bytes. */
 typedef struct lpx_weight {
   lpx_buffer buffer;
   laprox_dtype dtype;
@@ -23,7 +24,7 @@ typedef struct lpx_kernels {
   laprox_context *context;
   laprox_dtype cache_dtype;
   lpx_pipeline embed[LPX_N_DTYPES], matmul[LPX_N_DTYPES], matvec[LPX_N_DTYPES]; /* by weight type */
-  lpx_pipeline rmsnorm, swiglu;
+  lpx_pipeline norm, norm_single, swiglu;                                       /* several rows; one */
   lpx_pipeline rotate, store; /* to f32 activations; to the cache */
 } lpx_kernels;
 

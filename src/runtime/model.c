@@ -41,8 +41,8 @@ static laprox_result check_tensor(const laprox_model *model, const lpx_gguf_tens
 
 static laprox_result upload_matrix(loading *load, const lpx_gguf_tensor *tensor, lpx_weight *out) {
   laprox_model *model = load->model;
-  laprox_result result =
-      lpx_buffer_init(model->device->context, LPX_MEMORY_DEVICE, tensor->bytes, tensor->name, &out->buffer);
+  laprox_result result = lpx_buffer_init(model->device->context, LPX_MEMORY_DEVICE,
+                                         (tensor->bytes + 7) & ~(VkDeviceSize)7, tensor->name, &out->buffer);
   for (uint64_t done = 0; !result && done < tensor->bytes;) {
     const uint64_t left = tensor->bytes - done;
     const size_t now = left < PIECE_BYTES ? (size_t)left : PIECE_BYTES;

@@ -1,11 +1,11 @@
-/* pipeline.c: compute pipelines from embedded SPIR-V, each made once for a context and kept until its end: a plan or a
-   session that comes later pays nothing for what an earlier one has compiled. */
+/* pipeline.c: compute pipelines from embedded SPIR-V, each made once for a context and kept until its end: a
+   plan or a session that comes later pays nothing for what an earlier one has compiled. */
 #include "vk/vk.h"
 
 #include <string.h>
 
-/* An entry of the context's list. The list only grows, by exchanging its head, so that readers need no lock; two threads
-   that make the same pipeline at the same time both add theirs, which does no harm. */
+/* An entry of the context's list. The list only grows, by exchanging its head, so that readers need no lock;
+   two threads that make the same pipeline at the same time both add theirs, which does no harm. */
 struct lpx_pipeline_entry {
   struct lpx_pipeline_entry *next;
   const lpx_shader *shader;
@@ -31,8 +31,9 @@ static laprox_result create(laprox_context *context, lpx_pipeline_entry *entry) 
                                                 .codeSize = code->code_bytes,
                                                 .pCode = code->code};
   VkShaderModule module = VK_NULL_HANDLE;
-  laprox_result result = lpx_vk_result(
-      context, context->vk.CreateShaderModule(context->device, &module_info, NULL, &module), "vkCreateShaderModule");
+  laprox_result result =
+      lpx_vk_result(context, context->vk.CreateShaderModule(context->device, &module_info, NULL, &module),
+                    "vkCreateShaderModule");
   if (result) return result;
   VkSpecializationMapEntry map[LPX_MAX_CONSTANTS];
   for (uint32_t i = 0; i < entry->n_constants; i++)
@@ -51,8 +52,8 @@ static laprox_result create(laprox_context *context, lpx_pipeline_entry *entry) 
       .layout = context->pipeline_layouts[entry->n_bindings],
   };
   result = lpx_vk_result(context,
-                         context->vk.CreateComputePipelines(context->device, context->pipeline_cache, 1, &info, NULL,
-                                                            &entry->pipeline),
+                         context->vk.CreateComputePipelines(context->device, context->pipeline_cache, 1,
+                                                            &info, NULL, &entry->pipeline),
                          code->name);
   context->vk.DestroyShaderModule(context->device, module, NULL);
   if (!result) lpx_vk_name(context, VK_OBJECT_TYPE_PIPELINE, (uint64_t)entry->pipeline, code->name);
@@ -62,10 +63,11 @@ static laprox_result create(laprox_context *context, lpx_pipeline_entry *entry) 
 laprox_result lpx_pipeline_get(laprox_context *context, const char *shader, uint32_t n_bindings,
                                const uint32_t *constants, uint32_t n_constants, lpx_pipeline *out) {
   *out = (lpx_pipeline){.n_bindings = n_bindings};
-  lpx_pipeline_entry wanted = {.shader = find_shader(shader), .n_bindings = n_bindings, .n_constants = n_constants};
+  lpx_pipeline_entry wanted = {
+      .shader = find_shader(shader), .n_bindings = n_bindings, .n_constants = n_constants};
   if (!wanted.shader || n_bindings < 1 || n_bindings > LPX_MAX_BINDINGS || n_constants > LPX_MAX_CONSTANTS)
-    return lpx_fail(&context->host, LAPROX_ERROR_INVALID_ARGUMENT, "no shader variant \"%s\" with %u buffers", shader,
-                    n_bindings);
+    return lpx_fail(&context->host, LAPROX_ERROR_INVALID_ARGUMENT, "no shader variant \"%s\" with %u buffers",
+                    shader, n_bindings);
   if (n_constants) memcpy(wanted.constants, constants, n_constants * sizeof *constants);
   for (lpx_pipeline_entry *entry = atomic_load(&context->pipelines); entry; entry = entry->next)
     if (matches(entry, &wanted)) {

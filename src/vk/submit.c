@@ -133,8 +133,8 @@ static void add_device_time(const lpx_queue *queue, uint64_t *device_ns) {
   *device_ns += (uint64_t)((double)passed * (double)queue->context->properties.limits.timestampPeriod);
 }
 
-laprox_result lpx_queue_run_steps(lpx_queue *queue, const lpx_program *program, uint32_t begin_step, uint32_t n_steps,
-                                  uint64_t *device_ns) {
+laprox_result lpx_queue_run_steps(lpx_queue *queue, const lpx_program *program, uint32_t begin_step,
+                                  uint32_t n_steps, uint64_t *device_ns) {
   laprox_context *context = queue->context;
   const uint32_t end = begin_step + n_steps;
   const bool timed = device_ns && queue->timestamps;

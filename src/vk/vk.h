@@ -34,8 +34,9 @@ struct laprox_context {
   VkDeviceSize max_range;       /* of one storage buffer binding */
   VkDeviceSize range_alignment; /* of a binding's offset */
   uint32_t max_groups;          /* workgroups in x */
-  uint64_t dispatch_cost;       /* flops that one dispatch, and one submit, should not exceed: watchdogs bite after */
-  uint64_t submit_cost;         /* half a second on some phones, and desktops share the queue */
+  uint64_t
+      dispatch_cost;    /* flops that one dispatch, and one submit, should not exceed: watchdogs bite after */
+  uint64_t submit_cost; /* half a second on some phones, and desktops share the queue */
   VkPipelineCache pipeline_cache;
   bool has_debug_utils, has_memory_budget;
   VkDescriptorSetLayout set_layouts[LPX_MAX_BINDINGS + 1];
@@ -86,8 +87,8 @@ typedef struct lpx_pipeline {
   uint32_t n_bindings;
 } lpx_pipeline;
 
-/* constants[i] is specialisation constant i. n_bindings storage buffers at set 0, bindings 0 … n-1. The pipeline belongs
-   to the context, which makes each only once. Thread-safe. */
+/* constants[i] is specialisation constant i. n_bindings storage buffers at set 0, bindings 0 … n-1. The
+   pipeline belongs to the context, which makes each only once. Thread-safe. */
 laprox_result lpx_pipeline_get(laprox_context *context, const char *shader, uint32_t n_bindings,
                                const uint32_t *constants, uint32_t n_constants, lpx_pipeline *out);
 void lpx_pipelines_destroy(laprox_context *context);
@@ -137,8 +138,8 @@ void lpx_queue_destroy(lpx_queue *queue);
    by timestamps where the queue has them, is added to *device_ns (may be NULL). */
 laprox_result lpx_queue_run(lpx_queue *queue, const lpx_program *program, uint64_t *device_ns);
 /* The same for steps [first, first + count). */
-laprox_result lpx_queue_run_steps(lpx_queue *queue, const lpx_program *program, uint32_t first, uint32_t count,
-                                  uint64_t *device_ns);
+laprox_result lpx_queue_run_steps(lpx_queue *queue, const lpx_program *program, uint32_t first,
+                                  uint32_t count, uint64_t *device_ns);
 /* Host memory to and from device buffers, through a bounded staging buffer. */
 laprox_result lpx_queue_upload(lpx_queue *queue, laprox_buffer to, const void *data, size_t bytes);
 laprox_result lpx_queue_download(lpx_queue *queue, laprox_buffer from, void *data, size_t bytes);

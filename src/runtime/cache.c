@@ -1,0 +1,203 @@
+/* cache.c: K and V buffers of a sequence. */
+#include "runtime/cache.h"
+
+#include <string.h>
+
+/* Room that is added when single tokens outgrow the tail: small beside any budget, and growing with the tail
+   so that long answers copy little. */
+#define TAIL_STEP 32
+
+uint64_t lpx_cache_row_bytes(const lpx_cache *cache) {
+  return (uint64_t)cache->shape.head_dim * (cache->dtype == LAPROX_DTYPE_F32 ? 4 : 2);
+}
+
+void lpx_cache_count_bytes(lpx_cache *cache) {
+  cache->bytes = 0;
+  for (uint32_t l = 0; l < cache->shape.n_layers; l++) {
+    const lpx_cache_layer *layer = &cache->layers[l];
+    cache->bytes += layer->prefix_key.allocated + layer->prefix_value.allocated + layer->tail_key.allocated +
+                    layer->tail_value.allocated;
+  }
+  if (cache->bytes > cache->peak_bytes) cache->peak_bytes = cache->bytes;
+}
+
+laprox_result lpx_cache_init(laprox_device *device, const laprox_shape *shape, laprox_dtype dtype,
+                             lpx_cache *out) {
+  const laprox_host *host = &device->context->host;
+  *out = (lpx_cache){.device = device, .shape = *shape, .dtype = dtype};
+  out->layers = lpx_allocate(host, shape->n_layers, sizeof *out->layers);
+  if (!out->layers) return lpx_fail_memory(host, "a cache");
+  for (uint32_t l = 0; l < shape->n_layers; l++) {
+    lpx_cache_layer *layer = &out->layers[l];
+    layer->cu_seqlens = lpx_allocate(host, (size_t)shape->n_kv_heads + 1, sizeof *layer->cu_seqlens);
+    layer->head_rows = lpx_allocate(host, shape->n_kv_heads, sizeof *layer->head_rows);
+    if (layer->cu_seqlens && layer->head_rows) continue;
+    lpx_cache_finish(out);
+    return lpx_fail_memory(host, "a cache");
+  }
+  return LAPROX_OK;
+}
+
+void lpx_cache_finish(lpx_cache *cache) {
+  if (!cache->layers) return;
+  laprox_context *context = cache->device->context;
+  for (uint32_t l = 0; l < cache->shape.n_layers; l++) {
+    lpx_cache_layer *layer = &cache->layers[l];
+    lpx_buffer_finish(context, &layer->prefix_key);
+    lpx_buffer_finish(context, &layer->prefix_value);
+    lpx_buffer_finish(context, &layer->tail_key);
+    lpx_buffer_finish(context, &layer->tail_value);
+    lpx_release(&context->host, layer->cu_seqlens);
+    lpx_release(&context->host, layer->head_rows);
+    lpx_release(&context->host, layer->positions);
+  }
+  lpx_release(&context->host, cache->layers);
+  *cache = (lpx_cache){0};
+}
+
+static laprox_result copy_buffer(laprox_context *context, lpx_program *program, const lpx_buffer *from,
+                                 lpx_buffer *to) {
+  if (!from->buffer) return LAPROX_OK;
+  const laprox_result result = lpx_buffer_init(context, LPX_MEMORY_DEVICE, from->size, "KV cache", to);
+  if (!result) lpx_program_copy(program, lpx_buffer_whole(from), lpx_buffer_whole(to));
+  return result;
+}
+
+static laprox_result copy_layer(laprox_context *context, const laprox_shape *shape, lpx_program *program,
+                                const lpx_cache_layer *from, lpx_cache_layer *to) {
+  laprox_result result = copy_buffer(context, program, &from->prefix_key, &to->prefix_key);
+  if (!result) result = copy_buffer(context, program, &from->prefix_value, &to->prefix_value);
+  if (!result) result = copy_buffer(context, program, &from->tail_key, &to->tail_key);
+  if (!result) result = copy_buffer(context, program, &from->tail_value, &to->tail_value);
+  if (result) return result;
+  to->tail_capacity = from->tail_capacity;
+  memcpy(to->cu_seqlens, from->cu_seqlens, ((size_t)shape->n_kv_heads + 1) * sizeof *to->cu_seqlens);
+  memcpy(to->head_rows, from->head_rows, shape->n_kv_heads * sizeof *to->head_rows);
+  if (!from->positions) return LAPROX_OK;
+  const size_t n_rows = from->cu_seqlens[shape->n_kv_heads];
+  to->positions = lpx_allocate(&context->host, n_rows, sizeof *to->positions);
+  if (!to->positions) return lpx_fail_memory(&context->host, "a cache");
+  memcpy(to->positions, from->positions, n_rows * sizeof *to->positions);
+  return LAPROX_OK;
+}
+
+laprox_result lpx_cache_copy(const lpx_cache *from, lpx_cache *out) {
+  laprox_context *context = from->device->context;
+  lpx_program *program = NULL;
+  laprox_result result = lpx_cache_init(from->device, &from->shape, from->dtype, out);
+  if (result) return result;
+  result = lpx_program_create(context, "a copy of a cache", &program);
+  for (uint32_t l = 0; l < from->shape.n_layers && !result; l++)
+    result = copy_layer(context, &from->shape, program, &from->layers[l], &out->layers[l]);
+  if (!result) result = lpx_program_finish_building(program);
+  if (!result) result = lpx_queue_run(from->device->queue, program, NULL);
+  lpx_program_destroy(program);
+  if (result) {
+    lpx_cache_finish(out);
+    return result;
+  }
+  out->n_tail = from->n_tail;
+  out->n_tokens = from->n_tokens;
+  lpx_cache_count_bytes(out);
+  return LAPROX_OK;
+}
+
+/* A dense tail that is full and has nothing before it is a prefix whose heads are equally long. */
+static void turn_tail_into_prefix(lpx_cache *cache) {
+  for (uint32_t l = 0; l < cache->shape.n_layers; l++) {
+    lpx_cache_layer *layer = &cache->layers[l];
+    layer->prefix_key = layer->tail_key;
+    layer->prefix_value = layer->tail_value;
+    layer->tail_key = layer->tail_value = (lpx_buffer){0};
+    layer->tail_capacity = 0;
+    for (uint32_t head = 0; head < cache->shape.n_kv_heads; head++) {
+      layer->head_rows[head] = cache->n_tail;
+      layer->cu_seqlens[head + 1] = layer->cu_seqlens[head] + cache->n_tail;
+    }
+  }
+  cache->n_tail = 0;
+}
+
+/* Copies the tail's rows to a buffer with room for `capacity` rows a head. */
+static laprox_result begin_growth(const lpx_cache *cache, lpx_program *program, uint32_t old_capacity,
+                                  uint32_t capacity, const lpx_buffer *tail, lpx_buffer *grown) {
+  const uint64_t row_bytes = lpx_cache_row_bytes(cache);
+  const uint32_t n_heads = cache->shape.n_kv_heads;
+  const laprox_result result = lpx_buffer_init(cache->device->context, LPX_MEMORY_DEVICE,
+                                               row_bytes * n_heads * capacity, "KV cache", grown);
+  if (result) return result;
+  for (uint32_t head = 0; head < n_heads && cache->n_tail; head++)
+    lpx_program_copy(
+        program,
+        lpx_buffer_part(lpx_buffer_whole(tail), row_bytes * head * old_capacity, row_bytes * cache->n_tail),
+        lpx_buffer_part(lpx_buffer_whole(grown), row_bytes * head * capacity, row_bytes * cache->n_tail));
+  return LAPROX_OK;
+}
+
+static laprox_result grow_layer(lpx_cache *cache, lpx_cache_layer *layer, uint32_t capacity) {
+  laprox_context *context = cache->device->context;
+  lpx_buffer key = {0}, value = {0};
+  lpx_program *program = NULL;
+  laprox_result result = lpx_program_create(context, "growing a cache", &program);
+  if (!result) result = begin_growth(cache, program, layer->tail_capacity, capacity, &layer->tail_key, &key);
+  if (!result)
+    result = begin_growth(cache, program, layer->tail_capacity, capacity, &layer->tail_value, &value);
+  if (!result) result = lpx_program_finish_building(program);
+  if (!result) result = lpx_queue_run(cache->device->queue, program, NULL);
+  lpx_program_destroy(program);
+  if (result) {
+    lpx_buffer_finish(context, &key);
+    lpx_buffer_finish(context, &value);
+    return result;
+  }
+  lpx_buffer_finish(context, &layer->tail_key);
+  lpx_buffer_finish(context, &layer->tail_value);
+  layer->tail_key = key;
+  layer->tail_value = value;
+  layer->tail_capacity = capacity;
+  lpx_cache_count_bytes(cache);
+  return LAPROX_OK;
+}
+
+laprox_result lpx_cache_reserve(lpx_cache *cache, uint32_t n_more, bool exact) {
+  const lpx_cache_layer *first = &cache->layers[0];
+  const uint64_t least = (uint64_t)cache->n_tail + n_more;
+  const bool full = cache->n_tail && cache->n_tail == first->tail_capacity;
+  if (least > first->tail_capacity && full && !first->prefix_key.buffer) turn_tail_into_prefix(cache);
+  const uint32_t step = cache->n_tail / 4 > TAIL_STEP ? cache->n_tail / 4 : TAIL_STEP;
+  uint64_t capacity = (uint64_t)cache->n_tail + n_more;
+  if (!exact && n_more < step) capacity = (uint64_t)cache->n_tail + step;
+  if (capacity > INT32_MAX)
+    return lpx_fail(&cache->device->context->host, LAPROX_ERROR_UNSUPPORTED, "a cache of %llu entries a head",
+                    (unsigned long long)capacity);
+  laprox_result result = LAPROX_OK;
+  for (uint32_t l = 0; l < cache->shape.n_layers && !result; l++)
+    if (cache->layers[l].tail_capacity < cache->n_tail + n_more)
+      result = grow_layer(cache, &cache->layers[l], (uint32_t)capacity);
+  return result;
+}
+
+void lpx_cache_advance(lpx_cache *cache, uint32_t n) {
+  cache->n_tail += n;
+  cache->n_tokens += n;
+}
+
+lpx_attention_segment lpx_cache_prefix(const lpx_cache *cache, uint32_t layer) {
+  const lpx_cache_layer *from = &cache->layers[layer];
+  if (!from->prefix_key.buffer) return (lpx_attention_segment){0};
+  return (lpx_attention_segment){.key = lpx_buffer_whole(&from->prefix_key),
+                                 .value = lpx_buffer_whole(&from->prefix_value),
+                                 .head_first_row = from->cu_seqlens,
+                                 .head_n_rows = from->head_rows};
+}
+
+uint32_t lpx_cache_head_entries(const lpx_cache *cache, uint32_t layer, uint32_t head) {
+  return cache->layers[layer].head_rows[head] + cache->n_tail;
+}
+
+uint32_t lpx_cache_position(const lpx_cache *cache, uint32_t layer, uint32_t head, uint32_t entry) {
+  const lpx_cache_layer *from = &cache->layers[layer];
+  const uint32_t in_prefix = from->head_rows[head];
+  if (entry >= in_prefix) return cache->n_tokens - cache->n_tail + entry - in_prefix;
+  return from->positions ? from->positions[from->cu_seqlens[head] + entry] : entry;
+}

@@ -1,0 +1,69 @@
+/* cache.h: a sequence's KV cache: for each layer a ragged prefix, which evictions leave, and a dense tail,
+ * which grows. Every buffer has its own memory and is exactly as large as it must be, so that what is evicted
+ * is given back. */
+#ifndef LPX_RUNTIME_CACHE_H
+#define LPX_RUNTIME_CACHE_H
+
+#include "attention/attention.h"
+#include "runtime/device.h"
+
+typedef struct lpx_cache_layer {
+  lpx_buffer prefix_key,
+      prefix_value;                /* packed rows, head after head; empty buffers where there is no prefix */
+  uint32_t *cu_seqlens;            /* n_kv_heads + 1 */
+  uint32_t *head_rows;             /* n_kv_heads: the differences */
+  uint32_t *positions;             /* of the prefix rows; NULL while entry i of every head is position i */
+  lpx_buffer tail_key, tail_value; /* [n_kv_heads, tail_capacity, head_dim] */
+  uint32_t tail_capacity;
+} lpx_cache_layer;
+
+typedef struct lpx_cache {
+  laprox_device *device;
+  laprox_shape shape;
+  laprox_dtype dtype;
+  lpx_cache_layer *layers;
+  uint32_t n_tail;            /* entries of every head in the tail */
+  uint32_t n_tokens;          /* read so far: the next position */
+  uint64_t bytes, peak_bytes; /* device memory of K and V */
+} lpx_cache;
+
+/* `dtype`: F32, F16 or BF16. */
+laprox_result lpx_cache_init(laprox_device *device, const laprox_shape *shape, laprox_dtype dtype,
+                             lpx_cache *out);
+void lpx_cache_finish(lpx_cache *cache);
+/* A copy with memory of its own. */
+laprox_result lpx_cache_copy(const lpx_cache *from, lpx_cache *out);
+
+/* Makes room for n_more entries behind the tail. `exact`: no room beyond; otherwise a little, for single
+ * tokens. */
+laprox_result lpx_cache_reserve(lpx_cache *cache, uint32_t n_more, bool exact);
+/* Counts n more entries and tokens, which have been written behind the tail. */
+void lpx_cache_advance(lpx_cache *cache, uint32_t n);
+
+/* Counts the buffers again, after a change to layers. */
+void lpx_cache_count_bytes(lpx_cache *cache);
+
+lpx_attention_segment lpx_cache_prefix(const lpx_cache *cache, uint32_t layer);
+uint32_t lpx_cache_head_entries(const lpx_cache *cache, uint32_t layer, uint32_t head);
+/* True position of an entry of a head. */
+uint32_t lpx_cache_position(const lpx_cache *cache, uint32_t layer, uint32_t head, uint32_t entry);
+uint64_t lpx_cache_row_bytes(const lpx_cache *cache);
+
+/* What an eviction needs besides the cache. */
+typedef struct lpx_cache_eviction {
+  const laprox_policy *policy;
+  const lpx_buffer
+      *queries; /* n_layers rings, f32 [query_rows, n_heads, head_dim]; NULL for policies without */
+  uint32_t query_rows, query_end; /* query_end: row behind the last token's */
+  const lpx_buffer *factors;      /* n_layers; NULL for policies without */
+  float scale;                    /* 0: 1 / sqrt(head_dim) */
+  laprox_progress_fn progress;
+  void *progress_user;
+  float **scores; /* may be NULL; receives pooled and scaled scores, heads after heads, for each its
+                     candidates; NULL where nothing was evicted. The caller releases it. */
+} lpx_cache_eviction;
+
+/* Evicts to the budget. On failure the cache is as it was. */
+laprox_result lpx_cache_evict(lpx_cache *cache, const lpx_cache_eviction *eviction, laprox_eviction *out);
+
+#endif
