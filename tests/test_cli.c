@@ -1,5 +1,6 @@
 /* test_cli.c: the program as scripts use it. Bad input of every kind ends with exit status 1 or 2 and one
  * line on standard error, and leaves nothing behind; good input gives the promised JSON. */
+#define _POSIX_C_SOURCE 200809L
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -526,6 +527,17 @@ static void test_capture_and_evict(void **state) {
   json_decref(root);
 }
 
+/* The capture that the damaged ones are made from is a good one. */
+static void test_evict_small(void **state) {
+  (void)state;
+  json_t *root = run_json((const char *const[]){"evict", "good.st", "-o", "small.st", "--budget", "50%",
+                                                "--policy", "snapkv", "--pool", "max:3", "--json", NULL});
+  assert_int_equal(integer_at(root, "kept"), 2 * 20);
+  assert_int_equal(integer_at(root, "window"), 8);
+  assert_int_equal(integer_at(root, "bytes_before"), 2 * 2 * 40 * 8 * 4);
+  json_decref(root);
+}
+
 static void test_device_by_environment(void **state) {
   (void)state;
   program_run run;
@@ -585,6 +597,7 @@ int main(void) {
       cmocka_unit_test(test_run_text),
       cmocka_unit_test(test_seed),
       cmocka_unit_test(test_ids),
+      cmocka_unit_test(test_evict_small),
       cmocka_unit_test(test_capture_and_evict),
   };
   return cmocka_run_group_tests(tests, set_up, tear_down);

@@ -1,4 +1,5 @@
 /* program.c: fork, exec, wait, and look. */
+#define _POSIX_C_SOURCE 200809L
 #include "support/program.h"
 
 #include <dirent.h>
