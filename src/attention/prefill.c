@@ -11,13 +11,13 @@ typedef struct prefill_push {
   uint32_t n_groups;
   uint32_t first_group;
   uint32_t n_rows, n_heads, first_head;
-  uint32_t head_rows, first_entry;
+  uint32_t head_rows;
   uint32_t n_visible, causal;
   uint32_t key_first, value_first;
   uint32_t state_first, carry, keep;
   float scale;
 } prefill_push;
-_Static_assert(sizeof(prefill_push) == 60, "prefill.comp reads 15 words");
+_Static_assert(sizeof(prefill_push) == 56, "prefill.comp reads 14 words");
 
 static laprox_result check(laprox_context *context, const laprox_shape *shape, laprox_dtype cache_dtype) {
   if (cache_dtype != LAPROX_DTYPE_F16 && cache_dtype != LAPROX_DTYPE_F32)
@@ -33,11 +33,13 @@ laprox_result lpx_attention_init(laprox_context *context, const laprox_shape *sh
   if (result) return result;
   const uint32_t group = shape->n_heads / shape->n_kv_heads;
   const uint32_t constants[] = {(uint32_t)cache_dtype, shape->head_dim, group};
-  const char *prefill = shape->head_dim <= 64    ? "attention_prefill_64"
-                        : shape->head_dim <= 128 ? "attention_prefill_128"
-                                                 : "attention_prefill_256";
+  const uint32_t size = shape->head_dim <= 64 ? 0 : shape->head_dim <= 128 ? 1 : 2;
+  const bool is_software = context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
+  const char *const prefill[2][3] = {
+      {"attention_prefill_64", "attention_prefill_128", "attention_prefill_256"},
+      {"attention_prefill_64_direct", "attention_prefill_128_direct", "attention_prefill_256_direct"}};
   out->prefill_rows = shape->head_dim <= 128 ? 64 : 32;
-  result = lpx_pipeline_get(context, prefill, 4, constants, 3, &out->prefill);
+  result = lpx_pipeline_get(context, prefill[is_software][size], 4, constants, 3, &out->prefill);
   if (!result) result = lpx_pipeline_get(context, "attention_decode", 4, constants, 3, &out->decode);
   if (!result) result = lpx_pipeline_get(context, "attention_merge", 2, constants + 1, 2, &out->merge);
   return result;

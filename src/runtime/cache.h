@@ -5,6 +5,7 @@
 #define LPX_RUNTIME_CACHE_H
 
 #include "attention/attention.h"
+#include "io/safetensors.h"
 #include "runtime/device.h"
 
 typedef struct lpx_cache_layer {
@@ -48,6 +49,10 @@ uint32_t lpx_cache_head_entries(const lpx_cache *cache, uint32_t layer, uint32_t
 /* True position of an entry of a head. */
 uint32_t lpx_cache_position(const lpx_cache *cache, uint32_t layer, uint32_t head, uint32_t entry);
 uint64_t lpx_cache_row_bytes(const lpx_cache *cache);
+
+/* A layer's cu_seqlens and indices (true positions) as tensors, in this order. */
+laprox_result lpx_cache_declare_lists(const lpx_cache *cache, uint32_t layer, lpx_st_writer *writer);
+laprox_result lpx_cache_write_lists(const lpx_cache *cache, uint32_t layer, lpx_st_writer *writer);
 
 /* What an eviction needs besides the cache. */
 typedef struct lpx_cache_eviction {

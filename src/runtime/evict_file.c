@@ -254,11 +254,10 @@ static laprox_result declare(const capture *c, lpx_st_writer *writer, uint32_t l
 
 static laprox_result declare_layer(const capture *c, lpx_st_writer *writer, uint32_t layer) {
   const lpx_st_dtype dtype = lpx_st_from_dtype(c->dtype);
-  const uint64_t rows[] = {layer_rows(c, layer), c->shape.head_dim}, heads = c->shape.n_kv_heads + 1;
+  const uint64_t rows[] = {layer_rows(c, layer), c->shape.head_dim};
   const uint64_t candidates = c->n_tokens > c->policy.window ? c->n_tokens - c->policy.window : 0;
   const uint64_t scores[] = {c->shape.n_kv_heads, candidates};
-  laprox_result result = declare(c, writer, layer, "cu_seqlens", LPX_ST_I32, 1, &heads);
-  if (!result) result = declare(c, writer, layer, "indices", LPX_ST_I32, 1, rows);
+  laprox_result result = lpx_cache_declare_lists(&c->cache, layer, writer);
   if (!result) result = declare(c, writer, layer, "k", dtype, 2, rows);
   if (!result) result = declare(c, writer, layer, "v", dtype, 2, rows);
   if (!result && c->scores) result = declare(c, writer, layer, "scores", LPX_ST_F32, 2, scores);
@@ -275,22 +274,6 @@ static laprox_result write_rows(const capture *c, lpx_st_writer *writer, uint32_
       lpx_queue_download(c->device->queue, lpx_buffer_whole(prefix->buffer ? prefix : tail), raw, bytes);
   if (!result) result = lpx_st_writer_write(writer, raw, bytes);
   lpx_release(c->host, raw);
-  return result;
-}
-
-static laprox_result write_lists(const capture *c, lpx_st_writer *writer, uint32_t layer) {
-  const uint32_t n_heads = c->shape.n_kv_heads, n_rows = layer_rows(c, layer);
-  int32_t *words = lpx_allocate(c->host, (size_t)n_heads + 1 + n_rows, sizeof *words);
-  if (!words) return lpx_fail_memory(c->host, "a layer");
-  int32_t *position = words + n_heads + 1;
-  for (uint32_t head = 0; head < n_heads; head++) {
-    const uint32_t n = lpx_cache_head_entries(&c->cache, layer, head);
-    words[head + 1] = words[head] + (int32_t)n;
-    for (uint32_t i = 0; i < n; i++) *position++ = (int32_t)lpx_cache_position(&c->cache, layer, head, i);
-  }
-  const laprox_result result =
-      lpx_st_writer_write(writer, words, ((size_t)n_heads + 1 + n_rows) * sizeof *words);
-  lpx_release(c->host, words);
   return result;
 }
 
@@ -311,7 +294,7 @@ static laprox_result write_scores(const capture *c, lpx_st_writer *writer, uint3
 
 static laprox_result write_layer(const capture *c, lpx_st_writer *writer, uint32_t layer, uint32_t n_sinks) {
   const lpx_cache_layer *from = &c->cache.layers[layer];
-  laprox_result result = write_lists(c, writer, layer);
+  laprox_result result = lpx_cache_write_lists(&c->cache, layer, writer);
   if (!result) result = write_rows(c, writer, layer, &from->prefix_key, &from->tail_key);
   if (!result) result = write_rows(c, writer, layer, &from->prefix_value, &from->tail_value);
   if (!result && c->scores) result = write_scores(c, writer, layer, n_sinks);

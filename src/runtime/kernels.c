@@ -46,10 +46,12 @@ laprox_result lpx_kernels_init(laprox_context *context, uint32_t dtypes, laprox_
                                lpx_kernels *out) {
   *out = (lpx_kernels){.context = context, .cache_dtype = cache_dtype};
   laprox_result result = LAPROX_OK;
+  const char *matmul =
+      context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU ? "matmul_direct" : "matmul";
   for (uint32_t dtype = 1; dtype < LPX_N_DTYPES && !result; dtype++) {
     if (!(dtypes >> dtype & 1)) continue;
     result = lpx_pipeline_get(context, "embed", 3, &dtype, 1, &out->embed[dtype]);
-    if (!result) result = lpx_pipeline_get(context, "matmul", 3, &dtype, 1, &out->matmul[dtype]);
+    if (!result) result = lpx_pipeline_get(context, matmul, 3, &dtype, 1, &out->matmul[dtype]);
     if (!result) result = lpx_pipeline_get(context, "matvec", 3, &dtype, 1, &out->matvec[dtype]);
   }
   const uint32_t plain = LAPROX_DTYPE_F32, cache = (uint32_t)cache_dtype;

@@ -1,0 +1,326 @@
+/* session.c: one sequence: prefill layer by layer, decode, evict. */
+#include "runtime/session.h"
+
+#include <string.h>
+
+#define DEFAULT_WINDOW 32
+#define DEFAULT_CHUNK  256
+
+/* ---- creation ---- */
+
+static laprox_result create_shared(laprox_session *session) {
+  const laprox_model *model = session->model;
+  lpx_session_shared *shared = lpx_allocate(&session->context->host, 1, sizeof *shared);
+  if (!shared) return lpx_fail_memory(&session->context->host, "a session");
+  shared->n_sharing = 1;
+  session->shared = shared;
+  const uint32_t n_rows = session->info.keep_logits ? session->info.chunk : 1;
+  laprox_result result =
+      lpx_buffer_init(session->context, LPX_MEMORY_DEVICE,
+                      (VkDeviceSize)n_rows * model->n_vocab * sizeof(float), "logits", &shared->logits);
+  if (!result)
+    result = lpx_forward_init(model, session->info.kv_dtype, session->info.chunk, model->context_length,
+                              &shared->forward);
+  return result;
+}
+
+void lpx_session_finish_array(laprox_session *session, lpx_buffer *buffers) {
+  for (uint32_t l = 0; buffers && l < session->model->shape.n_layers; l++)
+    lpx_buffer_finish(session->context, &buffers[l]);
+  lpx_release(&session->context->host, buffers);
+}
+
+static void release_shared(laprox_session *session) {
+  lpx_session_shared *shared = session->shared;
+  if (!shared || --shared->n_sharing) return;
+  lpx_forward_finish(&shared->forward);
+  lpx_buffer_finish(session->context, &shared->logits);
+  lpx_session_finish_array(session, shared->factors);
+  lpx_release(&session->context->host, shared);
+}
+
+uint64_t lpx_session_query_row_bytes(const laprox_session *session) {
+  return (VkDeviceSize)session->model->shape.n_heads * session->model->shape.head_dim * sizeof(float);
+}
+
+static laprox_result create_buffers(laprox_session *session) {
+  const laprox_model *model = session->model;
+  const laprox_host *host = &session->context->host;
+  session->queries = lpx_allocate(host, model->shape.n_layers, sizeof *session->queries);
+  session->logits = lpx_allocate(host, model->n_vocab, sizeof *session->logits);
+  if (!session->queries || !session->logits) return lpx_fail_memory(host, "a session");
+  laprox_result result =
+      lpx_buffer_init(session->context, LPX_MEMORY_DEVICE, (VkDeviceSize)model->model_dim * sizeof(float),
+                      "hidden row", &session->row);
+  for (uint32_t l = 0; l < model->shape.n_layers && !result; l++)
+    result = lpx_buffer_init(session->context, LPX_MEMORY_DEVICE,
+                             lpx_session_query_row_bytes(session) * session->info.window, "queries",
+                             &session->queries[l]);
+  return result;
+}
+
+static laprox_result check_info(const laprox_host *host, laprox_session_info *info) {
+  if (!info->kv_dtype) info->kv_dtype = LAPROX_DTYPE_F16;
+  if (!info->window) info->window = DEFAULT_WINDOW;
+  if (!info->chunk) info->chunk = DEFAULT_CHUNK;
+  if (info->kv_dtype != LAPROX_DTYPE_F16 && info->kv_dtype != LAPROX_DTYPE_F32)
+    return lpx_fail(host, LAPROX_ERROR_UNSUPPORTED,
+                    "laprox_session_info: a cache of type %s; F16 and F32 are there",
+                    laprox_dtype_name(info->kv_dtype));
+  if (info->window > 256)
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
+                    "laprox_session_info: a window of %u tokens; 256 at most", info->window);
+  if (info->chunk > 65536)
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
+                    "laprox_session_info: chunks of %u tokens; 65,536 at most", info->chunk);
+  return LAPROX_OK;
+}
+
+static laprox_session *allocate_session(laprox_model *model, const laprox_session_info *info) {
+  laprox_session *session = lpx_allocate(&model->device->context->host, 1, sizeof *session);
+  if (!session) return NULL;
+  session->model = model;
+  session->device = model->device;
+  session->context = model->device->context;
+  session->info = *info;
+  return session;
+}
+
+laprox_result laprox_session_create(laprox_model *model, const laprox_session_info *given,
+                                    laprox_session **out) {
+  *out = NULL;
+  const laprox_host *host = &model->device->context->host;
+  laprox_session_info info = *given;
+  laprox_result result = check_info(host, &info);
+  if (result) return result;
+  laprox_session *session = allocate_session(model, &info);
+  if (!session) return lpx_fail_memory(host, "a session");
+  result = lpx_program_create(session->context, "forward", &session->program);
+  if (!result) result = create_shared(session);
+  if (!result) result = create_buffers(session);
+  if (!result) result = lpx_cache_init(session->device, &model->shape, info.kv_dtype, &session->cache);
+  if (result) {
+    laprox_session_destroy(session);
+    return result;
+  }
+  *out = session;
+  return LAPROX_OK;
+}
+
+void laprox_session_destroy(laprox_session *session) {
+  if (!session) return;
+  const laprox_host *host = &session->context->host;
+  lpx_program_destroy(session->program);
+  release_shared(session);
+  lpx_cache_finish(&session->cache);
+  lpx_session_finish_array(session, session->queries);
+  lpx_buffer_finish(session->context, &session->row);
+  lpx_release(host, session->logits);
+  lpx_release(host, session->prompt_logits);
+  lpx_release(host, session);
+}
+
+static laprox_result copy_state(const laprox_session *from, laprox_session *to) {
+  lpx_program *program = to->program;
+  for (uint32_t l = 0; l < from->model->shape.n_layers; l++)
+    lpx_program_copy(program, lpx_buffer_whole(&from->queries[l]), lpx_buffer_whole(&to->queries[l]));
+  laprox_result result = lpx_program_finish_building(program);
+  if (!result) result = lpx_queue_run(to->device->queue, program, NULL);
+  if (result) return result;
+  to->has_logits = from->has_logits;
+  memcpy(to->logits, from->logits, from->model->n_vocab * sizeof *to->logits);
+  return lpx_cache_copy(&from->cache, &to->cache);
+}
+
+laprox_result laprox_session_fork(const laprox_session *from, laprox_session **out) {
+  *out = NULL;
+  laprox_session *session = allocate_session(from->model, &from->info);
+  if (!session) return lpx_fail_memory(&from->context->host, "a session");
+  session->shared = from->shared;
+  session->shared->n_sharing++;
+  laprox_result result = lpx_program_create(session->context, "forward", &session->program);
+  if (!result) result = create_buffers(session);
+  if (!result) result = copy_state(from, session);
+  if (result) {
+    laprox_session_destroy(session);
+    return result;
+  }
+  *out = session;
+  return LAPROX_OK;
+}
+
+/* ---- forward ---- */
+
+static laprox_result check_tokens(const laprox_session *session, const uint32_t *tokens, size_t count) {
+  const laprox_host *host = &session->context->host;
+  const laprox_model *model = session->model;
+  if (!count) return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "the prompt is empty");
+  if (count > model->context_length || session->cache.n_tokens > model->context_length - (uint32_t)count)
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
+                    "%zu tokens after %u exceed the model's context of %u tokens", count,
+                    session->cache.n_tokens, model->context_length);
+  for (size_t i = 0; i < count; i++)
+    if (tokens[i] >= model->n_vocab)
+      return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "token %zu is %u; the vocabulary has %u", i,
+                      tokens[i], model->n_vocab);
+  return LAPROX_OK;
+}
+
+static laprox_result run_program(laprox_session *session) {
+  laprox_result result = lpx_program_finish_building(session->program);
+  if (!result) result = lpx_queue_run(session->device->queue, session->program, NULL);
+  lpx_program_reset(session->program);
+  return result;
+}
+
+/* Appends a layer for rows [first, first + n_rows) of what is being read; `rows` are their hidden states. */
+static void append_layer(laprox_session *session, uint32_t layer, laprox_buffer rows, uint32_t first,
+                         uint32_t n_rows, uint32_t first_kept_query, bool kv_only) {
+  const lpx_cache_layer *cache = &session->cache.layers[layer];
+  const uint32_t window = session->info.window, position = session->cache.n_tokens + first;
+  lpx_forward_layer step = {.layer = layer,
+                            .n_rows = n_rows,
+                            .first_position = position,
+                            .hidden = rows,
+                            .prefix = lpx_cache_prefix(&session->cache, layer),
+                            .key = lpx_buffer_whole(&cache->tail_key),
+                            .value = lpx_buffer_whole(&cache->tail_value),
+                            .head_rows = cache->tail_capacity,
+                            .first_row = session->cache.n_tail + first,
+                            .kv_only = kv_only};
+  if (first_kept_query < position + n_rows) {
+    const uint32_t from = first_kept_query > position ? first_kept_query : position;
+    step.query_first = from - position;
+    step.query_out = lpx_buffer_part(lpx_buffer_whole(&session->queries[layer]),
+                                     from % window * lpx_session_query_row_bytes(session),
+                                     (position + n_rows - from) * lpx_session_query_row_bytes(session));
+  }
+  lpx_forward_layer_append(session->program, &session->shared->forward, &step);
+}
+
+/* The end of the chunk that begins at row `first`. Kept queries of a chunk must not wrap around their ring.
+ */
+static uint32_t chunk_end(const laprox_session *session, uint32_t first, uint32_t count,
+                          uint32_t first_kept_query) {
+  const uint32_t start = session->cache.n_tokens, window = session->info.window;
+  uint32_t end = count - first < session->info.chunk ? count : first + session->info.chunk;
+  const uint32_t wrap =
+      (first_kept_query + window - 1) / window * window; /* the only multiple among the kept */
+  if (start + first < wrap && wrap < start + end) end = wrap - start;
+  return end;
+}
+
+static laprox_result report_progress(const laprox_session *session, double fraction) {
+  const laprox_session_info *info = &session->info;
+  if (!info->progress || info->progress(info->progress_user, "prefill", fraction)) return LAPROX_OK;
+  return lpx_fail(&session->context->host, LAPROX_ERROR_CANCELLED, "the prefill was cancelled");
+}
+
+static laprox_buffer hidden_rows(const laprox_session *session, const lpx_buffer *hidden, uint32_t first,
+                                 uint32_t n_rows) {
+  const VkDeviceSize row_bytes = (VkDeviceSize)session->model->model_dim * sizeof(float);
+  return lpx_buffer_part(lpx_buffer_whole(hidden), first * row_bytes, n_rows * row_bytes);
+}
+
+static laprox_result read_layers(laprox_session *session, const uint32_t *tokens, uint32_t count,
+                                 const lpx_buffer *hidden) {
+  const uint32_t n_layers = session->model->shape.n_layers, window = session->info.window;
+  const uint32_t total = session->cache.n_tokens + count;
+  const uint32_t first_kept_query =
+      total - session->cache.n_tokens > window ? total - window : session->cache.n_tokens;
+  const lpx_forward *forward = &session->shared->forward;
+  laprox_result result = LAPROX_OK;
+  for (uint32_t l = 0; l < n_layers && !result; l++)
+    for (uint32_t first = 0, end; first < count && !result; first = end) {
+      end = chunk_end(session, first, count, first_kept_query);
+      const laprox_buffer rows = hidden_rows(session, hidden, first, end - first);
+      if (l == 0) lpx_forward_embed_append(session->program, forward, tokens + first, end - first, rows);
+      const bool kv_only = l + 1 == n_layers && end < count && !session->info.keep_logits;
+      append_layer(session, l, rows, first, end - first, first_kept_query, kv_only);
+      result = run_program(session);
+      if (!result) result = report_progress(session, ((double)l + (double)end / count) / n_layers);
+    }
+  return result;
+}
+
+/* Logits of hidden rows [first, first + n_rows) to host memory. */
+static laprox_result read_logits(laprox_session *session, laprox_buffer rows, uint32_t n_rows, float *to) {
+  const laprox_buffer logits = lpx_buffer_whole(&session->shared->logits);
+  lpx_forward_logits_append(session->program, &session->shared->forward, rows, n_rows, logits);
+  const laprox_result result = run_program(session);
+  if (result) return result;
+  return lpx_queue_download(session->device->queue, logits, to,
+                            (size_t)n_rows * session->model->n_vocab * sizeof(float));
+}
+
+static laprox_result read_prompt_logits(laprox_session *session, const lpx_buffer *hidden, uint32_t count) {
+  const laprox_host *host = &session->context->host;
+  const uint32_t n_vocab = session->model->n_vocab;
+  laprox_result result = LAPROX_OK;
+  if (session->info.keep_logits) {
+    lpx_release(host, session->prompt_logits);
+    session->n_prompt_logits = 0;
+    session->prompt_logits = lpx_allocate(host, (size_t)count * n_vocab, sizeof(float));
+    if (!session->prompt_logits) return lpx_fail_memory(host, "the prompt's logits");
+    session->n_prompt_logits = count;
+    for (uint32_t first = 0, n; first < count && !result; first += n) {
+      n = count - first < session->info.chunk ? count - first : session->info.chunk;
+      result = read_logits(session, hidden_rows(session, hidden, first, n), n,
+                           session->prompt_logits + (size_t)first * n_vocab);
+    }
+  }
+  if (!result) result = read_logits(session, hidden_rows(session, hidden, count - 1, 1), 1, session->logits);
+  return result;
+}
+
+laprox_result laprox_session_prefill(laprox_session *session, const uint32_t *tokens, size_t n) {
+  laprox_result result = check_tokens(session, tokens, n);
+  if (result) return result;
+  const uint32_t count = (uint32_t)n;
+  lpx_buffer hidden = {0};
+  session->has_logits = false;
+  result = lpx_cache_reserve(&session->cache, count, true);
+  if (!result)
+    result = lpx_buffer_init(session->context, LPX_MEMORY_DEVICE,
+                             (VkDeviceSize)count * session->model->model_dim * sizeof(float), "hidden states",
+                             &hidden);
+  if (!result) result = read_layers(session, tokens, count, &hidden);
+  if (!result) result = read_prompt_logits(session, &hidden, count);
+  lpx_program_reset(session->program);
+  lpx_buffer_finish(session->context, &hidden);
+  if (result) return result;
+  lpx_cache_advance(&session->cache, count);
+  session->has_logits = true;
+  return LAPROX_OK;
+}
+
+laprox_result laprox_session_decode(laprox_session *session, uint32_t token) {
+  laprox_result result = check_tokens(session, &token, 1);
+  if (!result) result = lpx_cache_reserve(&session->cache, 1, false);
+  if (result) return result;
+  const lpx_forward *forward = &session->shared->forward;
+  const laprox_buffer row = lpx_buffer_whole(&session->row),
+                      logits = lpx_buffer_whole(&session->shared->logits);
+  session->has_logits = false;
+  lpx_forward_embed_append(session->program, forward, &token, 1, row);
+  for (uint32_t l = 0; l < session->model->shape.n_layers; l++)
+    append_layer(session, l, row, 0, 1, session->cache.n_tokens, false);
+  lpx_forward_logits_append(session->program, forward, row, 1, logits);
+  result = run_program(session);
+  if (!result)
+    result = lpx_queue_download(session->device->queue, logits, session->logits,
+                                session->model->n_vocab * sizeof(float));
+  if (result) return result;
+  lpx_cache_advance(&session->cache, 1);
+  session->has_logits = true;
+  return LAPROX_OK;
+}
+
+const float *laprox_session_logits(const laprox_session *session) {
+  return session->has_logits ? session->logits : NULL;
+}
+
+const float *laprox_session_prompt_logits(const laprox_session *session, size_t *count) {
+  *count = session->n_prompt_logits;
+  return session->prompt_logits;
+}

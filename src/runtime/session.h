@@ -1,0 +1,37 @@
+/* session.h: a sequence from the inside. */
+#ifndef LPX_RUNTIME_SESSION_H
+#define LPX_RUNTIME_SESSION_H
+
+#include "runtime/cache.h"
+#include "runtime/forward.h"
+
+/* What a session shares with its forks: only one of them runs at a time. */
+typedef struct lpx_session_shared {
+  lpx_forward forward;
+  lpx_buffer logits;   /* rows of n_vocab */
+  lpx_buffer *factors; /* n_layers value factors of the last eviction's kind; NULL before */
+  laprox_gqa factors_gqa;
+  uint32_t n_sharing;
+} lpx_session_shared;
+
+struct laprox_session {
+  laprox_model *model;
+  laprox_device *device;
+  laprox_context *context;
+  laprox_session_info info; /* defaults filled in */
+  lpx_session_shared *shared;
+  lpx_program *program;
+  lpx_cache cache;
+  lpx_buffer *queries; /* n_layers rings of `window` rows: the query of position p stands in row p % window */
+  lpx_buffer row;      /* the hidden state of a decoded token */
+  bool has_logits;
+  float *logits;
+  float *prompt_logits;
+  size_t n_prompt_logits;
+};
+
+/* Releases an array of n_layers buffers; NULL is nothing. */
+void lpx_session_finish_array(laprox_session *session, lpx_buffer *buffers);
+uint64_t lpx_session_query_row_bytes(const laprox_session *session);
+
+#endif
