@@ -1,16 +1,19 @@
 // Attention of a chunk of query rows over one stretch of the cache, with online softmax: a workgroup takes QUERIES rows
-// of one query head and walks over the keys in tiles of 64. Scores live in registers, 8 x 4 (ROWS x 4) a thread;
-// probabilities pass through shared memory 16 keys at a time.
+// of one query head and walks over the keys in tiles of 64. Scores live in registers, ROWS x 4 a thread; probabilities
+// pass through shared memory.
 //
 // Over two stretches (ragged prefix, dense tail) the kernel runs twice: the first run leaves maximum and sum of every
 // row behind the output, the second one carries on from there.
 //
-// A variant takes head dimensions up to 64 x COLUMNS, ROWS x 16 x COLUMNS vec4 of output in registers.
+// A variant takes head dimensions up to 64 x COLUMNS, ROWS x COLUMNS vec4 of output in a thread's registers. Variants
+// DIRECT read queries, keys and values from their buffers, for processors that run shaders in software: see
+// matmul.comp.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
 #include "index.glsl"
-#include "dtype.glsl"
+#include "repeat.glsl"
+#include "weight.glsl"
 
 layout(constant_id = 0) const uint CACHE_TYPE = 2;
 layout(constant_id = 1) const uint HEAD_DIM = 64;
@@ -20,48 +23,106 @@ layout(push_constant) uniform Push {
   uint n_groups;
   uint first_group;
   uint n_rows;
-  uint n_heads;              // of the model
-  uint first_head;           // of this dispatch, a multiple of GROUP
-  uint head_rows;            // cache rows from one KV head to the next
-  uint first_entry;          // cache row of entry 0 of the dispatch's first KV head
-  uint n_visible;            // entries that row 0 sees
-  uint causal;               // row i sees i entries more
-  uint key_first, value_first; // elements
-  uint state_first;          // vec4s: (maximum, sum) of [n_rows, n_heads]
-  uint carry, keep;          // go on from a state, leave one
-  float scale;               // of the logits, times log2(e)
+  uint n_heads;                // of the model
+  uint first_head;             // of this dispatch, a multiple of GROUP
+  uint head_rows;              // cache rows from one KV head to the next
+  uint n_visible;              // entries that row 0 sees
+  uint causal;                 // row i sees i entries more
+  uint key_first, value_first; // elements: entry 0 of the dispatch's first KV head
+  uint state_first;            // vec4s: (maximum, sum) of [n_rows, n_heads]
+  uint carry, keep;            // go on from a state, leave one
+  float scale;                 // of the logits, times log2(e)
 } push;
 
 layout(binding = 0) readonly buffer Query { vec4 query[]; };
-layout(binding = 1) readonly buffer Key { uint key[]; };
-layout(binding = 2) readonly buffer Value { uint value[]; };
+layout(binding = 1) readonly buffer Key { uvec2 key[]; };
+layout(binding = 2) readonly buffer Value { uvec2 value[]; };
 layout(binding = 3) buffer Output { vec4 result[]; };
 
 #define QUERIES (8 * ROWS)
 #define KEYS    64
-#define STRIDE  5  // vec4s of a row of 16 floats: the fifth keeps threads off each other's banks
-#define SLICE   (COLUMNS < 2 ? 16 : 32) // vec4 columns of V that are in shared memory at once
 #define LOWEST  -1.0e38
+
+#if ROWS == 8
+#define REPEAT_ROWS REPEAT_8
+#define EACH_ROW    EACH_8
+#else
+#define REPEAT_ROWS REPEAT_4
+#define EACH_ROW    EACH_4
+#endif
+#if COLUMNS == 1
+#define EACH_COLUMN EACH_1
+#elif COLUMNS == 2
+#define EACH_COLUMN EACH_2
+#else
+#define EACH_COLUMN EACH_4
+#endif
 
 const uint QUADS = HEAD_DIM / 4;
 
+#ifdef DIRECT
+#define PARTS  1  // in which a tile's probabilities pass through shared memory
+#define STRIDE 16 // vec4s of a row of probabilities
+#else
+#define PARTS  4
+#define STRIDE 5 // one more than needed, so that neighbouring threads hit different banks
+#define SLICE  (COLUMNS < 2 ? 16 : 32) // vec4 columns of V that are in shared memory at once
 // Queries and keys of 16 dimensions, or values of 16 keys.
 shared vec4 tile[(QUERIES + KEYS) * STRIDE > 16 * SLICE ? (QUERIES + KEYS) * STRIDE : 16 * SLICE];
-// Row maxima and sums [16][QUERIES / 4], or probabilities of 16 keys.
-shared vec4 exchange[QUERIES * STRIDE];
+#endif
+// Row maxima and sums [16][QUERIES / 4], or probabilities [QUERIES][KEYS / PARTS].
+shared vec4 exchange[QUERIES * STRIDE > 4 * QUERIES ? QUERIES * STRIDE : 4 * QUERIES];
 
-float score[ROWS][4];
+vec4 score[ROWS]; // of four neighbouring keys
 vec4 sum[ROWS][COLUMNS];
-float row_max[ROWS], row_sum[ROWS];
+vec4 row_max[ROWS / 4], row_sum[ROWS / 4];
+uint tx, ty, row0, head, head_entry;
 
-void stage_queries_and_keys(uint row0, uint head, uint key0, uint limit, uint head_entry, uint quad0) {
+#define ROW(i) (row0 + ty + 8u * i)
+
+vec4 load_key(uint entry, uint quad) {
+  return LOAD_QUAD(key, CACHE_TYPE, push.key_first + ((head_entry + entry) * QUADS + quad) * 4u);
+}
+
+vec4 load_value(uint entry, uint quad) {
+  return LOAD_QUAD(value, CACHE_TYPE, push.value_first + ((head_entry + entry) * QUADS + quad) * 4u);
+}
+
+// ---- scores ----
+
+#define CLEAR_SCORE(i) score[i] = vec4(0.0);
+#define MULTIPLY(q, k, s) fma(q.x, k.x, fma(q.y, k.y, fma(q.z, k.z, fma(q.w, k.w, s))))
+#define ADD_SCORE(i)                                                                                                 \
+  {                                                                                                                  \
+    const vec4 q = LOAD_QUERY(i);                                                                                    \
+    score[i] = vec4(MULTIPLY(q, k0, score[i].x), MULTIPLY(q, k1, score[i].y), MULTIPLY(q, k2, score[i].z),           \
+                    MULTIPLY(q, k3, score[i].w));                                                                    \
+  }
+
+#ifdef DIRECT
+// Rows and keys beyond the last repeat it; the rows are not stored, the keys not seen.
+#define QUERY_FIRST(i) const uint first##i = (min(ROW(i), push.n_rows - 1u) * push.n_heads + head) * QUADS;
+#define LOAD_QUERY(i)  query[first##i + quad]
+
+void compute_scores(uint key0, uint limit) {
+  const uint last = limit - 1u, entry = key0 + tx * 4u;
+  REPEAT_ROWS(QUERY_FIRST)
+  for (uint quad = 0; quad < QUADS; quad++) {
+    const vec4 k0 = load_key(min(entry, last), quad), k1 = load_key(min(entry + 1u, last), quad);
+    const vec4 k2 = load_key(min(entry + 2u, last), quad), k3 = load_key(min(entry + 3u, last), quad);
+    REPEAT_ROWS(ADD_SCORE)
+  }
+}
+#else
+#define LOAD_QUERY(i) tile[(ty + 8u * i) * STRIDE + k]
+
+void stage_queries_and_keys(uint key0, uint limit, uint quad0) {
   const uint t = gl_LocalInvocationID.x;
   const uint quad = quad0 + (t & 3u);
   [[unroll]] for (uint i = 0; i < QUERIES / 32; i++) {
     const uint row = i * 32u + (t >> 2);
     vec4 q = vec4(0.0);
-    if (row0 + row < push.n_rows && quad < QUADS)
-      q = query[((row0 + row) * push.n_heads + head) * QUADS + quad] * push.scale;
+    if (row0 + row < push.n_rows && quad < QUADS) q = query[((row0 + row) * push.n_heads + head) * QUADS + quad];
     tile[row * STRIDE + (t & 3u)] = q;
   }
   [[unroll]] for (uint i = 0; i < KEYS / 32; i++) {
@@ -69,145 +130,207 @@ void stage_queries_and_keys(uint row0, uint head, uint key0, uint limit, uint he
     // A thread's four keys are neighbours; in shared memory they are 16 rows apart.
     const uint entry = key0 + (slot & 15u) * 4u + (slot >> 4);
     vec4 k = vec4(0.0);
-    if (entry < limit && quad < QUADS)
-      k = LOAD_VEC4(key, CACHE_TYPE, push.key_first + ((head_entry + entry) * QUADS + quad) * 4u);
+    if (entry < limit && quad < QUADS) k = load_key(entry, quad);
     tile[(QUERIES + slot) * STRIDE + (t & 3u)] = k;
   }
 }
 
-void compute_scores(uint tx, uint ty) {
-  [[dont_unroll]] for (uint k = 0; k < 4; k++) {
-    vec4 q[ROWS];
-    [[unroll]] for (uint i = 0; i < ROWS; i++) q[i] = tile[(ty + 8u * i) * STRIDE + k];
-    [[unroll]] for (uint j = 0; j < 4; j++) {
-      const vec4 b = tile[(QUERIES + 16u * j + tx) * STRIDE + k];
-      [[unroll]] for (uint i = 0; i < ROWS; i++)
-        score[i][j] = fma(q[i].x, b.x, fma(q[i].y, b.y, fma(q[i].z, b.z, fma(q[i].w, b.w, score[i][j]))));
+void compute_scores(uint key0, uint limit) {
+  [[dont_unroll]] for (uint quad0 = 0; quad0 < QUADS; quad0 += 4) {
+    barrier();
+    stage_queries_and_keys(key0, limit, quad0);
+    barrier();
+    [[dont_unroll]] for (uint k = 0; k < 4; k++) {
+      const uint at = (QUERIES + tx) * STRIDE + k;
+      const vec4 k0 = tile[at], k1 = tile[at + 16 * STRIDE];
+      const vec4 k2 = tile[at + 32 * STRIDE], k3 = tile[at + 48 * STRIDE];
+      REPEAT_ROWS(ADD_SCORE)
     }
   }
 }
+#endif
+
+// ---- softmax ----
+
+float largest(vec4 v) {
+  return max(max(v.x, v.y), max(v.z, v.w));
+}
+
+bvec4 seen(uint first, uint row) {
+  const uint n = push.n_visible + (push.causal != 0u ? row : 0u);
+  return lessThan(uvec4(first, first + 1u, first + 2u, first + 3u), uvec4(n));
+}
+
+#define FIND_MAX(i) top[i / 4][i % 4] = largest(mix(vec4(LOWEST), score[i] * push.scale, seen(first, ROW(i))));
+#define SCALE(i, n) sum[i][n] *= shrink[i / 4][i % 4];
+#define EXPONENTIATE(i)                                                                                              \
+  score[i] = mix(vec4(0.0), exp2(score[i] * push.scale - row_max[i / 4][i % 4]), seen(first, ROW(i)));               \
+  added[i / 4][i % 4] = score[i].x + score[i].y + score[i].z + score[i].w;                                           \
+  EACH_COLUMN(SCALE, i)
 
 // Scores to probabilities; brings maximum, sum and output of every row up to date.
-void update_softmax(uint tx, uint ty, uint row0, uint key0) {
-  uint n_seen[ROWS];
-  float largest[ROWS];
-  [[unroll]] for (uint i = 0; i < ROWS; i++) {
-    n_seen[i] = push.n_visible + (push.causal != 0u ? row0 + ty + 8u * i : 0u);
-    largest[i] = LOWEST;
-    [[unroll]] for (uint j = 0; j < 4; j++)
-      if (key0 + tx * 4u + j < n_seen[i]) largest[i] = max(largest[i], score[i][j]);
-  }
-  [[unroll]] for (uint i = 0; i < ROWS; i += 4)
-    exchange[tx * (QUERIES / 4) + ty * (ROWS / 4) + i / 4] =
-        vec4(largest[i], largest[i + 1], largest[i + 2], largest[i + 3]);
+void update_softmax(uint key0) {
+  const uint first = key0 + tx * 4u;
+  vec4 top[ROWS / 4], shrink[ROWS / 4], added[ROWS / 4];
+  REPEAT_ROWS(FIND_MAX)
+  const uint at = ty * (ROWS / 4);
+  exchange[tx * (QUERIES / 4) + at] = top[0];
+#if ROWS == 8
+  exchange[tx * (QUERIES / 4) + at + 1u] = top[1];
+#endif
   barrier();
-  [[unroll]] for (uint i = 0; i < ROWS; i += 4) {
-    vec4 all = vec4(LOWEST);
-    for (uint other = 0; other < 16; other++)
-      all = max(all, exchange[other * (QUERIES / 4) + ty * (ROWS / 4) + i / 4]);
-    [[unroll]] for (uint n = 0; n < 4; n++) largest[i + n] = max(row_max[i + n], all[n]);
+  for (uint other = 0; other < 16; other++) {
+    top[0] = max(top[0], exchange[other * (QUERIES / 4) + at]);
+#if ROWS == 8
+    top[1] = max(top[1], exchange[other * (QUERIES / 4) + at + 1u]);
+#endif
   }
-  [[unroll]] for (uint i = 0; i < ROWS; i++) {
-    const float shrink = exp2(row_max[i] - largest[i]);
-    row_max[i] = largest[i];
-    float added = 0.0;
-    [[unroll]] for (uint j = 0; j < 4; j++) {
-      const bool seen = key0 + tx * 4u + j < n_seen[i];
-      score[i][j] = seen ? exp2(score[i][j] - largest[i]) : 0.0;
-      added += score[i][j];
-    }
-    row_sum[i] = row_sum[i] * shrink + added;
-    [[unroll]] for (uint n = 0; n < COLUMNS; n++) sum[i][n] *= shrink;
-  }
+#define UPDATE(i)                                                                                                    \
+  top[i] = max(row_max[i], top[i]);                                                                                  \
+  shrink[i] = exp2(row_max[i] - top[i]);                                                                             \
+  row_max[i] = top[i];
+  UPDATE(0)
+#if ROWS == 8
+  UPDATE(1)
+#endif
+  REPEAT_ROWS(EXPONENTIATE)
+  row_sum[0] = row_sum[0] * shrink[0] + added[0];
+#if ROWS == 8
+  row_sum[1] = row_sum[1] * shrink[1] + added[1];
+#endif
 }
 
-void stage_values(uint key0, uint limit, uint head_entry, uint column0) {
+// ---- values ----
+
+#define STORE_PROBABILITY(i) exchange[(ty + 8u * i) * STRIDE + tx % (16 / PARTS)] = score[i];
+#define LOAD_PROBABILITY(i)  const vec4 p##i = exchange[(ty + 8u * i) * STRIDE + k];
+#define ADD_VALUE(n, i)                                                                                              \
+  sum[i][n] = fma(vec4(p##i.x), v0, fma(vec4(p##i.y), v1, fma(vec4(p##i.z), v2, fma(vec4(p##i.w), v3, sum[i][n]))));
+
+#ifdef DIRECT
+#define ADD_COLUMN(n)                                                                                                \
+  {                                                                                                                  \
+    const uint quad = min(n * 16u + tx, QUADS - 1u); /* columns beyond the last repeat it and are not stored */      \
+    const vec4 v0 = load_value(min(entry, last), quad), v1 = load_value(min(entry + 1u, last), quad);                \
+    const vec4 v2 = load_value(min(entry + 2u, last), quad), v3 = load_value(min(entry + 3u, last), quad);           \
+    EACH_ROW(ADD_VALUE, n)                                                                                           \
+  }
+
+void add_values(uint key0, uint limit) {
+  const uint last = limit - 1u;
+  barrier();
+  REPEAT_ROWS(STORE_PROBABILITY)
+  barrier();
+  [[dont_unroll]] for (uint k = 0; k < KEYS / 4; k++) {
+    const uint entry = key0 + k * 4u;
+    REPEAT_ROWS(LOAD_PROBABILITY)
+    ADD_COLUMN(0)
+#if COLUMNS > 1
+    ADD_COLUMN(1)
+#endif
+#if COLUMNS > 2
+    ADD_COLUMN(2)
+    ADD_COLUMN(3)
+#endif
+  }
+  barrier();
+}
+#else
+void stage_values(uint key0, uint limit, uint column0) {
   [[unroll]] for (uint i = 0; i < 16 * SLICE / LOCAL_SIZE; i++) {
     const uint at = i * LOCAL_SIZE + gl_LocalInvocationID.x;
     const uint entry = key0 + at / SLICE;
     const uint quad = column0 + at % SLICE;
     vec4 v = vec4(0.0); // never stale memory: zero times NaN is NaN
-    if (entry < limit && quad < QUADS)
-      v = LOAD_VEC4(value, CACHE_TYPE, push.value_first + ((head_entry + entry) * QUADS + quad) * 4u);
+    if (entry < limit && quad < QUADS) v = load_value(entry, quad);
     tile[at] = v;
   }
 }
 
-// Adds what 16 keys contribute to SLICE vec4 columns from the slice'th on.
-void accumulate(uint tx, uint ty, uint slice) {
-  [[dont_unroll]] for (uint k = 0; k < 4; k++) {
-    vec4 p[ROWS];
-    [[unroll]] for (uint i = 0; i < ROWS; i++) p[i] = exchange[(ty + 8u * i) * STRIDE + k];
-    [[unroll]] for (uint n = 0; n < SLICE / 16; n++) {
-      const uint at = k * 4u * SLICE + n * 16u + tx;
-      const vec4 v0 = tile[at], v1 = tile[at + SLICE], v2 = tile[at + 2 * SLICE], v3 = tile[at + 3 * SLICE];
-      [[unroll]] for (uint i = 0; i < ROWS; i++) {
-        const uint column = slice * (SLICE / 16) + n;
-        vec4 s = sum[i][column];
-        s = fma(vec4(p[i].x), v0, s);
-        s = fma(vec4(p[i].y), v1, s);
-        s = fma(vec4(p[i].z), v2, s);
-        sum[i][column] = fma(vec4(p[i].w), v3, s);
-      }
-    }
+// Columns n of V, found at place `slot` of the slice in shared memory.
+#define ADD_COLUMN(n, slot)                                                                                          \
+  {                                                                                                                  \
+    const uint at = k * 4u * SLICE + slot * 16u + tx;                                                                \
+    const vec4 v0 = tile[at], v1 = tile[at + SLICE], v2 = tile[at + 2 * SLICE], v3 = tile[at + 3 * SLICE];           \
+    EACH_ROW(ADD_VALUE, n)                                                                                           \
   }
-}
 
-void add_values(uint tx, uint ty, uint key0, uint limit, uint head_entry) {
-  for (uint part = 0; part < 4; part++) {
-    if (key0 + part * 16u >= limit) break;
+void add_values(uint key0, uint limit) {
+  [[dont_unroll]] for (uint part = 0; part < PARTS; part++) {
+    const uint first = key0 + part * 16u;
+    if (first >= limit) break;
     barrier();
-    if (tx >> 2 == part)
-      [[unroll]] for (uint i = 0; i < ROWS; i++)
-        exchange[(ty + 8u * i) * STRIDE + (tx & 3u)] = vec4(score[i][0], score[i][1], score[i][2], score[i][3]);
-    [[unroll]] for (uint slice = 0; slice < COLUMNS * 16 / SLICE; slice++) {
-      if (slice > 0) barrier();
-      stage_values(key0 + part * 16u, limit, head_entry, slice * SLICE);
-      barrier();
-      accumulate(tx, ty, slice);
+    if (tx / (16 / PARTS) == part) {
+      REPEAT_ROWS(STORE_PROBABILITY)
     }
+    stage_values(first, limit, 0);
+    barrier();
+    [[dont_unroll]] for (uint k = 0; k < 4; k++) {
+      REPEAT_ROWS(LOAD_PROBABILITY)
+      ADD_COLUMN(0, 0)
+#if COLUMNS > 1
+      ADD_COLUMN(1, 1)
+#endif
+    }
+#if COLUMNS > 2
+    barrier();
+    stage_values(first, limit, SLICE);
+    barrier();
+    [[dont_unroll]] for (uint k = 0; k < 4; k++) {
+      REPEAT_ROWS(LOAD_PROBABILITY)
+      ADD_COLUMN(2, 0)
+      ADD_COLUMN(3, 1)
+    }
+#endif
   }
 }
+#endif
 
-void begin(uint tx, uint ty, uint row0, uint head) {
-  [[unroll]] for (uint i = 0; i < ROWS; i++) {
-    row_max[i] = LOWEST;
-    row_sum[i] = 0.0;
-    [[unroll]] for (uint n = 0; n < COLUMNS; n++) sum[i][n] = vec4(0.0);
-    const uint row = row0 + ty + 8u * i;
-    if (push.carry != 0u && row < push.n_rows) {
-      const vec4 state = result[push.state_first + row * push.n_heads + head];
-      row_max[i] = state.x;
-      row_sum[i] = tx == 0u ? state.y : 0.0;
-      [[unroll]] for (uint n = 0; n < COLUMNS; n++)
-        if (n * 16u + tx < QUADS)
-          sum[i][n] = result[(row * push.n_heads + head) * QUADS + n * 16u + tx] * state.y;
-    }
-  }
-}
+// ---- rows ----
 
-void finish(uint tx, uint ty, uint row0, uint head) {
-  barrier();
-  [[unroll]] for (uint i = 0; i < ROWS; i += 4)
-    exchange[tx * (QUERIES / 4) + ty * (ROWS / 4) + i / 4] =
-        vec4(row_sum[i], row_sum[i + 1], row_sum[i + 2], row_sum[i + 3]);
-  barrier();
-  [[unroll]] for (uint i = 0; i < ROWS; i += 4) {
-    vec4 total = vec4(0.0);
-    for (uint other = 0; other < 16; other++)
-      total += exchange[other * (QUERIES / 4) + ty * (ROWS / 4) + i / 4];
-    [[unroll]] for (uint n = 0; n < 4; n++) row_sum[i + n] = total[n];
+#define CLEAR(i, n) sum[i][n] = vec4(0.0);
+#define CLEAR_ROW(i)                                                                                                 \
+  row_max[i / 4][i % 4] = LOWEST;                                                                                    \
+  row_sum[i / 4][i % 4] = 0.0;                                                                                       \
+  EACH_COLUMN(CLEAR, i)
+
+#define CARRY(i, n)                                                                                                  \
+  if (n * 16u + tx < QUADS) sum[i][n] = result[(ROW(i) * push.n_heads + head) * QUADS + n * 16u + tx] * state.y;
+#define CARRY_ROW(i)                                                                                                 \
+  if (ROW(i) < push.n_rows) {                                                                                        \
+    const vec4 state = result[push.state_first + ROW(i) * push.n_heads + head];                                      \
+    row_max[i / 4][i % 4] = state.x;                                                                                 \
+    row_sum[i / 4][i % 4] = tx == 0u ? state.y : 0.0;                                                                \
+    EACH_COLUMN(CARRY, i)                                                                                            \
   }
-  [[unroll]] for (uint i = 0; i < ROWS; i++) {
-    const uint row = row0 + ty + 8u * i;
-    const float factor = row_sum[i] > 0.0 ? 1.0 / row_sum[i] : 0.0;
-    if (row < push.n_rows) {
-      [[unroll]] for (uint n = 0; n < COLUMNS; n++)
-        if (n * 16u + tx < QUADS)
-          result[(row * push.n_heads + head) * QUADS + n * 16u + tx] = sum[i][n] * factor;
-      if (push.keep != 0u && tx == 0u)
-        result[push.state_first + row * push.n_heads + head] = vec4(row_max[i], row_sum[i], 0.0, 0.0);
-    }
+
+#define STORE(i, n)                                                                                                  \
+  if (n * 16u + tx < QUADS) result[(ROW(i) * push.n_heads + head) * QUADS + n * 16u + tx] = sum[i][n] * factor;
+#define STORE_ROW(i)                                                                                                 \
+  if (ROW(i) < push.n_rows) {                                                                                        \
+    const float total = row_sum[i / 4][i % 4];                                                                       \
+    const float factor = total > 0.0 ? 1.0 / total : 0.0;                                                            \
+    EACH_COLUMN(STORE, i)                                                                                            \
+    if (push.keep != 0u && tx == 0u)                                                                                 \
+      result[push.state_first + ROW(i) * push.n_heads + head] = vec4(row_max[i / 4][i % 4], total, 0.0, 0.0);        \
+  }
+
+// Adds the sums that a row's 16 threads have.
+void total_sums() {
+  const uint at = ty * (ROWS / 4);
+  barrier();
+  exchange[tx * (QUERIES / 4) + at] = row_sum[0];
+  row_sum[0] = vec4(0.0);
+#if ROWS == 8
+  exchange[tx * (QUERIES / 4) + at + 1u] = row_sum[1];
+  row_sum[1] = vec4(0.0);
+#endif
+  barrier();
+  for (uint other = 0; other < 16; other++) {
+    row_sum[0] += exchange[other * (QUERIES / 4) + at];
+#if ROWS == 8
+    row_sum[1] += exchange[other * (QUERIES / 4) + at + 1u];
+#endif
   }
 }
 
@@ -215,27 +338,24 @@ void main() {
   if (workgroup_index() >= push.n_groups) return;
   const uint group = push.first_group + workgroup_index();
   const uint n_tiles = (push.n_rows + QUERIES - 1) / QUERIES;
-  const uint row0 = group % n_tiles * QUERIES;
-  const uint kv_head = group / n_tiles / GROUP;
-  const uint head = push.first_head + group / n_tiles;
-  const uint head_entry = push.first_entry + kv_head * push.head_rows;
+  row0 = group % n_tiles * QUERIES;
+  head = push.first_head + group / n_tiles;
+  head_entry = group / n_tiles / GROUP * push.head_rows;
+  tx = gl_LocalInvocationID.x & 15u;
+  ty = gl_LocalInvocationID.x >> 4;
   const uint last_row = min(row0 + QUERIES, push.n_rows) - 1u;
   const uint limit = push.n_visible + (push.causal != 0u ? last_row : 0u);
-  const uint tx = gl_LocalInvocationID.x & 15u;
-  const uint ty = gl_LocalInvocationID.x >> 4;
 
-  begin(tx, ty, row0, head);
-  for (uint key0 = 0; key0 < limit; key0 += KEYS) {
-    [[unroll]] for (uint i = 0; i < ROWS; i++)
-      [[unroll]] for (uint j = 0; j < 4; j++) score[i][j] = 0.0;
-    [[dont_unroll]] for (uint quad0 = 0; quad0 < QUADS; quad0 += 4) {
-      barrier();
-      stage_queries_and_keys(row0, head, key0, limit, head_entry, quad0);
-      barrier();
-      compute_scores(tx, ty);
-    }
-    update_softmax(tx, ty, row0, key0);
-    add_values(tx, ty, key0, limit, head_entry);
+  REPEAT_ROWS(CLEAR_ROW)
+  if (push.carry != 0u) {
+    REPEAT_ROWS(CARRY_ROW)
   }
-  finish(tx, ty, row0, head);
+  for (uint key0 = 0; key0 < limit; key0 += KEYS) {
+    REPEAT_ROWS(CLEAR_SCORE)
+    compute_scores(key0, limit);
+    update_softmax(key0);
+    add_values(key0, limit);
+  }
+  total_sums();
+  REPEAT_ROWS(STORE_ROW)
 }

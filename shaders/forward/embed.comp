@@ -14,7 +14,7 @@ layout(push_constant) uniform Push {
 } push;
 
 layout(binding = 0) readonly buffer Ids { uint ids[]; };
-layout(binding = 1) readonly buffer Weight { uint weight[]; };
+layout(binding = 1) readonly buffer Weight { uvec2 weight[]; };
 layout(binding = 2) writeonly buffer Output { vec4 hidden[]; };
 
 #define WEIGHT_DATA weight

@@ -1,10 +1,14 @@
 // Y[rows, columns] (+)= X[rows, depth] W^T with W [columns, depth]: 64 x 128 outputs a workgroup, 8 x 8 a thread. Both
 // operands go through shared memory as f32; a row takes five vec4 there for four of data, so that neighbouring threads
 // hit different banks.
+//
+// Variant DIRECT reads both from their buffers: for processors that run shaders in software, where shared memory is
+// memory like any other and a barrier costs more than it saves.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
 #include "index.glsl"
+#include "repeat.glsl"
 
 layout(constant_id = 0) const uint WEIGHT_TYPE = 2;
 
@@ -17,7 +21,7 @@ layout(push_constant) uniform Push {
 } push;
 
 layout(binding = 0) readonly buffer Input { vec4 x[]; };
-layout(binding = 1) readonly buffer Weight { uint weight[]; };
+layout(binding = 1) readonly buffer Weight { uvec2 weight[]; };
 layout(binding = 2) buffer Output { float y[]; };
 
 #define WEIGHT_DATA weight
@@ -27,6 +31,7 @@ layout(binding = 2) buffer Output { float y[]; };
 #define TILE_COLUMNS 128
 #define STRIDE       5
 
+#ifndef DIRECT
 shared vec4 x_tile[TILE_ROWS * STRIDE];
 shared vec4 w_tile[TILE_COLUMNS * STRIDE];
 
@@ -48,6 +53,36 @@ void stage(uint row0, uint column0, uint quad0) {
     w_tile[column * STRIDE + (t & 3u)] = value;
   }
 }
+#endif
+
+#define CLEAR(i, j) sum[i][j] = 0.0;
+#define CLEAR_ROW(i) EACH_8(CLEAR, i)
+#ifdef DIRECT
+// Rows and columns beyond the last repeat it and are not stored.
+#define ROW(i) const uint x_first##i = min(row0 + ty + 8u * i, push.n_rows - 1u) * (push.depth >> 2);
+#define COLUMN(j) const uint w_first##j = min(column0 + tx + 16u * j, push.n_columns - 1u) * (push.depth >> 2);
+#define LOAD_X(i) x[x_first##i + k]
+#define LOAD_W(j) load_weight((w_first##j + k) * 4u)
+#else
+#define LOAD_X(i) x_tile[(ty + 8u * i) * STRIDE + k]
+#define LOAD_W(j) w_tile[(tx + 16u * j) * STRIDE + k]
+#endif
+#define LOAD(i) const vec4 a##i = LOAD_X(i);
+#define MULTIPLY(j, i)                                                                                               \
+  sum[i][j] = fma(a##i.x, b.x, fma(a##i.y, b.y, fma(a##i.z, b.z, fma(a##i.w, b.w, sum[i][j]))));
+#define MULTIPLY_COLUMN(j)                                                                                           \
+  {                                                                                                                  \
+    const vec4 b = LOAD_W(j);                                                                                          \
+    EACH_8(MULTIPLY, j)                                                                                              \
+  }
+#define STORE(i, j) store(row0 + ty + 8u * i, column0 + tx + 16u * j, sum[i][j]);
+#define STORE_ROW(i) EACH_8(STORE, i)
+
+void store(uint row, uint column, float value) {
+  if (row >= push.n_rows || column >= push.n_columns) return;
+  const uint at = push.output_first + row * push.output_stride + column;
+  y[at] = push.accumulate != 0u ? y[at] + value : value;
+}
 
 void main() {
   if (workgroup_index() >= push.n_groups) return;
@@ -58,31 +93,24 @@ void main() {
   const uint tx = gl_LocalInvocationID.x & 15u;
   const uint ty = gl_LocalInvocationID.x >> 4;
   float sum[8][8];
-  [[unroll]] for (int i = 0; i < 8; i++)
-    [[unroll]] for (int j = 0; j < 8; j++) sum[i][j] = 0.0;
-
+  REPEAT_8(CLEAR_ROW)
+#ifdef DIRECT
+  REPEAT_8(ROW)
+  REPEAT_8(COLUMN)
+  for (uint k = 0; k < push.depth >> 2; k++) {
+    REPEAT_8(LOAD)
+    REPEAT_8(MULTIPLY_COLUMN)
+  }
+#else
   for (uint quad0 = 0; quad0 < push.depth >> 2; quad0 += 4) {
     barrier();
     stage(row0, column0, quad0);
     barrier();
     [[dont_unroll]] for (uint k = 0; k < 4; k++) {
-      vec4 a[8];
-      [[unroll]] for (uint i = 0; i < 8; i++) a[i] = x_tile[(ty + 8u * i) * STRIDE + k];
-      [[unroll]] for (uint j = 0; j < 8; j++) {
-        const vec4 b = w_tile[(tx + 16u * j) * STRIDE + k];
-        [[unroll]] for (uint i = 0; i < 8; i++)
-          sum[i][j] = fma(a[i].x, b.x, fma(a[i].y, b.y, fma(a[i].z, b.z, fma(a[i].w, b.w, sum[i][j]))));
-      }
+      REPEAT_8(LOAD)
+      REPEAT_8(MULTIPLY_COLUMN)
     }
   }
-  [[unroll]] for (uint i = 0; i < 8; i++) {
-    const uint row = row0 + ty + 8u * i;
-    [[unroll]] for (uint j = 0; j < 8; j++) {
-      const uint column = column0 + tx + 16u * j;
-      if (row < push.n_rows && column < push.n_columns) {
-        const uint at = push.output_first + row * push.output_stride + column;
-        y[at] = push.accumulate != 0u ? y[at] + sum[i][j] : sum[i][j];
-      }
-    }
-  }
+#endif
+  REPEAT_8(STORE_ROW)
 }

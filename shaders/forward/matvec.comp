@@ -16,7 +16,7 @@ layout(push_constant) uniform Push {
 } push;
 
 layout(binding = 0) readonly buffer Input { vec4 x[]; };
-layout(binding = 1) readonly buffer Weight { uint weight[]; };
+layout(binding = 1) readonly buffer Weight { uvec2 weight[]; };
 layout(binding = 2) buffer Output { float y[]; };
 
 #define WEIGHT_DATA weight
@@ -24,8 +24,8 @@ layout(binding = 2) buffer Output { float y[]; };
 
 #define COLUMNS 16
 
-shared float partial[COLUMNS * 33];
-shared float eighths[COLUMNS * 8];
+shared vec4 partial[32 * 4]; // [lane][column / 4]
+shared vec4 eighths[8 * 4];
 
 void main() {
   if (workgroup_index() >= push.n_groups) return;
@@ -33,24 +33,29 @@ void main() {
   const uint t = gl_LocalInvocationID.x;
   const uint lane = t & 31u;
   const uint quads = push.depth >> 2;
-  const uint mine = (t >> 5) * 4u;
-  uint base[4];
+  const uint mine = column0 + (t >> 5) * 4u;
   // Columns beyond the last repeat it and are not written.
-  [[unroll]] for (uint j = 0; j < 4; j++) base[j] = min(column0 + mine + j, push.n_columns - 1u) * quads;
-  float sum[4] = float[4](0.0, 0.0, 0.0, 0.0);
+  const uvec4 base = min(uvec4(mine, mine + 1u, mine + 2u, mine + 3u), push.n_columns - 1u) * quads;
+  vec4 sum = vec4(0.0);
   for (uint quad = lane; quad < quads; quad += 32u) {
     const vec4 a = x[quad];
-    [[unroll]] for (uint j = 0; j < 4; j++) sum[j] += dot(a, load_weight((base[j] + quad) * 4u));
+    sum += vec4(dot(a, load_weight((base.x + quad) * 4u)), dot(a, load_weight((base.y + quad) * 4u)),
+                dot(a, load_weight((base.z + quad) * 4u)), dot(a, load_weight((base.w + quad) * 4u)));
   }
-  [[unroll]] for (uint j = 0; j < 4; j++) partial[(mine + j) * 33u + lane] = sum[j];
+  partial[lane * 4u + (t >> 5)] = sum;
   barrier();
-  const uint from = (t >> 3) * 33u + (t & 7u) * 4u;
-  eighths[t] = (partial[from] + partial[from + 1u]) + (partial[from + 2u] + partial[from + 3u]);
+  if (t < 32u) {
+    const uint from = (t >> 2) * 16u + (t & 3u);
+    eighths[t] = (partial[from] + partial[from + 4u]) + (partial[from + 8u] + partial[from + 12u]);
+  }
   barrier();
-  if (t < COLUMNS && column0 + t < push.n_columns) {
-    float total = 0.0;
-    for (uint i = 0; i < 8; i++) total += eighths[t * 8u + i];
-    const uint at = push.output_first + column0 + t;
-    y[at] = push.accumulate != 0u ? y[at] + total : total;
+  if (t < 4u) {
+    vec4 total = vec4(0.0);
+    for (uint i = 0; i < 8; i++) total += eighths[i * 4u + t];
+    for (uint j = 0; j < 4; j++)
+      if (column0 + t * 4u + j < push.n_columns) {
+        const uint at = push.output_first + column0 + t * 4u + j;
+        y[at] = push.accumulate != 0u ? y[at] + total[j] : total[j];
+      }
   }
 }
