@@ -181,6 +181,21 @@ static int tokenize(cli *c, const char *text, size_t n_bytes, uint32_t **tokens,
   return *tokens ? EXIT_DONE : fail_impossible("out of memory for %zu tokens", *count);
 }
 
+int cli_read_text(const char *path, char **text) {
+  size_t n_bytes = 0;
+  char *bytes = NULL;
+  *text = NULL;
+  int status = read_prompt_file(path, &bytes, &n_bytes);
+  if (status) return status;
+  *text = realloc(bytes, n_bytes + 1);
+  if (!*text) {
+    free(bytes);
+    return fail_impossible("out of memory for %s", path);
+  }
+  (*text)[n_bytes] = 0;
+  return EXIT_DONE;
+}
+
 int cli_read_prompt(cli *c, uint32_t **tokens, size_t *count) {
   const char *text = c->opt.prompt;
   char *from_file = NULL;

@@ -46,6 +46,8 @@ int cli_open_device(cli *c);
 int cli_load_model(cli *c);
 /* The prompt's tokens, by whichever option it was given, no more than the model reads; free() them. */
 int cli_read_prompt(cli *c, uint32_t **tokens, size_t *count);
+/* A text file as a string; free() it. */
+int cli_read_text(const char *path, char **text);
 /* Fails early on a policy that would fail after minutes of work. */
 int cli_check_policy(cli *c, uint32_t *window);
 int cli_check_budget(cli *c, uint32_t n_tokens);
@@ -62,5 +64,6 @@ int cmd_devices(cli *c);
 int cmd_run(cli *c);
 int cmd_capture(cli *c);
 int cmd_evict(cli *c);
+int cmd_eval(cli *c);
 
 #endif

@@ -40,7 +40,11 @@ static const subcommand subcommands[] = {
      "Lists the Vulkan devices, whether they can be used and, if not, why.",
      "  laprox devices\n"
      "  laprox devices --json\n"},
-    {.name = "eval"},
+    {COMMAND_EVAL, "eval", cmd_eval, "laprox eval MODEL.gguf --tasks TASKS.jsonl [options]",
+     "Answers every task under every policy and budget; each prompt is read once.",
+     "  laprox eval model.gguf --tasks needle_1024.jsonl\n"
+     "  laprox eval model.gguf --tasks needle_1024.jsonl --budgets 100%,5% --policies laprox,snapkv "
+     "--json\n"},
     {.name = "report"},
     {.name = "bench"},
 };

@@ -33,6 +33,10 @@ typedef enum option_id {
   OPTION_DUMP_LOGITS,
   OPTION_OUTPUT,
   OPTION_SCORES,
+  OPTION_TASKS,
+  OPTION_BUDGETS,
+  OPTION_POLICIES,
+  OPTION_LIMIT,
   OPTION_DEVICE,
   OPTION_JSON,
   OPTION_VALIDATE,
@@ -40,7 +44,7 @@ typedef enum option_id {
   OPTION_LATER /* promised, but not in this version */
 } option_id;
 
-enum { EVICTING = COMMAND_RUN | COMMAND_EVICT, PROMPTED = COMMAND_RUN | COMMAND_CAPTURE, ANY = 15 };
+enum { EVICTING = COMMAND_RUN | COMMAND_EVICT, PROMPTED = COMMAND_RUN | COMMAND_CAPTURE, ANY = 31 };
 
 #define POLICY(kind) (1u << LAPROX_POLICY_##kind)
 #define ALL_POLICIES UINT32_MAX
@@ -90,9 +94,14 @@ static const option_spec specs[] = {
     {OPTION_TOP_K, 0, "top-k", "N", COMMAND_RUN, 0, "draw from the N likeliest tokens; 0 = all [0]"},
     {OPTION_TOP_P, 0, "top-p", "P", COMMAND_RUN, 0,
      "draw from the likeliest tokens of this much probability [1]"},
-    {OPTION_KV, 0, "kv", "f16|f32", PROMPTED, 0, "element type of the KV cache [f16]"},
+    {OPTION_KV, 0, "kv", "f16|f32", PROMPTED | COMMAND_EVAL, 0, "element type of the KV cache [f16]"},
     {OPTION_DUMP_KEPT, 0, "dump-kept", "FILE", COMMAND_RUN, 0, "write the kept positions (safetensors)"},
     {OPTION_DUMP_LOGITS, 0, "dump-logits", "FILE", COMMAND_RUN, 0, "write the prompt's logits (safetensors)"},
+    {OPTION_TASKS, 0, "tasks", "FILE", COMMAND_EVAL, 0, "JSON lines with task, prompt and answer"},
+    {OPTION_BUDGETS, 0, "budgets", "100%,5%", COMMAND_EVAL, 0,
+     "budgets, as --budget of run takes them [100%,20%,10%,5%]"},
+    {OPTION_POLICIES, 0, "policies", "A,B", COMMAND_EVAL, 0, "policies [laprox,snapkv,streaming]"},
+    {OPTION_LIMIT, 0, "limit", "N", COMMAND_EVAL, 0, "prompts of each kind of task at most; 0 = all [0]"},
     {OPTION_SCORES, 0, "scores", NULL, COMMAND_EVICT, 0, "write the scores too"},
     {OPTION_DEVICE, 0, "device", "N|NAME", ANY & ~COMMAND_DEVICES, 0,
      "Vulkan device by number or part of its name; also LAPROX_DEVICE"},
@@ -257,6 +266,39 @@ static int need_text(const option_spec *spec, const char *text, const char **out
   return EXIT_DONE;
 }
 
+/* Calls `add` for each piece between commas. */
+static int need_list(const option_spec *spec, const char *text, options *out,
+                     int (*add)(const option_spec *, const char *, options *)) {
+  int status = EXIT_DONE;
+  while (!status) {
+    size_t n = strcspn(text, ",");
+    char piece[32];
+    if (n == 0 || n >= sizeof piece)
+      return fail_usage("--%s: \"%s\" is not a list such as %s", spec->name, text, spec->argument);
+    memcpy(piece, text, n);
+    piece[n] = 0;
+    status = add(spec, piece, out);
+    if (!text[n]) break;
+    text += n + 1;
+  }
+  return status;
+}
+
+static int add_budget(const option_spec *spec, const char *text, options *out) {
+  if (out->n_budgets == MAX_LISTED) return fail_usage("--%s: more than %d", spec->name, MAX_LISTED);
+  listed_budget *to = &out->budgets[out->n_budgets++];
+  snprintf(to->text, sizeof to->text, "%s", text);
+  return need_budget(text, &to->amount);
+}
+
+static int add_policy(const option_spec *spec, const char *text, options *out) {
+  int picked = 0;
+  if (out->n_policies == MAX_LISTED) return fail_usage("--%s: more than %d", spec->name, MAX_LISTED);
+  int status = need_word(spec, text, policy_words, &picked);
+  out->policies[out->n_policies++] = (laprox_policy_kind)picked;
+  return status;
+}
+
 /* ---- parsing ---- */
 
 static int set_policy_option(const option_spec *spec, const char *value, laprox_policy *policy) {
@@ -329,6 +371,16 @@ static int set_option(const option_spec *spec, const char *value, options *out) 
     status = need_word(spec, value, kv_words, &picked);
     out->kv_dtype = (laprox_dtype)picked;
     return status;
+  case OPTION_TASKS:
+    return need_text(spec, value, &out->tasks);
+  case OPTION_BUDGETS:
+    out->n_budgets = 0;
+    return need_list(spec, value, out, add_budget);
+  case OPTION_POLICIES:
+    out->n_policies = 0;
+    return need_list(spec, value, out, add_policy);
+  case OPTION_LIMIT:
+    return need_number(spec, value, 0, UINT32_MAX, &out->limit);
   case OPTION_SCORES:
     out->scores = true;
     return EXIT_DONE;
@@ -394,6 +446,7 @@ static int check_combinations(command which, options *o) {
                       n_prompts ? "several" : "none");
   if ((which & (COMMAND_CAPTURE | COMMAND_EVICT)) && !o->output)
     return fail_usage("where to? (--output FILE)");
+  if (which == COMMAND_EVAL && !o->tasks) return fail_usage("which tasks? (--tasks FILE)");
   bool keeps_all = o->policy.kind == LAPROX_POLICY_FULL;
   bool evicting = which == COMMAND_EVICT || (which == COMMAND_RUN && o->has_policy_options);
   if (evicting && !o->has_budget && !keeps_all) return fail_usage("how much is to be kept? (--budget 5%%)");
@@ -408,7 +461,14 @@ static int check_combinations(command which, options *o) {
 int options_parse(command which, int argc, char **argv, options *out) {
   getopt_tables tables;
   bool given[N_SPECS] = {false};
-  *out = (options){.n_predict = 64};
+  *out = (options){.n_predict = 64,
+                   .budgets = {{"100%", {.share = 1}},
+                               {"20%", {.share = 0.2}},
+                               {"10%", {.share = 0.1}},
+                               {"5%", {.share = 0.05}}},
+                   .n_budgets = 4,
+                   .policies = {LAPROX_POLICY_LAPROX, LAPROX_POLICY_SNAPKV, LAPROX_POLICY_STREAMING},
+                   .n_policies = 3};
   make_tables(which, &tables);
   opterr = 0;
   for (int c; (c = getopt_long(argc, argv, tables.shorts, tables.longs, NULL)) != -1;) {

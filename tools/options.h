@@ -12,8 +12,17 @@ typedef enum command {
   COMMAND_DEVICES = 1 << 0,
   COMMAND_RUN = 1 << 1,
   COMMAND_CAPTURE = 1 << 2,
-  COMMAND_EVICT = 1 << 3
+  COMMAND_EVICT = 1 << 3,
+  COMMAND_EVAL = 1 << 4
 } command;
+
+enum { MAX_LISTED = 16 };
+
+/* A budget, and how it was written. */
+typedef struct listed_budget {
+  char text[32];
+  laprox_budget amount;
+} listed_budget;
 
 typedef struct options {
   const char *input; /* the file that is not an option */
@@ -29,6 +38,13 @@ typedef struct options {
   laprox_sampler sampler;
   laprox_dtype kv_dtype;
   const char *stop, *dump_kept, *dump_logits;
+
+  const char *tasks;
+  listed_budget budgets[MAX_LISTED];
+  uint32_t n_budgets;
+  laprox_policy_kind policies[MAX_LISTED];
+  uint32_t n_policies;
+  uint32_t limit; /* prompts of a kind of task; 0: all */
 } options;
 
 /* argv[0] is the subcommand. Returns EXIT_DONE or, after one line on standard error, EXIT_USAGE. */
