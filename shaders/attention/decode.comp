@@ -3,9 +3,9 @@
 // entries, so that a cache that grows changes the last one only.
 #version 450
 #extension GL_GOOGLE_include_directive : require
-#extension GL_EXT_control_flow_attributes : require
 #include "index.glsl"
-#include "dtype.glsl"
+#include "repeat.glsl"
+#include "weight.glsl"
 
 layout(constant_id = 0) const uint CACHE_TYPE = 2;
 layout(constant_id = 1) const uint HEAD_DIM = 64;
@@ -23,22 +23,23 @@ layout(push_constant) uniform Push {
 } push;
 
 layout(binding = 0) readonly buffer Query { vec4 query[]; };
-layout(binding = 1) readonly buffer Key { uint key[]; };
-layout(binding = 2) readonly buffer Value { uint value[]; };
+layout(binding = 1) readonly buffer Key { uvec2 key[]; };
+layout(binding = 2) readonly buffer Value { uvec2 value[]; };
 layout(binding = 3) buffer Scratch { uvec4 scratch[]; };
 
 #define CHUNK  128
 #define BATCH  4 // query heads at a time
+#define SLICES 4 // threads that share four keys take every fourth vec4 of the head dimension
 #define LOWEST -1.0e38
 
 const uint QUADS = HEAD_DIM / 4;
-const uint LANES = GROUP < BATCH ? GROUP : BATCH;
-const uint SPLITS = LOCAL_SIZE / QUADS; // threads that share a column of V take every SPLITS'th entry
+const uint HEADS = GROUP < BATCH ? GROUP : BATCH;
+const uint SPLITS = LOCAL_SIZE / QUADS; // threads that share a column of V take every SPLITS'th four entries
 
 shared vec4 queries[BATCH * 64];
-shared float probability[BATCH * CHUNK];
-shared float reduction[BATCH * LOCAL_SIZE];
-shared vec4 partial[LOCAL_SIZE];
+shared vec4 partial[BATCH * LOCAL_SIZE];     // scores by slice, then values by split
+shared vec4 probability[BATCH * CHUNK / 4];
+shared vec4 sums[LOCAL_SIZE];                // maxima of four entries, then sums of probabilities by split
 
 uvec4 find_head(uint slot, out uint head) {
   uvec4 row = uvec4(0u);
@@ -52,86 +53,114 @@ uvec4 find_head(uint slot, out uint head) {
   return row;
 }
 
-// reduction[q][0] becomes the maximum or the sum over the threads, for each query head of the batch.
-void reduce(bool maximum) {
-  const uint t = gl_LocalInvocationID.x;
-  for (uint width = LOCAL_SIZE / 2; width > 0; width >>= 1) {
-    barrier();
-    if (t < width)
-      [[unroll]] for (uint q = 0; q < LANES; q++) {
-        const float a = reduction[q * LOCAL_SIZE + t], b = reduction[q * LOCAL_SIZE + t + width];
-        reduction[q * LOCAL_SIZE + t] = maximum ? max(a, b) : a + b;
-      }
+// Entries beyond the last repeat it; their probability is zero.
+#define LOAD_KEY(n)                                                                                                  \
+  const vec4 k##n =                                                                                                  \
+      LOAD_QUAD(key, CACHE_TYPE, push.key_first + ((first_entry + min(block * 4u + n, last)) * QUADS + c) * 4u);
+#define CLEAR_SCORE(q) vec4 score##q = vec4(0.0);
+#define ADD_SCORE(q)                                                                                                 \
+  if (q < HEADS) {                                                                                                   \
+    const vec4 a = queries[q * QUADS + c];                                                                           \
+    score##q += vec4(dot(a, k0), dot(a, k1), dot(a, k2), dot(a, k3));                                                \
   }
-  barrier();
+#define STORE_SCORE(q) if (q < HEADS) partial[(q * SLICES + slice) * (CHUNK / 4) + block] = score##q;
+
+void compute_scores(uint first_entry, uint last) {
+  const uint slice = gl_LocalInvocationID.x & 3u, block = gl_LocalInvocationID.x >> 2;
+  REPEAT_4(CLEAR_SCORE)
+  for (uint c = slice; c < QUADS; c += SLICES) {
+    REPEAT_4(LOAD_KEY)
+    REPEAT_4(ADD_SCORE)
+  }
+  REPEAT_4(STORE_SCORE)
 }
 
-void compute_scores(uint entry, bool seen, out float score[BATCH]) {
-  [[unroll]] for (uint q = 0; q < LANES; q++) score[q] = 0.0;
-  if (seen)
-    for (uint c = 0; c < QUADS; c++) {
-      const vec4 k = LOAD_VEC4(key, CACHE_TYPE, push.key_first + (entry * QUADS + c) * 4u);
-      [[unroll]] for (uint q = 0; q < LANES; q++) score[q] += dot(k, queries[q * QUADS + c]);
-    }
-}
-
-void add_values(uint first_entry, uint n_entries, uint slot, uint batch, uint n_batch) {
+// One thread has four entries of one query head. Returns the head's maximum.
+float exponentiate(uint n_entries) {
   const uint t = gl_LocalInvocationID.x;
-  const uint column = t % QUADS;
-  const uint split = t / QUADS;
-  vec4 sum[BATCH];
-  [[unroll]] for (uint q = 0; q < LANES; q++) sum[q] = vec4(0.0);
+  const uint head = t / (CHUNK / 4), block = t % (CHUNK / 4);
+  vec4 score = vec4(LOWEST);
+  const bvec4 seen = lessThan(uvec4(0u, 1u, 2u, 3u) + block * 4u, uvec4(n_entries));
+  if (head < HEADS) {
+    const uint at = head * SLICES * (CHUNK / 4) + block;
+    score = (partial[at] + partial[at + CHUNK / 4]) + (partial[at + CHUNK / 2] + partial[at + 3 * CHUNK / 4]);
+    score = mix(vec4(LOWEST), score, seen);
+  }
+  sums[t >> 2][t & 3u] = max(max(score.x, score.y), max(score.z, score.w));
+  barrier();
+  vec4 top = vec4(LOWEST);
+  for (uint i = 0; i < CHUNK / 16; i++) top = max(top, sums[head * (CHUNK / 16) + i]);
+  const float largest = max(max(top.x, top.y), max(top.z, top.w));
+  probability[t] = mix(vec4(0.0), exp2(score - largest), seen);
+  return largest;
+}
+
+#define LOAD_VALUE(n)                                                                                                \
+  const vec4 v##n =                                                                                                  \
+      LOAD_QUAD(value, CACHE_TYPE, push.value_first + ((first_entry + min(block * 4u + n, last)) * QUADS + c) * 4u);
+#define CLEAR_VALUE(q) vec4 sum##q = vec4(0.0);
+#define ADD_VALUE(q)                                                                                                 \
+  if (q < HEADS) {                                                                                                   \
+    const vec4 p = probability[q * (CHUNK / 4) + block];                                                             \
+    sum##q += p.x * v0 + p.y * v1 + p.z * v2 + p.w * v3;                                                             \
+    total[q] += p.x + p.y + p.z + p.w;                                                                               \
+  }
+#define STORE_VALUE(q) if (q < HEADS) partial[q * LOCAL_SIZE + t] = sum##q;
+
+void add_values(uint first_entry, uint last) {
+  const uint t = gl_LocalInvocationID.x;
+  const uint c = t % QUADS, split = t / QUADS;
+  REPEAT_4(CLEAR_VALUE)
+  vec4 total = vec4(0.0);
   if (split < SPLITS)
-    for (uint i = split; i < n_entries; i += SPLITS) {
-      const vec4 v = LOAD_VEC4(value, CACHE_TYPE, push.value_first + ((first_entry + i) * QUADS + column) * 4u);
-      [[unroll]] for (uint q = 0; q < LANES; q++) sum[q] += probability[q * CHUNK + i] * v;
+    for (uint block = split; block <= last / 4; block += SPLITS) {
+      REPEAT_4(LOAD_VALUE)
+      REPEAT_4(ADD_VALUE)
     }
-  [[unroll]] for (uint q = 0; q < LANES; q++) {
-    barrier();
-    partial[t] = sum[q];
-    barrier();
-    if (t < QUADS && q < n_batch) {
-      vec4 total = vec4(0.0);
-      for (uint i = 0; i < SPLITS; i++) total += partial[i * QUADS + t];
-      scratch[push.sum_first + (slot * GROUP + batch + q) * QUADS + t] = floatBitsToUint(total);
-    }
+  REPEAT_4(STORE_VALUE)
+  if (c == 0u && split < SPLITS) sums[split] = total;
+}
+
+// Adds what the splits have, in their order.
+void store(uint slot, uint batch, uint n_batch, float largest) {
+  const uint t = gl_LocalInvocationID.x;
+  for (uint i = t; i < n_batch * QUADS; i += LOCAL_SIZE) {
+    const uint from = i / QUADS * LOCAL_SIZE + i % QUADS;
+    vec4 sum = vec4(0.0);
+    for (uint split = 0; split < SPLITS; split++) sum += partial[from + split * QUADS];
+    scratch[push.sum_first + (slot * GROUP + batch) * QUADS + i] = floatBitsToUint(sum);
+  }
+  // The first thread of every head's in exponentiate knows its maximum.
+  const uint head = t / (CHUNK / 4);
+  if (t % (CHUNK / 4) == 0u && head < n_batch) {
+    float total = 0.0;
+    for (uint split = 0; split < SPLITS; split++) total += sums[split][head];
+    scratch[push.state_first + slot * GROUP + batch + head] =
+        uvec4(floatBitsToUint(largest), floatBitsToUint(total), 0u, 0u);
   }
 }
 
 void main() {
   if (workgroup_index() >= push.n_groups) return;
   const uint slot = push.first_slot + workgroup_index();
-  const uint t = gl_LocalInvocationID.x;
   uint head;
   const uvec4 row = find_head(slot, head);
   const uint begin = (slot - row.z) * CHUNK;
   const uint n_entries = min(row.y - begin, CHUNK);
   const uint first_entry = row.x - push.first_row + begin;
-  const bool seen = t < n_entries;
 
   for (uint batch = 0; batch < GROUP; batch += BATCH) {
-    const uint n_batch = min(GROUP - batch, LANES);
+    const uint n_batch = min(GROUP - batch, HEADS);
     barrier();
-    for (uint i = t; i < n_batch * QUADS; i += LOCAL_SIZE)
+    for (uint i = gl_LocalInvocationID.x; i < n_batch * QUADS; i += LOCAL_SIZE)
       queries[i] = query[(head * GROUP + batch) * QUADS + i] * push.scale;
     barrier();
-    float score[BATCH], largest[BATCH];
-    compute_scores(first_entry + t, seen, score);
-    [[unroll]] for (uint q = 0; q < LANES; q++) reduction[q * LOCAL_SIZE + t] = seen ? score[q] : LOWEST;
-    reduce(true);
-    [[unroll]] for (uint q = 0; q < LANES; q++) largest[q] = reduction[q * LOCAL_SIZE];
+    compute_scores(first_entry, n_entries - 1u);
     barrier();
-    [[unroll]] for (uint q = 0; q < LANES; q++) {
-      const float p = seen ? exp2(score[q] - largest[q]) : 0.0;
-      probability[q * CHUNK + t] = p;
-      reduction[q * LOCAL_SIZE + t] = p;
-    }
-    reduce(false);
-    if (t == 0u)
-      [[unroll]] for (uint q = 0; q < LANES; q++)
-        if (q < n_batch)
-          scratch[push.state_first + slot * GROUP + batch + q] =
-              uvec4(floatBitsToUint(largest[q]), floatBitsToUint(reduction[q * LOCAL_SIZE]), 0u, 0u);
-    add_values(first_entry, n_entries, slot, batch, n_batch);
+    const float largest = exponentiate(n_entries);
+    barrier();
+    add_values(first_entry, n_entries - 1u);
+    barrier();
+    store(slot, batch, n_batch, largest);
   }
 }

@@ -22,24 +22,8 @@ layout(binding = 1) writeonly buffer Output { vec4 result[]; };
 const uint QUADS = HEAD_DIM / 4;
 const uint SPLITS = LOCAL_SIZE / QUADS;
 
-shared float reduction[LOCAL_SIZE];
 shared vec4 partial[LOCAL_SIZE];
-
-uint n_first, first_slot, second_slot;
-
-uint slot_of(uint i) {
-  return i < n_first ? first_slot + i : second_slot + i - n_first;
-}
-
-void reduce(bool maximum) {
-  const uint t = gl_LocalInvocationID.x;
-  for (uint width = LOCAL_SIZE / 2; width > 0; width >>= 1) {
-    barrier();
-    if (t < width)
-      reduction[t] = maximum ? max(reduction[t], reduction[t + width]) : reduction[t] + reduction[t + width];
-  }
-  barrier();
-}
+shared vec4 states[LOCAL_SIZE]; // maximum, sum
 
 void main() {
   const uint head = workgroup_index();
@@ -47,39 +31,35 @@ void main() {
   const uint t = gl_LocalInvocationID.x;
   const uvec4 first = scratch[push.table_first + head / GROUP];
   const uvec4 second = scratch[push.second_table_first + head / GROUP];
-  n_first = (first.y + CHUNK - 1) / CHUNK;
-  first_slot = first.z;
-  second_slot = second.z;
+  const uint n_first = (first.y + CHUNK - 1) / CHUNK;
   const uint n_slots = n_first + (second.y + CHUNK - 1) / CHUNK;
-  const uint member = head % GROUP;
-
-  reduction[t] = LOWEST;
-  for (uint i = t; i < n_slots; i += LOCAL_SIZE)
-    reduction[t] = max(reduction[t], uintBitsToFloat(scratch[push.state_first + slot_of(i) * GROUP + member].x));
-  reduce(true);
-  const float largest = reduction[0];
-  barrier();
-  reduction[t] = 0.0;
-  for (uint i = t; i < n_slots; i += LOCAL_SIZE) {
-    const vec4 state = uintBitsToFloat(scratch[push.state_first + slot_of(i) * GROUP + member]);
-    reduction[t] += state.y * exp2(state.x - largest);
-  }
-  reduce(false);
-  const float factor = reduction[0] > 0.0 ? 1.0 / reduction[0] : 0.0;
-
-  vec4 sum = vec4(0.0);
   const uint column = t % QUADS;
+  float largest = LOWEST, total = 0.0;
+  vec4 sum = vec4(0.0);
   if (t / QUADS < SPLITS)
     for (uint i = t / QUADS; i < n_slots; i += SPLITS) {
-      const uint at = slot_of(i) * GROUP + member;
-      const float weight = exp2(uintBitsToFloat(scratch[push.state_first + at].x) - largest);
-      sum += weight * uintBitsToFloat(scratch[push.sum_first + at * QUADS + column]);
+      const uint slot = i < n_first ? first.z + i : second.z + i - n_first;
+      const uint at = slot * GROUP + head % GROUP;
+      const vec2 state = uintBitsToFloat(scratch[push.state_first + at].xy);
+      const float top = max(largest, state.x);
+      const float shrink = exp2(largest - top), weight = exp2(state.x - top);
+      total = total * shrink + state.y * weight;
+      sum = sum * shrink + uintBitsToFloat(scratch[push.sum_first + at * QUADS + column]) * weight;
+      largest = top;
     }
   partial[t] = sum;
+  states[t] = vec4(largest, total, 0.0, 0.0);
   barrier();
   if (t < QUADS) {
-    vec4 total = vec4(0.0);
-    for (uint i = 0; i < SPLITS; i++) total += partial[i * QUADS + t];
-    result[head * QUADS + t] = total * factor;
+    largest = LOWEST;
+    for (uint i = 0; i < SPLITS; i++) largest = max(largest, states[i * QUADS + t].x);
+    total = 0.0;
+    sum = vec4(0.0);
+    for (uint i = 0; i < SPLITS; i++) {
+      const float weight = exp2(states[i * QUADS + t].x - largest);
+      total += states[i * QUADS + t].y * weight;
+      sum += partial[i * QUADS + t] * weight;
+    }
+    result[head * QUADS + t] = total > 0.0 ? sum / total : vec4(0.0);
   }
 }

@@ -63,9 +63,11 @@ const uint QUADS = HEAD_DIM / 4;
 #ifdef DIRECT
 #define PARTS  1  // in which a tile's probabilities pass through shared memory
 #define STRIDE 16 // vec4s of a row of probabilities
+#define PLACE(i) (ty * ROWS + i) // a thread's rows among QUERIES: neighbours share pages and cache sets least
 #else
 #define PARTS  4
 #define STRIDE 5 // one more than needed, so that neighbouring threads hit different banks
+#define PLACE(i) (ty + 8u * i)
 #define SLICE  (COLUMNS < 2 ? 16 : 32) // vec4 columns of V that are in shared memory at once
 // Queries and keys of 16 dimensions, or values of 16 keys.
 shared vec4 tile[(QUERIES + KEYS) * STRIDE > 16 * SLICE ? (QUERIES + KEYS) * STRIDE : 16 * SLICE];
@@ -78,7 +80,7 @@ vec4 sum[ROWS][COLUMNS];
 vec4 row_max[ROWS / 4], row_sum[ROWS / 4];
 uint tx, ty, row0, head, head_entry;
 
-#define ROW(i) (row0 + ty + 8u * i)
+#define ROW(i) (row0 + PLACE(i))
 
 vec4 load_key(uint entry, uint quad) {
   return LOAD_QUAD(key, CACHE_TYPE, push.key_first + ((head_entry + entry) * QUADS + quad) * 4u);
@@ -114,7 +116,7 @@ void compute_scores(uint key0, uint limit) {
   }
 }
 #else
-#define LOAD_QUERY(i) tile[(ty + 8u * i) * STRIDE + k]
+#define LOAD_QUERY(i) tile[PLACE(i) * STRIDE + k]
 
 void stage_queries_and_keys(uint key0, uint limit, uint quad0) {
   const uint t = gl_LocalInvocationID.x;
@@ -202,8 +204,8 @@ void update_softmax(uint key0) {
 
 // ---- values ----
 
-#define STORE_PROBABILITY(i) exchange[(ty + 8u * i) * STRIDE + tx % (16 / PARTS)] = score[i];
-#define LOAD_PROBABILITY(i)  const vec4 p##i = exchange[(ty + 8u * i) * STRIDE + k];
+#define STORE_PROBABILITY(i) exchange[PLACE(i) * STRIDE + tx % (16 / PARTS)] = score[i];
+#define LOAD_PROBABILITY(i)  const vec4 p##i = exchange[PLACE(i) * STRIDE + k];
 #define ADD_VALUE(n, i)                                                                                              \
   sum[i][n] = fma(vec4(p##i.x), v0, fma(vec4(p##i.y), v1, fma(vec4(p##i.z), v2, fma(vec4(p##i.w), v3, sum[i][n]))));
 

@@ -58,13 +58,15 @@ void stage(uint row0, uint column0, uint quad0) {
 #define CLEAR(i, j) sum[i][j] = 0.0;
 #define CLEAR_ROW(i) EACH_8(CLEAR, i)
 #ifdef DIRECT
+#define ROW(i) (ty * 8u + i) // rows that are far apart fall into the same set of a processor's cache
 // Rows and columns beyond the last repeat it and are not stored.
-#define ROW(i) const uint x_first##i = min(row0 + ty + 8u * i, push.n_rows - 1u) * (push.depth >> 2);
-#define COLUMN(j) const uint w_first##j = min(column0 + tx + 16u * j, push.n_columns - 1u) * (push.depth >> 2);
+#define X_FIRST(i) const uint x_first##i = min(row0 + ROW(i), push.n_rows - 1u) * (push.depth >> 2);
+#define W_FIRST(j) const uint w_first##j = min(column0 + tx + 16u * j, push.n_columns - 1u) * (push.depth >> 2);
 #define LOAD_X(i) x[x_first##i + k]
 #define LOAD_W(j) load_weight((w_first##j + k) * 4u)
 #else
-#define LOAD_X(i) x_tile[(ty + 8u * i) * STRIDE + k]
+#define ROW(i) (ty + 8u * i)
+#define LOAD_X(i) x_tile[ROW(i) * STRIDE + k]
 #define LOAD_W(j) w_tile[(tx + 16u * j) * STRIDE + k]
 #endif
 #define LOAD(i) const vec4 a##i = LOAD_X(i);
@@ -75,7 +77,7 @@ void stage(uint row0, uint column0, uint quad0) {
     const vec4 b = LOAD_W(j);                                                                                          \
     EACH_8(MULTIPLY, j)                                                                                              \
   }
-#define STORE(i, j) store(row0 + ty + 8u * i, column0 + tx + 16u * j, sum[i][j]);
+#define STORE(i, j) store(row0 + ROW(i), column0 + tx + 16u * j, sum[i][j]);
 #define STORE_ROW(i) EACH_8(STORE, i)
 
 void store(uint row, uint column, float value) {
@@ -95,8 +97,8 @@ void main() {
   float sum[8][8];
   REPEAT_8(CLEAR_ROW)
 #ifdef DIRECT
-  REPEAT_8(ROW)
-  REPEAT_8(COLUMN)
+  REPEAT_8(X_FIRST)
+  REPEAT_8(W_FIRST)
   for (uint k = 0; k < push.depth >> 2; k++) {
     REPEAT_8(LOAD)
     REPEAT_8(MULTIPLY_COLUMN)

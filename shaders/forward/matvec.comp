@@ -1,11 +1,12 @@
-// y[columns] (+)= W x for a single row: 16 outputs a workgroup, 32 threads along the depth for 4 of them each. Partial
-// sums are added in a fixed order.
+// y[columns] (+)= W x for a single row: LANES threads along the depth share four outputs. Partial sums are added in a
+// fixed order.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
 #include "index.glsl"
 
 layout(constant_id = 0) const uint WEIGHT_TYPE = 2;
+layout(constant_id = 1) const uint LANES = 32; // a power of two, 4 … 32
 
 layout(push_constant) uniform Push {
   uint n_groups;
@@ -22,40 +23,36 @@ layout(binding = 2) buffer Output { float y[]; };
 #define WEIGHT_DATA weight
 #include "weight.glsl"
 
-#define COLUMNS 16
+const uint COLUMNS = LOCAL_SIZE / LANES * 4;
 
-shared vec4 partial[32 * 4]; // [lane][column / 4]
-shared vec4 eighths[8 * 4];
+shared vec4 partial[LOCAL_SIZE]; // [COLUMNS][LANES / 4]
 
 void main() {
   if (workgroup_index() >= push.n_groups) return;
   const uint column0 = (push.first_group + workgroup_index()) * COLUMNS;
   const uint t = gl_LocalInvocationID.x;
-  const uint lane = t & 31u;
+  const uint lane = t % LANES;
   const uint quads = push.depth >> 2;
-  const uint mine = column0 + (t >> 5) * 4u;
+  const uint mine = t / LANES * 4u;
   // Columns beyond the last repeat it and are not written.
-  const uvec4 base = min(uvec4(mine, mine + 1u, mine + 2u, mine + 3u), push.n_columns - 1u) * quads;
+  const uvec4 base = min(column0 + mine + uvec4(0u, 1u, 2u, 3u), push.n_columns - 1u) * quads;
   vec4 sum = vec4(0.0);
-  for (uint quad = lane; quad < quads; quad += 32u) {
+  for (uint quad = lane; quad < quads; quad += LANES) {
     const vec4 a = x[quad];
     sum += vec4(dot(a, load_weight((base.x + quad) * 4u)), dot(a, load_weight((base.y + quad) * 4u)),
                 dot(a, load_weight((base.z + quad) * 4u)), dot(a, load_weight((base.w + quad) * 4u)));
   }
-  partial[lane * 4u + (t >> 5)] = sum;
+  const uint at = mine * (LANES / 4) + lane / 4;
+  partial[at][lane & 3u] = sum.x;
+  partial[at + LANES / 4][lane & 3u] = sum.y;
+  partial[at + LANES / 2][lane & 3u] = sum.z;
+  partial[at + 3 * LANES / 4][lane & 3u] = sum.w;
   barrier();
-  if (t < 32u) {
-    const uint from = (t >> 2) * 16u + (t & 3u);
-    eighths[t] = (partial[from] + partial[from + 4u]) + (partial[from + 8u] + partial[from + 12u]);
-  }
-  barrier();
-  if (t < 4u) {
+  if (t < COLUMNS && column0 + t < push.n_columns) {
     vec4 total = vec4(0.0);
-    for (uint i = 0; i < 8; i++) total += eighths[i * 4u + t];
-    for (uint j = 0; j < 4; j++)
-      if (column0 + t * 4u + j < push.n_columns) {
-        const uint at = push.output_first + column0 + t * 4u + j;
-        y[at] = push.accumulate != 0u ? y[at] + total[j] : total[j];
-      }
+    for (uint i = 0; i < LANES / 4; i++) total += partial[t * (LANES / 4) + i];
+    const float all = (total.x + total.y) + (total.z + total.w);
+    const uint to = push.output_first + column0 + t;
+    y[to] = push.accumulate != 0u ? y[to] + all : all;
   }
 }

@@ -10,7 +10,8 @@
 
 #define TILE_ROWS      64 /* of matmul.comp */
 #define TILE_COLUMNS   128
-#define MATVEC_COLUMNS 16
+#define MATVEC_LANES   8 /* threads of matvec.comp that share outputs */
+#define MATVEC_COLUMNS (128 / MATVEC_LANES * 4)
 #define FEW_LANES      16 /* threads of a row of rmsnorm.comp where there are several rows */
 
 typedef struct embed_push {
@@ -48,11 +49,13 @@ laprox_result lpx_kernels_init(laprox_context *context, uint32_t dtypes, laprox_
   laprox_result result = LAPROX_OK;
   const char *matmul =
       context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU ? "matmul_direct" : "matmul";
+  const uint32_t lanes = MATVEC_LANES;
   for (uint32_t dtype = 1; dtype < LPX_N_DTYPES && !result; dtype++) {
     if (!(dtypes >> dtype & 1)) continue;
     result = lpx_pipeline_get(context, "embed", 3, &dtype, 1, &out->embed[dtype]);
     if (!result) result = lpx_pipeline_get(context, matmul, 3, &dtype, 1, &out->matmul[dtype]);
-    if (!result) result = lpx_pipeline_get(context, "matvec", 3, &dtype, 1, &out->matvec[dtype]);
+    if (!result)
+      result = lpx_pipeline_get(context, "matvec", 3, (uint32_t[]){dtype, lanes}, 2, &out->matvec[dtype]);
   }
   const uint32_t plain = LAPROX_DTYPE_F32, cache = (uint32_t)cache_dtype;
   const uint32_t few = FEW_LANES, all = 128;
