@@ -11,6 +11,7 @@ int main(int argc, char **argv) {
   FILE *file = argc == 3 ? fopen(argv[2], "rb") : NULL;
   if (!file) return (void)fprintf(stderr, "usage: minimal MODEL.gguf PROMPT.txt\n"), 2;
   size_t n_bytes = fread(prompt, 1, sizeof prompt, file), n_tokens = 0;
+  (void)fclose(file);
   laprox_instance *instance = NULL;
   laprox_device *device = NULL;
   laprox_model *model = NULL;
