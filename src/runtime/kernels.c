@@ -148,7 +148,8 @@ void lpx_matmul_append(lpx_program *program, const lpx_kernels *kernels, const l
   const laprox_context *context = kernels->context;
   const uint32_t most = rows_in_range(context, weight);
   /* A whole number of tiles keeps the input's parts aligned. */
-  const uint64_t fit = (context->max_range - context->range_alignment) / floats(TILE_ROWS, weight->n_rows);
+  const uint32_t widest = weight->n_rows > weight->n_columns ? weight->n_rows : weight->n_columns;
+  const uint64_t fit = (context->max_range - context->range_alignment) / floats(TILE_ROWS, widest);
   const uint64_t row_step = (fit ? fit : 1) * TILE_ROWS;
   for (uint64_t row = 0; row < n_rows; row += row_step) {
     const uint64_t rows = n_rows - row < row_step ? n_rows - row : row_step;
