@@ -81,6 +81,15 @@ typedef struct laprox_plan_info {
   uint32_t query_rows;        /**< rows of the query ring, >= window; 0 = window */
   uint32_t query_start;       /**< row of the window's first query; row (query_start + t) % query_rows holds query t */
   float scale;                /**< of the attention logits; 0 = 1 / sqrt(head_dim) */
+  /** Selecting while a model is still being read. Scores of a layer are normalised by that layer's own sum, so the best
+   *  of layers 0 … l are known once layer l is scored, and what is not among them never comes back: cutting after every
+   *  layer ends with exactly the set that one selection over all layers gives, and peaks at what is kept plus one full
+   *  layer. shape.n_layers counts the layers read so far; model_layers all that share the budget. */
+  uint32_t model_layers;     /**< 0 = shape.n_layers */
+  uint32_t first_layer;      /**< layers before it are not scored: the scores buffer holds their candidates' scores at
+                                  laprox_plan_score_offset, and -1.0f behind them, before the selection steps run */
+  const float *layer_scales; /**< of layers [0, first_layer): the scales of the results that scored them */
+  bool retain_scores;        /**< a last step packs the kept candidates' scores to the front of each head's */
   const uint32_t *head_sinks; /**< n_layers x n_kv_heads: leading entries that are protected as sinks in each head;
                                    NULL = the policy's sinks, for caches whose first entries are the first positions */
 } laprox_plan_info;
@@ -107,6 +116,9 @@ typedef struct laprox_requirements {
                                    no steps, and no buffer is needed */
 } laprox_requirements;
 LAPROX_API void laprox_plan_requirements(const laprox_plan *plan, laprox_requirements *out);
+
+/** Where the scores of a head's candidates begin in the scores buffer, in bytes. */
+LAPROX_API VkDeviceSize laprox_plan_score_offset(const laprox_plan *plan, uint32_t layer, uint32_t head);
 
 /** Byte offsets inside the result block. */
 typedef struct laprox_result_layout {
@@ -160,7 +172,8 @@ typedef struct laprox_compaction_info {
   laprox_layer_buffers source;  /**< query and factor are not used */
   laprox_buffer result;         /**< the result block, selection done */
   const uint32_t *cu_seqlens;   /**< the result's cu_seqlens, n_layers * n_kv_heads + 1, read back by the application */
-  laprox_buffer key, value;     /**< destinations: rows of the layer x head_dim elements */
+  bool in_place; /**< rows move to the front of their head's own rows in the source; for plans of one segment */
+  laprox_buffer key, value; /**< destinations otherwise: rows of the layer x head_dim elements */
 } laprox_compaction_info;
 typedef struct laprox_compaction laprox_compaction;
 LAPROX_API laprox_result laprox_compaction_create(const laprox_plan *plan, const laprox_compaction_info *info,

@@ -33,7 +33,7 @@ static VkDeviceSize segment_bytes(const laprox_plan *plan, uint32_t layer, uint3
 static laprox_result check_layer(const laprox_plan *plan, const laprox_requirements *needs, uint32_t layer,
                                  const laprox_layer_buffers *buffers) {
   laprox_result result = LAPROX_OK;
-  if (!lpx_plan_uses_attention(plan)) return result;
+  if (!lpx_plan_uses_attention(plan) || layer < plan->first_layer) return result;
   result = check_buffer(plan, "query", buffers->query, needs->query_bytes, needs->alignment);
   if (!result && needs->factor_bytes)
     result = check_buffer(plan, "factor", buffers->factor, needs->factor_bytes, needs->alignment);
@@ -74,6 +74,15 @@ static void append_tables(laprox_binding *binding) {
   lpx_program_fill(binding->program,
                    lpx_buffer_part(binding->result, 0, (VkDeviceSize)plan->result.heads * 4), 0);
   lpx_program_barrier(binding->program);
+  for (uint32_t layer = 0; layer < plan->first_layer; layer++) {
+    const VkDeviceSize inverse = (VkDeviceSize)(plan->state.inverses + layer) * 4;
+    const VkDeviceSize scale = (VkDeviceSize)(plan->result.counters + 2 * layer + 1) * 4;
+    lpx_program_update(binding->program, lpx_buffer_part(binding->state, inverse, 4),
+                       &plan->layer_scales[layer], 4);
+    lpx_program_update(binding->program, lpx_buffer_part(binding->result, scale, 4),
+                       &plan->layer_scales[layer], 4);
+  }
+  if (plan->first_layer) lpx_program_barrier(binding->program);
 }
 
 static void append_layer(laprox_binding *binding, uint32_t layer) {
@@ -115,10 +124,11 @@ static laprox_result build(laprox_binding *binding, const laprox_binding_info *i
   append_tables(binding);
   for (uint32_t layer = 0; layer < n_layers; layer++) {
     binding->layer_steps[layer] = layer ? lpx_program_n_steps(binding->program) : 0;
-    append_layer(binding, layer);
+    if (layer >= plan->first_layer) append_layer(binding, layer);
   }
   binding->layer_steps[n_layers] = lpx_program_n_steps(binding->program);
   lpx_select_append(binding);
+  if (plan->retain_scores) lpx_compact_append_scores(binding);
   return lpx_program_finish_building(binding->program);
 }
 

@@ -6,13 +6,79 @@ typedef struct compact_push {
   uint32_t source_row, source_residual, to_row, to_residual;
 } compact_push;
 
+typedef struct in_place_push {
+  uint32_t n_groups, heads, cu_seqlens, indices, first_head, first_row, residual;
+} in_place_push;
+
+typedef struct scores_push {
+  uint32_t n_groups, heads, cu_seqlens, indices, layer_block, window;
+} scores_push;
+
+static uint32_t row_words(const laprox_plan *plan) {
+  return plan->shape.head_dim / (plan->dtype == LAPROX_DTYPE_F32 ? 1 : 2);
+}
+
 laprox_result lpx_compact_init(laprox_plan *plan) {
-  const uint32_t row_words = plan->shape.head_dim / (plan->dtype == LAPROX_DTYPE_F32 ? 1 : 2);
-  return lpx_pipeline_get(plan->context, "compact", 3, &row_words, 1, &plan->compact);
+  const uint32_t words = row_words(plan);
+  laprox_context *context = plan->context;
+  laprox_result result = lpx_pipeline_get(context, "compact", 3, &words, 1, &plan->compact);
+  if (!result) result = lpx_pipeline_get(context, "compact_in_place", 2, &words, 1, &plan->compact_in_place);
+  if (!result && plan->retain_scores)
+    result = lpx_pipeline_get(context, "compact_scores", 2, NULL, 0, &plan->compact_scores);
+  return result;
+}
+
+void lpx_compact_append_scores(laprox_binding *binding) {
+  const laprox_plan *plan = binding->plan;
+  const VkDeviceSize block_bytes = BLOCK_ENTRIES * 4;
+  for (uint32_t layer = 0; layer < plan->shape.n_layers; layer++) {
+    const lpx_layer_items *items = &plan->layers[layer];
+    const uint32_t first = layer * plan->shape.n_kv_heads;
+    if (!items->n_blocks) continue;
+    scores_push push = {.heads = plan->result.heads + first * HEAD_WORDS,
+                        .cu_seqlens = plan->result.cu_seqlens + first,
+                        .indices = plan->result.indices,
+                        .layer_block = items->first_block,
+                        .window = plan->rules.window};
+    const laprox_buffer ranges[] = {
+        lpx_buffer_part(binding->scores, items->first_block * block_bytes, items->n_blocks * block_bytes),
+        binding->result};
+    lpx_program_dispatch(binding->program, &plan->compact_scores, ranges, &push, sizeof push,
+                         plan->shape.n_kv_heads, items->n_blocks * block_bytes);
+  }
+  lpx_program_barrier(binding->program);
+  lpx_program_mark_step(binding->program);
+}
+
+/* K or V of heads [head, end), which share a binding, to the front of each head's rows. */
+static void append_in_place(laprox_compaction *compaction, const laprox_compaction_info *info, uint32_t head,
+                            uint32_t end, laprox_buffer rows) {
+  const laprox_plan *plan = compaction->plan;
+  const uint32_t first = info->layer * plan->shape.n_kv_heads, slice_words = 16;
+  in_place_push push = {.heads = plan->result.heads + first * HEAD_WORDS,
+                        .cu_seqlens = plan->result.cu_seqlens + first,
+                        .indices = plan->result.indices,
+                        .first_head = head};
+  uint32_t residual = 0;
+  const laprox_buffer range =
+      lpx_head_group_range(plan, info->layer, 0, head, end, rows, &push.first_row, &residual);
+  push.residual = residual * (plan->dtype == LAPROX_DTYPE_F32 ? 4 : 2) / 4;
+  const laprox_buffer ranges[] = {range,
+                                  lpx_buffer_part(info->result, 0, (VkDeviceSize)plan->result.n_words * 4)};
+  lpx_program_dispatch(compaction->program, &plan->compact_in_place, ranges, &push, sizeof push,
+                       (uint64_t)(end - head) * ((row_words(plan) + slice_words - 1) / slice_words),
+                       range.size);
 }
 
 static VkDeviceSize row_bytes(const laprox_plan *plan) {
   return (VkDeviceSize)plan->shape.head_dim * (plan->dtype == LAPROX_DTYPE_F32 ? 4 : 2);
+}
+
+/* Fewer heads where what two segments keep of them would not fit one binding of the destination. */
+static uint32_t limit_end(const laprox_plan *plan, const uint32_t *cu_seqlens, uint32_t head, uint32_t end) {
+  const VkDeviceSize room = plan->context->max_range - plan->context->range_alignment;
+  while (end > head + 1 && (cu_seqlens[end] - cu_seqlens[head]) * row_bytes(plan) > room) end--;
+  return end;
 }
 
 /* Heads [head, end) of K or V from one segment. */
@@ -60,6 +126,10 @@ static laprox_result check_info(const laprox_plan *plan, const laprox_compaction
           host, LAPROX_ERROR_INVALID_ARGUMENT,
           "laprox_compaction_create: cu_seqlens of layer %u, KV head %u are %u, %u; %llu entries are kept",
           info->layer, head, cu_seqlens[head], cu_seqlens[head + 1], (unsigned long long)plan->n_kept);
+  if (info->in_place && plan->n_segments == 1) return LAPROX_OK;
+  if (info->in_place)
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
+                    "laprox_compaction_create: a cache of two segments can't be packed in place");
   const VkDeviceSize bytes = (cu_seqlens[plan->shape.n_kv_heads] - cu_seqlens[0]) * row_bytes(plan);
   if (info->key.size < bytes || info->value.size < bytes)
     return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
@@ -73,9 +143,16 @@ static laprox_result build(laprox_compaction *compaction, const laprox_compactio
   const laprox_plan *plan = compaction->plan;
   const laprox_result result = lpx_program_create(plan->context, "compaction", &compaction->program);
   if (result) return result;
+  const uint32_t *cu_seqlens = info->cu_seqlens + (size_t)info->layer * plan->shape.n_kv_heads;
   for (uint32_t s = 0; s < plan->n_segments; s++)
     for (uint32_t head = 0, end; head < plan->shape.n_kv_heads; head = end) {
       end = lpx_head_group_end(plan, info->layer, s, head);
+      if (info->in_place) {
+        append_in_place(compaction, info, head, end, info->source.key[s]);
+        append_in_place(compaction, info, head, end, info->source.value[s]);
+        continue;
+      }
+      end = limit_end(plan, cu_seqlens, head, end);
       append_heads(compaction, info, s, head, end, info->source.key[s], info->key);
       append_heads(compaction, info, s, head, end, info->source.value[s], info->value);
     }

@@ -43,6 +43,9 @@ struct laprox_plan {
   laprox_dtype dtype;
   uint32_t group;       /* query heads of a KV head */
   uint32_t n_heads_all; /* n_layers * n_kv_heads */
+  uint32_t model_layers, first_layer;
+  float *layer_scales; /* first_layer */
+  bool retain_scores;
   uint32_t n_segments;
   uint32_t query_rows, query_start;
   float scale;
@@ -65,7 +68,7 @@ struct laprox_plan {
 
   lpx_pipeline window_softmax, window_merge, attention_norm, attention_gram, value, synthetic, pool,
       layer_sum;
-  lpx_pipeline histogram, digit, count, ties, rows, emit, promote, protect, compact;
+  lpx_pipeline histogram, digit, count, ties, rows, emit, promote, protect, compact, compact_in_place, compact_scores;
 };
 
 struct laprox_binding {
@@ -112,5 +115,6 @@ laprox_result lpx_select_init(laprox_plan *plan);
 void lpx_select_append(laprox_binding *binding);
 
 laprox_result lpx_compact_init(laprox_plan *plan);
+void lpx_compact_append_scores(laprox_binding *binding);
 
 #endif

@@ -112,6 +112,15 @@ static void fill_runs(const laprox_plan *plan, lpx_selection *selection, const u
   }
 }
 
+/* Places that heads of layers still to come will fill in any case: their sinks and floors. They are as long
+   as the heads of the newest layer. */
+static uint64_t reserved_places(const laprox_plan *plan) {
+  const uint32_t *newest = plan->tables + (size_t)(plan->n_heads_all - 1) * HEAD_WORDS;
+  const uint32_t candidates = newest[HEAD_N_CANDIDATES], floor = plan->rules.floor;
+  const uint64_t heads = (uint64_t)(plan->model_layers - plan->shape.n_layers) * plan->shape.n_kv_heads;
+  return heads * (newest[HEAD_N_SINKS] + (floor < candidates ? floor : candidates));
+}
+
 /* The places of each problem: budget times heads, less what is protected, at most the candidates there are.
  */
 static laprox_result fill_problems(laprox_plan *plan, lpx_selection *selection, uint32_t heads_per_problem,
@@ -127,7 +136,11 @@ static laprox_result fill_problems(laprox_plan *plan, lpx_selection *selection, 
       candidates += row[HEAD_N_CANDIDATES];
       sinks += less_sinks ? row[HEAD_N_SINKS] : 0;
     }
-    const uint64_t places = (uint64_t)heads_per_problem * places_a_head;
+    uint64_t places = (uint64_t)heads_per_problem * places_a_head;
+    if (less_sinks && plan->rules.scope == LAPROX_SCOPE_GLOBAL) {
+      places = (uint64_t)plan->model_layers * plan->shape.n_kv_heads * places_a_head;
+      sinks += reserved_places(plan);
+    }
     const uint64_t left = places > sinks ? places - sinks : 0;
     selection->k[problem] = (uint32_t)(left < candidates ? left : candidates);
   }
@@ -206,9 +219,11 @@ static laprox_result size_work(laprox_plan *plan) {
   uint64_t words = 0, attention = 0, probabilities = 0;
   if (lpx_plan_uses_attention(plan))
     words = max_splits * plan->n_segments * plan->group * plan->rules.window * 2;
+  const uint64_t others = words + max_blocks * (BLOCK_ENTRIES + 1), most = plan->context->max_range / 4;
+  const uint64_t room = others > most ? 0 : most - others;
   if (lpx_plan_uses_values(plan)) {
     attention = tile_attention_words(plan), probabilities = tile_probability_words(plan);
-    uint64_t tiles = STRIP_BYTES / 4 / (attention + probabilities);
+    uint64_t tiles = (room < STRIP_BYTES / 4 ? room : STRIP_BYTES / 4) / (attention + probabilities);
     if (tiles > max_tiles) tiles = max_tiles;
     if (!tiles) tiles = 1;
     plan->strip_tiles = (uint32_t)tiles;
@@ -344,6 +359,24 @@ static laprox_result create_pipelines(laprox_plan *plan) {
   return result;
 }
 
+static laprox_result fill_running(laprox_plan *plan, const laprox_plan_info *info) {
+  const laprox_host *host = &plan->context->host;
+  plan->model_layers = info->model_layers ? info->model_layers : info->shape.n_layers;
+  plan->first_layer = info->first_layer;
+  plan->retain_scores = info->retain_scores;
+  if (plan->model_layers < info->shape.n_layers || plan->first_layer > info->shape.n_layers ||
+      (plan->first_layer && !info->layer_scales))
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
+                    "laprox_plan_info: %u layers of %u, the first %u scored before%s", info->shape.n_layers,
+                    plan->model_layers, plan->first_layer,
+                    info->layer_scales ? "" : ", without layer_scales");
+  if (!plan->first_layer) return LAPROX_OK;
+  plan->layer_scales = lpx_allocate(host, plan->first_layer, sizeof *plan->layer_scales);
+  if (!plan->layer_scales) return lpx_fail_memory(host, "a plan");
+  memcpy(plan->layer_scales, info->layer_scales, plan->first_layer * sizeof *plan->layer_scales);
+  return LAPROX_OK;
+}
+
 static laprox_result build(laprox_plan *plan, const laprox_plan_info *info) {
   laprox_context *context = plan->context;
   laprox_result result = lpx_rules_resolve(&context->host, &info->policy, &plan->rules);
@@ -352,6 +385,8 @@ static laprox_result build(laprox_plan *plan, const laprox_plan_info *info) {
   plan->shape = info->shape;
   plan->dtype = info->cache_dtype ? info->cache_dtype : LAPROX_DTYPE_F16;
   plan->group = info->shape.n_heads / info->shape.n_kv_heads;
+  result = fill_running(plan, info);
+  if (result) return result;
   plan->n_heads_all = info->shape.n_layers * info->shape.n_kv_heads;
   const laprox_segment *last = &info->segments[1];
   plan->n_segments = info->n_segments == 2 && !last->cu_seqlens && !last->n_entries ? 1 : info->n_segments;
@@ -387,6 +422,7 @@ void laprox_plan_destroy(laprox_plan *plan) {
   const laprox_host *host = &plan->context->host;
   lpx_release(host, plan->tables);
   lpx_release(host, plan->layers);
+  lpx_release(host, plan->layer_scales);
   lpx_release(host, plan->selection.k);
   lpx_release(host, plan->floor_selection.k);
   lpx_release(host, plan);
@@ -402,6 +438,10 @@ void laprox_plan_requirements(const laprox_plan *plan, laprox_requirements *out)
   if (lpx_plan_uses_values(plan))
     out->factor_bytes = laprox_value_factor_bytes(&plan->shape, plan->rules.gqa);
   out->n_kept = plan->n_kept;
+}
+
+VkDeviceSize laprox_plan_score_offset(const laprox_plan *plan, uint32_t layer, uint32_t head) {
+  return (VkDeviceSize)lpx_head_row(plan, layer, head)[HEAD_FIRST_BLOCK] * BLOCK_ENTRIES * 4;
 }
 
 void laprox_plan_result_layout(const laprox_plan *plan, laprox_result_layout *out) {

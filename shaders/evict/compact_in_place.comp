@@ -1,0 +1,55 @@
+#version 450
+#extension GL_GOOGLE_include_directive : require
+// Moves the kept rows of K or V of a layer to the front of their head's own rows. Kept rows ascend, so that a chunk of
+// rows only overwrites rows that it, or chunks before it, have read. One workgroup per head and 64 bytes of a row.
+#include "index.glsl"
+#include "../evict/layout.glsl"
+
+layout(constant_id = 0) const uint ROW_WORDS = 32;
+
+#define SLICE_WORDS 16
+#define LANES       (LOCAL_SIZE / SLICE_WORDS) // rows side by side
+#define ROWS_EACH   4
+
+layout(set = 0, binding = 0) coherent buffer Rows { uint rows[]; };
+layout(set = 0, binding = 1) readonly buffer Result { uint result[]; };
+
+layout(push_constant) uniform Push {
+  uint n_groups;
+  uint heads;      // word of the layer's head table in result[]
+  uint cu_seqlens; // word of the layer's
+  uint indices;
+  uint first_head;
+  uint first_row, residual; // row at which the binding begins, words before it
+} push;
+
+shared uint barrier_keeper; // some drivers drop the barrier of a shader without shared memory
+
+void main() {
+  if (workgroup_index() >= push.n_groups) return;
+  const uint n_slices = (ROW_WORDS + SLICE_WORDS - 1) / SLICE_WORDS;
+  const uint head = push.first_head + workgroup_index() / n_slices;
+  const uint word = workgroup_index() % n_slices * SLICE_WORDS + gl_LocalInvocationIndex % SLICE_WORDS;
+  const uint lane = gl_LocalInvocationIndex / SLICE_WORDS;
+  const uint list = push.indices + result[push.cu_seqlens + head];
+  const uint n_kept = result[push.cu_seqlens + head + 1] - result[push.cu_seqlens + head];
+  const uint base =
+      push.residual + (result[push.heads + head * HEAD_WORDS + HEAD_ROW] - push.first_row) * ROW_WORDS + word;
+  if (gl_LocalInvocationIndex == 0) barrier_keeper = n_kept;
+  barrier();
+  for (uint first = 0; first < barrier_keeper; first += LANES * ROWS_EACH) {
+    uint held[ROWS_EACH];
+    for (uint i = 0; i < ROWS_EACH; i++) {
+      const uint row = first + lane + i * LANES;
+      if (row < n_kept && word < ROW_WORDS) held[i] = rows[base + result[list + row] * ROW_WORDS];
+    }
+    memoryBarrierBuffer();
+    barrier();
+    for (uint i = 0; i < ROWS_EACH; i++) {
+      const uint row = first + lane + i * LANES;
+      if (row < n_kept && word < ROW_WORDS) rows[base + row * ROW_WORDS] = held[i];
+    }
+    memoryBarrierBuffer();
+    barrier();
+  }
+}
