@@ -145,6 +145,8 @@ static laprox_result grow_layer(lpx_cache *cache, lpx_cache_layer *layer, uint32
   if (!result) result = lpx_program_finish_building(program);
   if (!result) result = lpx_queue_run(cache->device->queue, program, NULL);
   lpx_program_destroy(program);
+  const uint64_t bytes = cache->bytes + key.allocated + value.allocated;
+  if (bytes > cache->peak_bytes) cache->peak_bytes = bytes;
   if (result) {
     lpx_buffer_finish(context, &key);
     lpx_buffer_finish(context, &value);
@@ -159,20 +161,30 @@ static laprox_result grow_layer(lpx_cache *cache, lpx_cache_layer *layer, uint32
   return LAPROX_OK;
 }
 
+/* A growth that failed leaves some layers with more room than others; the next one makes them equal again,
+ * because segments have one distance from head to head. */
 laprox_result lpx_cache_reserve(lpx_cache *cache, uint32_t n_more, bool exact) {
-  const lpx_cache_layer *first = &cache->layers[0];
-  const uint64_t least = (uint64_t)cache->n_tail + n_more;
-  const bool full = cache->n_tail && cache->n_tail == first->tail_capacity;
-  if (least > first->tail_capacity && full && !first->prefix_key.buffer) turn_tail_into_prefix(cache);
+  uint32_t least = UINT32_MAX, most = 0;
+  for (uint32_t l = 0; l < cache->shape.n_layers; l++) {
+    const uint32_t here = cache->layers[l].tail_capacity;
+    if (here < least) least = here;
+    if (here > most) most = here;
+  }
+  if (least == most && n_more <= least - cache->n_tail) return LAPROX_OK;
+  if (cache->n_tail && cache->n_tail == most && !cache->layers[0].prefix_key.buffer) {
+    turn_tail_into_prefix(cache);
+    most = 0;
+  }
   const uint32_t step = cache->n_tail / 4 > TAIL_STEP ? cache->n_tail / 4 : TAIL_STEP;
   uint64_t capacity = (uint64_t)cache->n_tail + n_more;
   if (!exact && n_more < step) capacity = (uint64_t)cache->n_tail + step;
+  if (capacity < most) capacity = most;
   if (capacity > INT32_MAX)
     return lpx_fail(&cache->device->context->host, LAPROX_ERROR_UNSUPPORTED, "a cache of %llu entries a head",
                     (unsigned long long)capacity);
   laprox_result result = LAPROX_OK;
   for (uint32_t l = 0; l < cache->shape.n_layers && !result; l++)
-    if (cache->layers[l].tail_capacity < cache->n_tail + n_more)
+    if (cache->layers[l].tail_capacity != capacity)
       result = grow_layer(cache, &cache->layers[l], (uint32_t)capacity);
   return result;
 }

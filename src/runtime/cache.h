@@ -36,7 +36,7 @@ void lpx_cache_finish(lpx_cache *cache);
 laprox_result lpx_cache_copy(const lpx_cache *from, lpx_cache *out);
 
 /* Makes room for n_more entries behind the tail. `exact`: no room beyond; otherwise a little, for single
- * tokens. */
+ * tokens. Afterwards all layers have the same tail_capacity; after a failure they may differ. */
 laprox_result lpx_cache_reserve(lpx_cache *cache, uint32_t n_more, bool exact);
 /* Counts n more entries and tokens, which have been written behind the tail. */
 void lpx_cache_advance(lpx_cache *cache, uint32_t n);

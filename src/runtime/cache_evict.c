@@ -103,6 +103,7 @@ static laprox_result make_plan(eviction_run *run) {
   if (eviction->queries)
     info.query_start = (eviction->query_end + eviction->query_rows - rules.window) % eviction->query_rows;
   result = check_window(cache, &rules);
+  if (!result) result = lpx_cache_reserve(run->cache, 0, true);
   if (!result) result = describe(run, &rules, &info);
   info.head_sinks = run->head_sinks;
   if (!result) result = laprox_plan_create(run->context, &info, &run->plan);
@@ -301,15 +302,20 @@ laprox_result lpx_cache_evict(lpx_cache *cache, const lpx_cache_eviction *evicti
   *out = (laprox_eviction){.bytes_before = data_bytes(cache)};
   if (eviction->scores) *eviction->scores = NULL;
   laprox_result result = make_plan(&run);
-  if (!result && run.needs.budget == UINT32_MAX) {
-    out->budget = cache->n_tokens;
-    out->kept = count_entries(cache);
+  const uint64_t n_entries = count_entries(cache);
+  if (!result && (run.needs.budget == UINT32_MAX || run.needs.n_kept == n_entries)) {
+    out->budget = run.needs.budget == UINT32_MAX ? cache->n_tokens : run.needs.budget;
+    out->kept = n_entries;
   } else if (!result) {
     result = make_binding(&run);
     if (!result) result = score_and_select(&run, out);
     if (!result && eviction->scores) result = read_scores(&run);
     if (!result) report(&run, out);
     if (!result) result = compact(&run, out);
+  }
+  if (result && eviction->scores) {
+    lpx_release(&run.context->host, *eviction->scores);
+    *eviction->scores = NULL;
   }
   out->bytes_after = data_bytes(cache);
   finish(&run);
