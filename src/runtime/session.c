@@ -126,7 +126,9 @@ static laprox_result copy_state(const laprox_session *from, laprox_session *to) 
     lpx_program_copy(program, lpx_buffer_whole(&from->queries[l]), lpx_buffer_whole(&to->queries[l]));
   laprox_result result = lpx_program_finish_building(program);
   if (!result) result = lpx_queue_run(to->device->queue, program, NULL);
+  lpx_program_reset(program);
   if (result) return result;
+  to->first_query = from->first_query;
   to->has_logits = from->has_logits;
   memcpy(to->logits, from->logits, from->model->n_vocab * sizeof *to->logits);
   return lpx_cache_copy(&from->cache, &to->cache);
@@ -198,6 +200,23 @@ static void append_layer(laprox_session *session, uint32_t layer, laprox_buffer 
   lpx_forward_layer_append(session->program, &session->shared->forward, &step);
 }
 
+/* Reading that failed may have written queries of tokens that never counted over those of tokens that do. */
+static void lose_queries(laprox_session *session, uint32_t count) {
+  const uint32_t n_tokens = session->cache.n_tokens, window = session->info.window;
+  const uint32_t lost = count < window ? count : window;
+  if (n_tokens + lost > session->first_query + window) session->first_query = n_tokens + lost - window;
+}
+
+laprox_result lpx_session_check_queries(const laprox_session *session, uint32_t window) {
+  const uint32_t n_tokens = session->cache.n_tokens;
+  if (n_tokens <= window || n_tokens - window >= session->first_query) return LAPROX_OK;
+  return lpx_fail(
+      &session->context->host, LAPROX_ERROR_INVALID_ARGUMENT,
+      "the queries of the last %u tokens are lost, because reading after them failed: %u tokens more must "
+      "be read first",
+      window, session->first_query + window - n_tokens);
+}
+
 /* The end of the chunk that begins at row `first`. Kept queries of a chunk must not wrap around their ring.
  */
 static uint32_t chunk_end(const laprox_session *session, uint32_t first, uint32_t count,
@@ -262,12 +281,12 @@ static laprox_result read_prompt_logits(laprox_session *session, const lpx_buffe
     session->n_prompt_logits = 0;
     session->prompt_logits = lpx_allocate(host, (size_t)count * n_vocab, sizeof(float));
     if (!session->prompt_logits) return lpx_fail_memory(host, "the prompt's logits");
-    session->n_prompt_logits = count;
     for (uint32_t first = 0, n; first < count && !result; first += n) {
       n = count - first < session->info.chunk ? count - first : session->info.chunk;
       result = read_logits(session, hidden_rows(session, hidden, first, n), n,
                            session->prompt_logits + (size_t)first * n_vocab);
     }
+    if (!result) session->n_prompt_logits = count;
   }
   if (!result) result = read_logits(session, hidden_rows(session, hidden, count - 1, 1), 1, session->logits);
   return result;
@@ -284,8 +303,11 @@ laprox_result laprox_session_prefill(laprox_session *session, const uint32_t *to
     result = lpx_buffer_init(session->context, LPX_MEMORY_DEVICE,
                              (VkDeviceSize)count * session->model->model_dim * sizeof(float), "hidden states",
                              &hidden);
-  if (!result) result = read_layers(session, tokens, count, &hidden);
-  if (!result) result = read_prompt_logits(session, &hidden, count);
+  if (!result) {
+    result = read_layers(session, tokens, count, &hidden);
+    if (!result) result = read_prompt_logits(session, &hidden, count);
+    if (result) lose_queries(session, count);
+  }
   lpx_program_reset(session->program);
   lpx_buffer_finish(session->context, &hidden);
   if (result) return result;
@@ -310,7 +332,10 @@ laprox_result laprox_session_decode(laprox_session *session, uint32_t token) {
   if (!result)
     result = lpx_queue_download(session->device->queue, logits, session->logits,
                                 session->model->n_vocab * sizeof(float));
-  if (result) return result;
+  if (result) {
+    lose_queries(session, 1);
+    return result;
+  }
   lpx_cache_advance(&session->cache, 1);
   session->has_logits = true;
   return LAPROX_OK;

@@ -23,7 +23,8 @@ struct laprox_session {
   lpx_program *program;
   lpx_cache cache;
   lpx_buffer *queries; /* n_layers rings of `window` rows: the query of position p stands in row p % window */
-  lpx_buffer row;      /* the hidden state of a decoded token */
+  uint32_t first_query; /* the first position whose query the rings may still hold */
+  lpx_buffer row;       /* the hidden state of a decoded token */
   bool has_logits;
   float *logits;
   float *prompt_logits;
@@ -33,5 +34,7 @@ struct laprox_session {
 /* Releases an array of n_layers buffers; NULL is nothing. */
 void lpx_session_finish_array(laprox_session *session, lpx_buffer *buffers);
 uint64_t lpx_session_query_row_bytes(const laprox_session *session);
+/* Fails where the rings do not hold the queries of the last `window` tokens. */
+laprox_result lpx_session_check_queries(const laprox_session *session, uint32_t window);
 
 #endif

@@ -39,6 +39,8 @@ laprox_result laprox_session_evict(laprox_session *session, const laprox_policy 
   laprox_eviction unwanted;
   lpx_rules rules;
   laprox_result result = lpx_rules_resolve(&session->context->host, policy, &rules);
+  if (!result && (rules.kind == LAPROX_POLICY_LAPROX || rules.kind == LAPROX_POLICY_SNAPKV))
+    result = lpx_session_check_queries(session, rules.window);
   if (!result && rules.kind == LAPROX_POLICY_LAPROX) result = prepare_factors(session, rules.gqa);
   if (result) return result;
   const lpx_cache_eviction eviction = {.policy = policy,

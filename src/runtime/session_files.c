@@ -105,7 +105,7 @@ static laprox_result check_capture(const laprox_session *session) {
   for (uint32_t l = 0; l < session->cache.shape.n_layers; l++)
     if (session->cache.layers[l].positions)
       return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "a capture of a cache that has been evicted");
-  return LAPROX_OK;
+  return lpx_session_check_queries(session, capture_window(session));
 }
 
 laprox_result laprox_session_capture(const laprox_session *session, const char *path) {
@@ -142,8 +142,9 @@ laprox_result laprox_session_dump_kept(const laprox_session *session, const char
 /* ---- logits ---- */
 
 laprox_result laprox_session_dump_logits(const laprox_session *session, const char *path) {
-  const float *logits = session->prompt_logits ? session->prompt_logits : session->logits;
-  const uint64_t dims[] = {session->prompt_logits ? session->n_prompt_logits : 1, session->model->n_vocab};
+  const bool all = session->n_prompt_logits;
+  const float *logits = all ? session->prompt_logits : session->logits;
+  const uint64_t dims[] = {all ? session->n_prompt_logits : 1, session->model->n_vocab};
   if (!session->has_logits)
     return lpx_fail(&session->context->host, LAPROX_ERROR_INVALID_ARGUMENT,
                     "logits of a session that has read nothing");
