@@ -54,14 +54,15 @@ static void append_items(laprox_binding *binding, const lpx_pipeline *pipeline, 
                          uint64_t item_cost) {
   const laprox_plan *plan = binding->plan;
   const laprox_layer_buffers *buffers = &binding->layers[layer];
-  if (begin >= end || !buffers->key[push->segment].buffer) return;
-  const laprox_buffer key =
-      lpx_head_group_range(plan, layer, push->segment, push->first_head, push->end_head,
-                           buffers->key[push->segment], &push->first_row, &push->residual);
-  const laprox_buffer ranges[] = {
-      lpx_buffer_part(buffers->query, 0,
-                      (VkDeviceSize)plan->query_rows * plan->shape.n_heads * plan->shape.head_dim * 4),
-      key, binding->state, binding->work};
+  if (begin >= end) return;
+  const laprox_buffer query = lpx_buffer_part(
+      buffers->query, 0, (VkDeviceSize)plan->query_rows * plan->shape.n_heads * plan->shape.head_dim * 4);
+  /* Where nobody has a row, nothing is read, but the sums must be written: any buffer will do. */
+  laprox_buffer key = query;
+  if (!lpx_head_group_empty(plan, layer, push->segment, push->first_head, push->end_head))
+    key = lpx_head_group_range(plan, layer, push->segment, push->first_head, push->end_head,
+                               buffers->key[push->segment], &push->first_row, &push->residual);
+  const laprox_buffer ranges[] = {query, key, binding->state, binding->work};
   const uint64_t fit = plan->context->dispatch_cost / item_cost;
   const uint32_t at_once = fit < 1 ? 1 : fit > UINT32_MAX / 2 ? UINT32_MAX / 2 : (uint32_t)fit;
   for (uint32_t item = begin, count; item < end; item += count) {

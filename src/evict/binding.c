@@ -3,8 +3,8 @@
 
 #include <string.h>
 
-static laprox_result check_buffer(const laprox_plan *plan, const char *what, laprox_buffer buffer,
-                                  VkDeviceSize bytes, VkDeviceSize alignment) {
+laprox_result lpx_check_buffer(const laprox_plan *plan, const char *where, const char *what,
+                               laprox_buffer buffer, VkDeviceSize bytes, VkDeviceSize alignment) {
   const char *problem = NULL;
   if (!buffer.buffer)
     problem = "is missing";
@@ -14,13 +14,12 @@ static laprox_result check_buffer(const laprox_plan *plan, const char *what, lap
     problem = "is not aligned";
   if (!problem) return LAPROX_OK;
   return lpx_fail(&plan->context->host, LAPROX_ERROR_INVALID_ARGUMENT,
-                  "laprox_binding_info: %s %s (%llu bytes at %llu; needed: %llu bytes, alignment %llu)", what,
-                  problem, (unsigned long long)buffer.size, (unsigned long long)buffer.offset,
+                  "%s: %s %s (%llu bytes at %llu; needed: %llu bytes, alignment %llu)", where, what, problem,
+                  (unsigned long long)buffer.size, (unsigned long long)buffer.offset,
                   (unsigned long long)bytes, (unsigned long long)alignment);
 }
 
-/* Bytes that a layer's rows in a segment span. */
-static VkDeviceSize segment_bytes(const laprox_plan *plan, uint32_t layer, uint32_t segment) {
+VkDeviceSize lpx_segment_bytes(const laprox_plan *plan, uint32_t layer, uint32_t segment) {
   VkDeviceSize rows = 0;
   for (uint32_t head = 0; head < plan->shape.n_kv_heads; head++) {
     const uint32_t *row = lpx_head_row(plan, layer, head);
@@ -28,6 +27,11 @@ static VkDeviceSize segment_bytes(const laprox_plan *plan, uint32_t layer, uint3
     if (end > rows) rows = end;
   }
   return rows * plan->shape.head_dim * (plan->dtype == LAPROX_DTYPE_F32 ? 4 : 2);
+}
+
+static laprox_result check_buffer(const laprox_plan *plan, const char *what, laprox_buffer buffer,
+                                  VkDeviceSize bytes, VkDeviceSize alignment) {
+  return lpx_check_buffer(plan, "laprox_binding_info", what, buffer, bytes, alignment);
 }
 
 static laprox_result check_layer(const laprox_plan *plan, const laprox_requirements *needs, uint32_t layer,
@@ -38,7 +42,7 @@ static laprox_result check_layer(const laprox_plan *plan, const laprox_requireme
   if (!result && needs->factor_bytes)
     result = check_buffer(plan, "factor", buffers->factor, needs->factor_bytes, needs->alignment);
   for (uint32_t s = 0; s < plan->n_segments && !result; s++) {
-    const VkDeviceSize bytes = segment_bytes(plan, layer, s);
+    const VkDeviceSize bytes = lpx_segment_bytes(plan, layer, s);
     if (!bytes) continue;
     result = check_buffer(plan, "key", buffers->key[s], bytes, 4);
     if (!result && lpx_plan_uses_values(plan))

@@ -98,7 +98,7 @@ static void append_heads(laprox_compaction *compaction, const laprox_compaction_
   for (uint32_t h = head; h < end; h++)
     n_groups += (cu_seqlens[h + 1] - cu_seqlens[h] + COMPACT_ROWS - 1) / COMPACT_ROWS;
   const VkDeviceSize to_bytes = (cu_seqlens[end] - cu_seqlens[head]) * row_bytes(plan);
-  if (!to_bytes) return;
+  if (!to_bytes || lpx_head_group_empty(plan, info->layer, segment, head, end)) return;
   VkDeviceSize to_before = 0;
   uint32_t residual = 0;
   const laprox_buffer source_range =
@@ -111,6 +111,11 @@ static void append_heads(laprox_compaction *compaction, const laprox_compaction_
       source_range, lpx_buffer_part(info->result, 0, (VkDeviceSize)plan->result.n_words * 4), to_range};
   lpx_program_dispatch(compaction->program, &plan->compact, ranges, &push, sizeof push, n_groups,
                        2 * to_bytes);
+}
+
+static laprox_result check_buffer(const laprox_plan *plan, const char *what, laprox_buffer buffer,
+                                  VkDeviceSize bytes, VkDeviceSize alignment) {
+  return lpx_check_buffer(plan, "laprox_compaction_info", what, buffer, bytes, alignment);
 }
 
 static laprox_result check_info(const laprox_plan *plan, const laprox_compaction_info *info) {
@@ -131,12 +136,17 @@ static laprox_result check_info(const laprox_plan *plan, const laprox_compaction
     return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
                     "laprox_compaction_create: a cache of two segments can't be packed in place");
   const VkDeviceSize bytes = (cu_seqlens[plan->shape.n_kv_heads] - cu_seqlens[0]) * row_bytes(plan);
-  if (info->key.size < bytes || info->value.size < bytes)
-    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
-                    "laprox_compaction_create: layer %u needs %llu bytes each for K and V, got %llu and %llu",
-                    info->layer, (unsigned long long)bytes, (unsigned long long)info->key.size,
-                    (unsigned long long)info->value.size);
-  return LAPROX_OK;
+  laprox_result result = check_buffer(plan, "result", info->result, (VkDeviceSize)plan->result.n_words * 4,
+                                      plan->context->range_alignment);
+  if (!result && bytes) result = check_buffer(plan, "key", info->key, bytes, 4);
+  if (!result && bytes) result = check_buffer(plan, "value", info->value, bytes, 4);
+  for (uint32_t s = 0; s < plan->n_segments && !result; s++) {
+    const VkDeviceSize needed = lpx_segment_bytes(plan, info->layer, s);
+    if (!needed) continue;
+    result = check_buffer(plan, "source key", info->source.key[s], needed, 4);
+    if (!result) result = check_buffer(plan, "source value", info->source.value[s], needed, 4);
+  }
+  return result;
 }
 
 static laprox_result build(laprox_compaction *compaction, const laprox_compaction_info *info) {

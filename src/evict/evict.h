@@ -84,11 +84,21 @@ struct laprox_compaction {
   lpx_program *program;
 };
 
+/* Holds a range that an application has given against what is needed; `where` names the struct it stands in.
+ */
+laprox_result lpx_check_buffer(const laprox_plan *plan, const char *where, const char *what,
+                               laprox_buffer buffer, VkDeviceSize bytes, VkDeviceSize alignment);
+/* Bytes that a layer's rows in a segment span. */
+VkDeviceSize lpx_segment_bytes(const laprox_plan *plan, uint32_t layer, uint32_t segment);
+
 /* The head table's row of head `head` of layer `layer`. */
 const uint32_t *lpx_head_row(const laprox_plan *plan, uint32_t layer, uint32_t head);
 
 /* Heads [*head, return value) of a layer whose rows in a segment fit one storage buffer binding. */
 uint32_t lpx_head_group_end(const laprox_plan *plan, uint32_t layer, uint32_t segment, uint32_t head);
+/* No head among them has a row in the segment; its buffer may be missing then. */
+bool lpx_head_group_empty(const laprox_plan *plan, uint32_t layer, uint32_t segment, uint32_t head,
+                          uint32_t end_head);
 /* The binding for them: *first_row is its first row of the cache, *residual the elements before that row. */
 laprox_buffer lpx_head_group_range(const laprox_plan *plan, uint32_t layer, uint32_t segment, uint32_t head,
                                    uint32_t end_head, laprox_buffer whole, uint32_t *first_row,

@@ -291,6 +291,12 @@ static uint64_t group_bytes(const laprox_plan *plan, uint32_t layer, uint32_t se
   return rows * plan->shape.head_dim * element_bytes(plan);
 }
 
+bool lpx_head_group_empty(const laprox_plan *plan, uint32_t layer, uint32_t segment, uint32_t head,
+                          uint32_t end_head) {
+  while (head < end_head && !lpx_head_row(plan, layer, head)[HEAD_ROWS + 2 * segment]) head++;
+  return head == end_head;
+}
+
 uint32_t lpx_head_group_end(const laprox_plan *plan, uint32_t layer, uint32_t segment, uint32_t head) {
   const VkDeviceSize room = plan->context->max_range - plan->context->range_alignment;
   uint32_t end = head + 1;
@@ -324,10 +330,35 @@ static laprox_result check_heads(const laprox_plan *plan) {
 
 /* ---- creation ---- */
 
+/* A segment's rows must be where 32 bits can count them, in order and apart. */
+static laprox_result check_segment(const laprox_host *host, const laprox_plan_info *info, uint32_t segment) {
+  const laprox_segment *part = &info->segments[segment];
+  const uint32_t n_heads = info->shape.n_kv_heads;
+  if (!part->cu_seqlens) {
+    if (part->head_rows && part->head_rows < part->n_entries)
+      return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
+                      "laprox_plan_info: segment %u has %u head_rows for %u entries", segment,
+                      part->head_rows, part->n_entries);
+    const uint64_t rows = (uint64_t)(part->head_rows ? part->head_rows : part->n_entries) * n_heads;
+    if (rows <= UINT32_MAX) return LAPROX_OK;
+    return lpx_fail(host, LAPROX_ERROR_UNSUPPORTED,
+                    "laprox_plan_info: segment %u has %llu rows a layer; the limit is 2^32 - 1", segment,
+                    (unsigned long long)rows);
+  }
+  const uint32_t *rows = part->cu_seqlens;
+  for (uint32_t layer = 0; layer < info->shape.n_layers; layer++, rows += n_heads + 1)
+    for (uint32_t head = 0; head <= n_heads; head++)
+      if (head ? rows[head] < rows[head - 1] : rows[0])
+        return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
+                        "laprox_plan_info: segment %u, layer %u: cu_seqlens[%u] is %u, after %u", segment,
+                        layer, head, rows[head], head ? rows[head - 1] : 0);
+  return LAPROX_OK;
+}
+
 static laprox_result check_info(laprox_context *context, const laprox_plan_info *info,
                                 const lpx_rules *rules) {
   const laprox_host *host = &context->host;
-  const laprox_result result = lpx_shape_check(host, &info->shape);
+  laprox_result result = lpx_shape_check(host, &info->shape);
   if (result) return result;
   if (info->n_segments < 1 || info->n_segments > LAPROX_MAX_SEGMENTS)
     return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "laprox_plan_info: n_segments is %u, not 1 or 2",
@@ -340,7 +371,8 @@ static laprox_result check_info(laprox_context *context, const laprox_plan_info 
                     info->query_rows, rules->window);
   if (!isfinite(info->scale))
     return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "laprox_plan_info: scale is not finite");
-  return LAPROX_OK;
+  for (uint32_t s = 0; s < info->n_segments && !result; s++) result = check_segment(host, info, s);
+  return result;
 }
 
 static uint32_t default_n_tokens(const laprox_plan_info *info) {

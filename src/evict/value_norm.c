@@ -25,7 +25,8 @@ static void append_tiles(laprox_binding *binding, uint32_t layer, value_push *pu
                          uint32_t end) {
   const laprox_plan *plan = binding->plan;
   const laprox_layer_buffers *buffers = &binding->layers[layer];
-  if (begin >= end || !buffers->value[push->segment].buffer) return;
+  if (begin >= end || lpx_head_group_empty(plan, layer, push->segment, push->first_head, push->end_head))
+    return;
   const laprox_buffer value =
       lpx_head_group_range(plan, layer, push->segment, push->first_head, push->end_head,
                            buffers->value[push->segment], &push->first_row, &push->residual);

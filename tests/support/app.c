@@ -1,0 +1,189 @@
+#include "support/app.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Memory and devices that a test needs to begin with: without them there is no test. */
+static void must(int result, const char *what) {
+  if (!result) return;
+  (void)fprintf(stderr, "the test's own application: %s: %d\n", what, result);
+  abort();
+}
+
+static VKAPI_ATTR VkBool32 VKAPI_CALL on_validation(VkDebugUtilsMessageSeverityFlagBitsEXT severity,
+                                                    VkDebugUtilsMessageTypeFlagsEXT types,
+                                                    const VkDebugUtilsMessengerCallbackDataEXT *data,
+                                                    void *user) {
+  (void)severity;
+  (void)types;
+  app_vulkan *app = user;
+  app->n_validation++;
+  (void)fprintf(stderr, "validation: %s\n", data->pMessage);
+  return VK_FALSE;
+}
+
+static void create_instance(app_vulkan *app, bool validation) {
+  const VkApplicationInfo about = {.sType = VK_STRUCTURE_TYPE_APPLICATION_INFO,
+                                   .apiVersion = VK_API_VERSION_1_1};
+  const VkValidationFeatureEnableEXT synchronisation =
+      VK_VALIDATION_FEATURE_ENABLE_SYNCHRONIZATION_VALIDATION_EXT;
+  const VkValidationFeaturesEXT features = {.sType = VK_STRUCTURE_TYPE_VALIDATION_FEATURES_EXT,
+                                            .enabledValidationFeatureCount = 1,
+                                            .pEnabledValidationFeatures = &synchronisation};
+  const char *layer = "VK_LAYER_KHRONOS_validation", *extension = VK_EXT_DEBUG_UTILS_EXTENSION_NAME;
+  const VkInstanceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_INSTANCE_CREATE_INFO,
+                                     .pNext = validation ? &features : NULL,
+                                     .pApplicationInfo = &about,
+                                     .enabledLayerCount = validation,
+                                     .ppEnabledLayerNames = &layer,
+                                     .enabledExtensionCount = validation,
+                                     .ppEnabledExtensionNames = &extension};
+  must(vkCreateInstance(&info, NULL, &app->instance), "vkCreateInstance");
+  volkLoadInstance(app->instance);
+  if (!validation) return;
+  const VkDebugUtilsMessengerCreateInfoEXT messenger = {
+      .sType = VK_STRUCTURE_TYPE_DEBUG_UTILS_MESSENGER_CREATE_INFO_EXT,
+      .messageSeverity =
+          VK_DEBUG_UTILS_MESSAGE_SEVERITY_ERROR_BIT_EXT | VK_DEBUG_UTILS_MESSAGE_SEVERITY_WARNING_BIT_EXT,
+      .messageType = VK_DEBUG_UTILS_MESSAGE_TYPE_VALIDATION_BIT_EXT,
+      .pfnUserCallback = on_validation,
+      .pUserData = app};
+  must(vkCreateDebugUtilsMessengerEXT(app->instance, &messenger, NULL, &app->messenger),
+       "vkCreateDebugUtilsMessengerEXT");
+}
+
+void app_vulkan_init(app_vulkan *app) {
+  const char *validation = getenv("LAPROX_TEST_VALIDATION"), *selector = getenv("LAPROX_DEVICE");
+  VkPhysicalDevice gpus[16];
+  VkQueueFamilyProperties families[16];
+  uint32_t n_gpus = 16, n_families = 16;
+  *app = (app_vulkan){0};
+  must(volkInitialize(), "looking for a Vulkan loader");
+  create_instance(app, !validation || strcmp(validation, "0") != 0);
+  must(vkEnumeratePhysicalDevices(app->instance, &n_gpus, gpus) < 0 || !n_gpus, "looking for a device");
+  const unsigned long wanted = selector ? strtoul(selector, NULL, 10) : 0;
+  app->gpu = gpus[wanted < n_gpus ? wanted : 0];
+  vkGetPhysicalDeviceQueueFamilyProperties(app->gpu, &n_families, families);
+  while (app->family < n_families && !(families[app->family].queueFlags & VK_QUEUE_COMPUTE_BIT))
+    app->family++;
+  must(app->family == n_families, "looking for a queue that computes");
+}
+
+unsigned app_vulkan_finish(app_vulkan *app) {
+  if (app->messenger) vkDestroyDebugUtilsMessengerEXT(app->instance, app->messenger, NULL);
+  vkDestroyInstance(app->instance, NULL);
+  return app->n_validation;
+}
+
+static void create_arena(app_device *device) {
+  const VkMemoryPropertyFlags wanted =
+      VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT;
+  const VkBufferCreateInfo buffer = {.sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO,
+                                     .size = device->arena_bytes,
+                                     .usage = VK_BUFFER_USAGE_STORAGE_BUFFER_BIT |
+                                              VK_BUFFER_USAGE_TRANSFER_SRC_BIT |
+                                              VK_BUFFER_USAGE_TRANSFER_DST_BIT};
+  must(vkCreateBuffer(device->device, &buffer, NULL, &device->arena), "vkCreateBuffer");
+  VkPhysicalDeviceMemoryProperties types;
+  VkMemoryRequirements needs;
+  vkGetPhysicalDeviceMemoryProperties(device->gpu, &types);
+  vkGetBufferMemoryRequirements(device->device, device->arena, &needs);
+  VkMemoryAllocateInfo info = {.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO, .allocationSize = needs.size};
+  while (info.memoryTypeIndex < types.memoryTypeCount &&
+         (!(needs.memoryTypeBits >> info.memoryTypeIndex & 1) ||
+          (types.memoryTypes[info.memoryTypeIndex].propertyFlags & wanted) != wanted))
+    info.memoryTypeIndex++;
+  must(info.memoryTypeIndex == types.memoryTypeCount, "looking for memory");
+  must(vkAllocateMemory(device->device, &info, NULL, &device->memory), "vkAllocateMemory");
+  must(vkBindBufferMemory(device->device, device->arena, device->memory, 0), "vkBindBufferMemory");
+  void *mapped = NULL;
+  must(vkMapMemory(device->device, device->memory, 0, VK_WHOLE_SIZE, 0, &mapped), "vkMapMemory");
+  device->mapped = mapped;
+}
+
+void app_device_init(const app_vulkan *app, VkDeviceSize arena_bytes, app_device *out) {
+  const float priority = 1;
+  *out = (app_device){.gpu = app->gpu, .family = app->family, .arena_bytes = arena_bytes};
+  const VkDeviceQueueCreateInfo queue = {.sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO,
+                                         .queueFamilyIndex = app->family,
+                                         .queueCount = 1,
+                                         .pQueuePriorities = &priority};
+  const VkDeviceCreateInfo info = {
+      .sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO, .queueCreateInfoCount = 1, .pQueueCreateInfos = &queue};
+  must(vkCreateDevice(app->gpu, &info, NULL, &out->device), "vkCreateDevice");
+  vkGetDeviceQueue(out->device, app->family, 0, &out->queue);
+  out->pool = app_pool(out, &out->commands);
+  create_arena(out);
+}
+
+void app_device_finish(app_device *device) {
+  (void)vkDeviceWaitIdle(device->device);
+  vkDestroyBuffer(device->device, device->arena, NULL);
+  vkFreeMemory(device->device, device->memory, NULL);
+  vkDestroyCommandPool(device->device, device->pool, NULL);
+  vkDestroyDevice(device->device, NULL);
+}
+
+laprox_context_info app_context_info(const app_vulkan *app, const app_device *device,
+                                     const laprox_host *host) {
+  return (laprox_context_info){.host = *host,
+                               .instance = app->instance,
+                               .physical_device = device->gpu,
+                               .device = device->device,
+                               .get_instance_proc_addr = vkGetInstanceProcAddr,
+                               .debug_utils = app->messenger != VK_NULL_HANDLE};
+}
+
+laprox_buffer app_take(app_device *device, VkDeviceSize bytes, VkDeviceSize alignment, VkDeviceSize odd) {
+  const VkDeviceSize offset = (device->used_bytes + alignment - 1) / alignment * alignment + odd;
+  device->used_bytes = offset + bytes;
+  must(device->used_bytes > device->arena_bytes, "the arena is too small");
+  return (laprox_buffer){device->arena, offset, bytes};
+}
+
+void *app_mapped(const app_device *device, laprox_buffer part) {
+  return device->mapped + part.offset;
+}
+
+VkCommandPool app_pool(const app_device *device, VkCommandBuffer *commands) {
+  VkCommandPool pool = VK_NULL_HANDLE;
+  const VkCommandPoolCreateInfo info = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO,
+                                        .queueFamilyIndex = device->family};
+  must(vkCreateCommandPool(device->device, &info, NULL, &pool), "vkCreateCommandPool");
+  const VkCommandBufferAllocateInfo buffers = {
+      .sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO, .commandPool = pool, .commandBufferCount = 1};
+  must(vkAllocateCommandBuffers(device->device, &buffers, commands), "vkAllocateCommandBuffers");
+  return pool;
+}
+
+static void begin(VkCommandBuffer commands) {
+  const VkCommandBufferBeginInfo info = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO};
+  must(vkBeginCommandBuffer(commands, &info), "vkBeginCommandBuffer");
+}
+
+void app_begin(app_device *device) {
+  must(vkResetCommandPool(device->device, device->pool, 0), "vkResetCommandPool");
+  begin(device->commands);
+}
+
+void app_end(VkCommandBuffer commands) {
+  const VkMemoryBarrier barrier = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
+                                   .srcAccessMask = VK_ACCESS_SHADER_WRITE_BIT | VK_ACCESS_TRANSFER_WRITE_BIT,
+                                   .dstAccessMask = VK_ACCESS_HOST_READ_BIT};
+  vkCmdPipelineBarrier(commands, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT | VK_PIPELINE_STAGE_TRANSFER_BIT,
+                       VK_PIPELINE_STAGE_HOST_BIT, 0, 1, &barrier, 0, NULL, 0, NULL);
+  must(vkEndCommandBuffer(commands), "vkEndCommandBuffer");
+}
+
+void app_submit_these(app_device *device, uint32_t n, const VkCommandBuffer *commands) {
+  const VkSubmitInfo info = {
+      .sType = VK_STRUCTURE_TYPE_SUBMIT_INFO, .commandBufferCount = n, .pCommandBuffers = commands};
+  must(vkQueueSubmit(device->queue, 1, &info, VK_NULL_HANDLE), "vkQueueSubmit");
+  must(vkQueueWaitIdle(device->queue), "vkQueueWaitIdle");
+}
+
+void app_submit(app_device *device) {
+  app_end(device->commands);
+  app_submit_these(device, 1, &device->commands);
+}

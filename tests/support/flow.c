@@ -1,0 +1,315 @@
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "support/flow.h"
+
+#include <cmocka.h>
+
+#include "reference/allocate.h"
+
+/* Rows between the heads of a dense segment, and of the query ring beyond the window. */
+#define SPARE_ROWS    3
+                      */
+#define BLOCK_ENTRIES 1024
+
+static uint32_t n_heads_all(const flow *f) {
+  return f->options.capture.shape.n_layers * f->options.capture.shape.n_kv_heads;
+}
+
+/* ---- the host's part ---- */
+
+/* Rows of a head before the tail. */
+static uint32_t prefix_rows(const flow_options *options, uint32_t layer, uint32_t head) {
+  const uint32_t all = options->capture.n_tokens - options->tail;
+  if (options->capture.shape.n_layers >= 3 && layer == 1) return 0;
+  return all * (4 - (2 * layer + 3 * head) % 5) / 4;
+}
+
+static void describe_heads(flow *f) {
+  const laprox_shape *shape = &f->options.capture.shape;
+  const uint32_t n_tokens = f->options.capture.n_tokens;
+  for (uint32_t l = 0; l < shape->n_layers; l++) {
+    uint32_t *rows = f->cu_seqlens + (size_t)l * (shape->n_kv_heads + 1);
+    ref_head *heads = f->ref_heads + (size_t)l * shape->n_kv_heads;
+    f->ref_layers[l] = f->capture.ref_layers[l];
+    f->ref_layers[l].heads = heads;
+    for (uint32_t g = 0; g < shape->n_kv_heads; g++) {
+      heads[g] = f->capture.ref_layers[l].heads[g];
+      if (!f->options.tail) continue;
+      const uint32_t n_prefix = prefix_rows(&f->options, l, g);
+      rows[g + 1] = rows[g] + n_prefix;
+      const uint32_t dropped = n_tokens - f->options.tail - n_prefix;
+      heads[g].n_entries -= dropped;
+      heads[g].key += (size_t)dropped * shape->head_dim;
+      heads[g].value += (size_t)dropped * shape->head_dim;
+    }
+  }
+}
+
+void flow_init(flow *f, const flow_options *options) {
+  *f = (flow){.options = *options};
+  const laprox_shape *shape = &options->capture.shape;
+  capture_init(&f->capture, &options->capture);
+  f->ref_layers = ref_allocate(shape->n_layers, sizeof *f->ref_layers);
+  f->ref_heads = ref_allocate(n_heads_all(f), sizeof *f->ref_heads);
+  f->cu_seqlens = ref_allocate((size_t)shape->n_layers * (shape->n_kv_heads + 1), sizeof *f->cu_seqlens);
+  f->buffers = ref_allocate(shape->n_layers, sizeof *f->buffers);
+  f->packed_keys = ref_allocate(shape->n_layers, sizeof *f->packed_keys);
+  f->packed_values = ref_allocate(shape->n_layers, sizeof *f->packed_values);
+  describe_heads(f);
+  f->cache = f->capture.cache;
+  f->cache.layers = f->ref_layers;
+  const uint32_t ring = options->capture.window + SPARE_ROWS;
+  f->info = (laprox_plan_info){.shape = *shape,
+                               .policy = options->policy,
+                               .cache_dtype = options->capture.dtype,
+                               .n_segments = 1,
+                               .query_rows = ring,
+                               .query_start = ring - SPARE_ROWS - 1,
+                               .scale = (float)options->capture.scale};
+  laprox_segment *dense = &f->info.segments[0];
+  if (options->tail) {
+    f->info.n_segments = 2;
+    f->info.segments[0].cu_seqlens = f->cu_seqlens;
+    dense = &f->info.segments[1];
+  }
+  dense->n_entries = options->tail ? options->tail : options->capture.n_tokens;
+  dense->head_rows = dense->n_entries + SPARE_ROWS;
+}
+
+void flow_finish(flow *f) {
+  flow_release(f);
+  free(f->ref_layers);
+  free(f->ref_heads);
+  free(f->cu_seqlens);
+  free(f->buffers);
+  free(f->packed_keys);
+  free(f->packed_values);
+  capture_finish(&f->capture);
+}
+
+/* ---- the device's part ---- */
+
+laprox_result flow_plan(flow *f, laprox_context *context) {
+  const laprox_result result = laprox_plan_create(context, &f->info, &f->plan);
+  if (result) return result;
+  laprox_plan_requirements(f->plan, &f->needs);
+  laprox_plan_result_layout(f->plan, &f->layout);
+  return LAPROX_OK;
+}
+
+/* One segment's rows of K or V, copied from the capture; heads stand `stride` rows apart, or packed where it
+ * is 0. */
+static laprox_buffer place_segment(flow *f, const capture_tensor *tensor, uint32_t layer, bool prefix) {
+  const laprox_shape *shape = &f->options.capture.shape;
+  const uint32_t n_tokens = f->options.capture.n_tokens, tail = f->options.tail;
+  const uint32_t *rows = f->cu_seqlens + (size_t)layer * (shape->n_kv_heads + 1);
+  const laprox_segment *dense = &f->info.segments[tail ? 1 : 0];
+  const size_t row_bytes = laprox_dtype_bytes(tensor->dtype, shape->head_dim);
+  const size_t n_rows = prefix ? rows[shape->n_kv_heads] : (size_t)dense->head_rows * shape->n_kv_heads;
+  if (!n_rows) return (laprox_buffer){0};
+  const laprox_buffer part = app_take(f->device, n_rows * row_bytes, 64, 4 + 8 * layer);
+  unsigned char *to = app_mapped(f->device, part);
+  memset(to, 0xff, n_rows * row_bytes); /* NaN where nobody may look */
+  for (uint32_t g = 0; g < shape->n_kv_heads; g++) {
+    const size_t head = (size_t)g * n_tokens, n = prefix ? rows[g + 1] - rows[g] : dense->n_entries;
+    const size_t from = prefix ? n_tokens - tail - n : n_tokens - n;
+    const size_t at = prefix ? rows[g] : (size_t)g * dense->head_rows;
+    memcpy(to + at * row_bytes, (unsigned char *)tensor->data + (head + from) * row_bytes, n * row_bytes);
+  }
+  return part;
+}
+
+/* The ring of queries: row by row what the capture has head by head. */
+static laprox_buffer place_query(flow *f, const capture_tensor *tensor) {
+  const laprox_shape *shape = &f->options.capture.shape;
+  const uint32_t window = f->options.capture.window, d = shape->head_dim;
+  const laprox_buffer part = app_take(f->device, f->needs.query_bytes, f->needs.alignment, 0);
+  float *to = app_mapped(f->device, part);
+  memset(to, 0xff, f->needs.query_bytes);
+  for (size_t h = 0; h < shape->n_heads; h++)
+    for (size_t t = 0; t < window; t++)
+      memcpy(to + ((f->info.query_start + t) % f->info.query_rows * shape->n_heads + h) * d,
+             tensor->values + (h * window + t) * d, d * sizeof *to);
+  return part;
+}
+
+void flow_place(flow *f, app_device *device) {
+  const laprox_shape *shape = &f->options.capture.shape;
+  f->device = device;
+  for (uint32_t l = 0; l < shape->n_layers; l++) {
+    const capture_layer *layer = &f->capture.layers[l];
+    laprox_layer_buffers *to = &f->buffers[l];
+    to->query = place_query(f, &layer->query);
+    for (uint32_t s = 0; s < f->info.n_segments; s++) {
+      to->key[s] = place_segment(f, &layer->key, l, f->options.tail && s == 0);
+      to->value[s] = place_segment(f, &layer->value, l, f->options.tail && s == 0);
+    }
+    if (!f->needs.factor_bytes) continue;
+    to->factor = app_take(device, f->needs.factor_bytes, f->needs.alignment, 0);
+    assert_int_equal(laprox_value_factor(NULL, shape, f->options.policy.gqa, f->cache.model_dim,
+                                         layer->output_weight.values, app_mapped(device, to->factor)),
+                     LAPROX_OK);
+  }
+  f->scratch = app_take(device, f->needs.scratch_bytes, f->needs.alignment, 0);
+  f->scores = app_take(device, f->needs.scores_bytes, f->needs.alignment, 0);
+  f->result = app_take(device, f->needs.result_bytes, f->needs.alignment, 0);
+  flow_soil(f);
+}
+
+void flow_soil(const flow *f) {
+  memset(app_mapped(f->device, f->scratch), 0xa5, f->scratch.size);
+  memset(app_mapped(f->device, f->scores), 0xa5, f->scores.size);
+  memset(app_mapped(f->device, f->result), 0xa5, f->result.size);
+}
+
+laprox_result flow_bind(flow *f) {
+  const laprox_binding_info info = {
+      .layers = f->buffers, .scratch = f->scratch, .scores = f->scores, .result = f->result};
+  return laprox_binding_create(f->plan, &info, &f->binding);
+}
+
+laprox_result flow_prepare(flow *f, app_device *device, laprox_context *context) {
+  laprox_result result = flow_plan(f, context);
+  if (result) return result;
+  flow_place(f, device);
+  result = flow_bind(f);
+  if (result) flow_release(f);
+  return result;
+}
+
+void flow_release(flow *f) {
+  laprox_binding_destroy(f->binding);
+  laprox_plan_destroy(f->plan);
+  f->binding = NULL;
+  f->plan = NULL;
+}
+
+laprox_result flow_run(flow *f) {
+  app_begin(f->device);
+  const laprox_result result =
+      laprox_cmd_steps(f->device->commands, f->binding, 0, laprox_binding_n_steps(f->binding));
+  app_submit(f->device);
+  return result;
+}
+
+static laprox_result compact_layer(flow *f, uint32_t layer) {
+  const laprox_shape *shape = &f->options.capture.shape;
+  const uint32_t *rows = flow_cu_seqlens(f) + (size_t)layer * shape->n_kv_heads;
+  const size_t bytes =
+      laprox_dtype_bytes(f->options.capture.dtype, shape->head_dim) * (rows[shape->n_kv_heads] - rows[0]);
+  f->packed_keys[layer] = app_take(f->device, bytes, 64, 12);
+  f->packed_values[layer] = app_take(f->device, bytes, 64, 20);
+  const laprox_compaction_info info = {.layer = layer,
+                                       .source = f->buffers[layer],
+                                       .result = f->result,
+                                       .cu_seqlens = flow_cu_seqlens(f),
+                                       .key = f->packed_keys[layer],
+                                       .value = f->packed_values[layer]};
+  laprox_compaction *compaction = NULL;
+  laprox_result result = laprox_compaction_create(f->plan, &info, &compaction);
+  if (result) {
+    assert_null(compaction);
+    return result;
+  }
+  app_begin(f->device);
+  result = laprox_cmd_compact(f->device->commands, compaction);
+  app_submit(f->device);
+  laprox_compaction_destroy(compaction);
+  return result;
+}
+
+laprox_result flow_compact(flow *f) {
+  laprox_result result = LAPROX_OK;
+  for (uint32_t l = 0; l < f->options.capture.shape.n_layers && !result; l++) result = compact_layer(f, l);
+  return result;
+}
+
+/* ---- what came out ---- */
+
+const uint32_t *flow_cu_seqlens(const flow *f) {
+  return (const uint32_t *)(const void *)((unsigned char *)app_mapped(f->device, f->result) +
+                                          f->layout.cu_seqlens);
+}
+
+const uint32_t *flow_indices(const flow *f) {
+  return (const uint32_t *)(const void *)((unsigned char *)app_mapped(f->device, f->result) +
+                                          f->layout.indices);
+}
+
+static void expect_rows(const flow *f) {
+  const laprox_shape *shape = &f->options.capture.shape;
+  const size_t row_bytes = laprox_dtype_bytes(f->options.capture.dtype, shape->head_dim);
+  const uint32_t *cu_seqlens = flow_cu_seqlens(f), *indices = flow_indices(f);
+  for (uint32_t i = 0; i < n_heads_all(f); i++) {
+    const uint32_t l = i / shape->n_kv_heads, g = i % shape->n_kv_heads, base = cu_seqlens[i - g];
+    if (!f->packed_keys[l].buffer) continue;
+    const size_t first = (size_t)(g + 1) * f->options.capture.n_tokens - f->ref_heads[i].n_entries;
+    const unsigned char *key = f->capture.layers[l].key.data, *value = f->capture.layers[l].value.data;
+    const unsigned char *packed_key = app_mapped(f->device, f->packed_keys[l]),
+                        *packed_value = app_mapped(f->device, f->packed_values[l]);
+    for (uint32_t row = cu_seqlens[i]; row < cu_seqlens[i + 1]; row++) {
+      const size_t from = (first + indices[row]) * row_bytes, to = (row - base) * row_bytes;
+      assert_memory_equal(packed_key + to, key + from, row_bytes);
+      assert_memory_equal(packed_value + to, value + from, row_bytes);
+    }
+  }
+}
+
+/* The device's scores in the reference's order, scaled. */
+static float *read_scores(const flow *f, const ref_scores *expected) {
+  const uint32_t n_heads = n_heads_all(f);
+  float *scores = ref_allocate(expected->offsets[n_heads] + 1, sizeof *scores);
+  const float *blocks = app_mapped(f->device, f->scores);
+  const uint32_t *counters =
+      (const uint32_t *)(const void *)((unsigned char *)app_mapped(f->device, f->result) +
+                                       f->layout.counters);
+  for (uint32_t i = 0; i < n_heads; i++) {
+    const uint32_t layer = i / f->options.capture.shape.n_kv_heads;
+    const uint32_t n = expected->end[i] - expected->first[i];
+    float scale;
+    memcpy(&scale, &counters[2 * layer + 1], sizeof scale);
+    for (uint32_t c = 0; c < n; c++)
+      scores[expected->offsets[i] + expected->first[i] + c] = blocks[c] * scale;
+    blocks += (size_t)(n + BLOCK_ENTRIES - 1) / BLOCK_ENTRIES * BLOCK_ENTRIES;
+    assert_int_equal(counters[2 * layer], expected->n_nonfinite[layer]);
+  }
+  return scores;
+}
+
+static ref_kept read_kept(const flow *f) {
+  const uint32_t n_heads = n_heads_all(f), *cu_seqlens = flow_cu_seqlens(f);
+  ref_kept kept = {.n_heads = n_heads};
+  kept.offsets = ref_allocate((size_t)n_heads + 1, sizeof *kept.offsets);
+  assert_int_equal(cu_seqlens[0], 0);
+  for (uint32_t i = 0; i < n_heads; i++) {
+    assert_true(cu_seqlens[i] <= cu_seqlens[i + 1]);
+    kept.offsets[i + 1] = cu_seqlens[i + 1];
+  }
+  assert_int_equal(cu_seqlens[n_heads], f->needs.n_kept);
+  kept.entries = ref_allocate(f->needs.n_kept, sizeof *kept.entries);
+  memcpy(kept.entries, flow_indices(f), f->needs.n_kept * sizeof *kept.entries);
+  return kept;
+}
+
+void flow_expect(const flow *f) {
+  const double tolerance = f->options.capture.dtype == LAPROX_DTYPE_F32 ? 1e-5 : 1e-3;
+  const ref_rules rules = ref_rules_decide(&f->options.policy);
+  char message[REF_MESSAGE_BYTES];
+  ref_scores scores;
+  ref_score(&f->cache, &rules, &scores);
+  ref_kept kept = read_kept(f);
+  float *own = read_scores(f, &scores);
+  const char *complaint = ref_check_kept(&scores, &rules, f->needs.budget, tolerance, &kept, NULL, message);
+  if (!complaint) complaint = ref_check_scores(&scores, own, tolerance, message);
+  if (complaint) fail_msg("%s", complaint);
+  expect_rows(f);
+  free(own);
+  ref_kept_finish(&kept);
+  ref_scores_finish(&scores);
+}
