@@ -14,7 +14,6 @@
 
 /* Rows between the heads of a dense segment, and of the query ring beyond the window. */
 #define SPARE_ROWS    3
-                      */
 #define BLOCK_ENTRIES 1024
 
 static uint32_t n_heads_all(const flow *f) {
