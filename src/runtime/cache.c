@@ -38,20 +38,37 @@ laprox_result lpx_cache_init(laprox_device *device, const laprox_shape *shape, l
   return LAPROX_OK;
 }
 
-void lpx_cache_finish(lpx_cache *cache) {
-  if (!cache->layers) return;
+static void clear_layer(lpx_cache *cache, lpx_cache_layer *layer) {
   laprox_context *context = cache->device->context;
+  lpx_buffer_finish(context, &layer->prefix_key);
+  lpx_buffer_finish(context, &layer->prefix_value);
+  lpx_buffer_finish(context, &layer->tail_key);
+  lpx_buffer_finish(context, &layer->tail_value);
+  lpx_release(&context->host, layer->positions);
+  layer->positions = NULL;
+  layer->tail_capacity = 0;
+}
+
+void lpx_cache_clear(lpx_cache *cache) {
   for (uint32_t l = 0; l < cache->shape.n_layers; l++) {
     lpx_cache_layer *layer = &cache->layers[l];
-    lpx_buffer_finish(context, &layer->prefix_key);
-    lpx_buffer_finish(context, &layer->prefix_value);
-    lpx_buffer_finish(context, &layer->tail_key);
-    lpx_buffer_finish(context, &layer->tail_value);
-    lpx_release(&context->host, layer->cu_seqlens);
-    lpx_release(&context->host, layer->head_rows);
-    lpx_release(&context->host, layer->positions);
+    clear_layer(cache, layer);
+    memset(layer->cu_seqlens, 0, ((size_t)cache->shape.n_kv_heads + 1) * sizeof *layer->cu_seqlens);
+    memset(layer->head_rows, 0, cache->shape.n_kv_heads * sizeof *layer->head_rows);
   }
-  lpx_release(&context->host, cache->layers);
+  cache->n_tail = cache->n_tokens = 0;
+  lpx_cache_count_bytes(cache);
+}
+
+void lpx_cache_finish(lpx_cache *cache) {
+  if (!cache->layers) return;
+  const laprox_host *host = &cache->device->context->host;
+  for (uint32_t l = 0; l < cache->shape.n_layers; l++) {
+    clear_layer(cache, &cache->layers[l]);
+    lpx_release(host, cache->layers[l].cu_seqlens);
+    lpx_release(host, cache->layers[l].head_rows);
+  }
+  lpx_release(host, cache->layers);
   *cache = (lpx_cache){0};
 }
 

@@ -32,6 +32,8 @@ typedef struct lpx_cache {
 laprox_result lpx_cache_init(laprox_device *device, const laprox_shape *shape, laprox_dtype dtype,
                              lpx_cache *out);
 void lpx_cache_finish(lpx_cache *cache);
+/* Back to empty; the peak stays counted. */
+void lpx_cache_clear(lpx_cache *cache);
 /* A copy with memory of its own. */
 laprox_result lpx_cache_copy(const lpx_cache *from, lpx_cache *out);
 

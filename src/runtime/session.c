@@ -242,14 +242,15 @@ static laprox_buffer hidden_rows(const laprox_session *session, const lpx_buffer
 }
 
 static laprox_result read_layers(laprox_session *session, const uint32_t *tokens, uint32_t count,
-                                 const lpx_buffer *hidden) {
+                                 const lpx_buffer *hidden, lpx_layerwise *layerwise) {
   const uint32_t n_layers = session->model->shape.n_layers, window = session->info.window;
   const uint32_t total = session->cache.n_tokens + count;
   const uint32_t first_kept_query =
       total - session->cache.n_tokens > window ? total - window : session->cache.n_tokens;
   const lpx_forward *forward = &session->shared->forward;
   laprox_result result = LAPROX_OK;
-  for (uint32_t l = 0; l < n_layers && !result; l++)
+  for (uint32_t l = 0; l < n_layers && !result; l++) {
+    if (layerwise) result = lpx_layerwise_begin_layer(layerwise, l);
     for (uint32_t first = 0, end; first < count && !result; first = end) {
       end = chunk_end(session, first, count, first_kept_query);
       const laprox_buffer rows = hidden_rows(session, hidden, first, end - first);
@@ -259,6 +260,8 @@ static laprox_result read_layers(laprox_session *session, const uint32_t *tokens
       result = run_program(session);
       if (!result) result = report_progress(session, ((double)l + (double)end / count) / n_layers);
     }
+    if (layerwise && !result) result = lpx_layerwise_end_layer(layerwise, l);
+  }
   return result;
 }
 
@@ -292,28 +295,36 @@ static laprox_result read_prompt_logits(laprox_session *session, const lpx_buffe
   return result;
 }
 
-laprox_result laprox_session_prefill(laprox_session *session, const uint32_t *tokens, size_t n) {
+laprox_result lpx_session_prefill(laprox_session *session, const uint32_t *tokens, size_t n,
+                                  lpx_layerwise *layerwise) {
   laprox_result result = check_tokens(session, tokens, n);
   if (result) return result;
   const uint32_t count = (uint32_t)n;
   lpx_buffer hidden = {0};
   session->has_logits = false;
-  result = lpx_cache_reserve(&session->cache, count, true);
+  if (!layerwise) result = lpx_cache_reserve(&session->cache, count, true);
   if (!result)
     result = lpx_buffer_init(session->context, LPX_MEMORY_DEVICE,
                              (VkDeviceSize)count * session->model->model_dim * sizeof(float), "hidden states",
                              &hidden);
   if (!result) {
-    result = read_layers(session, tokens, count, &hidden);
+    result = read_layers(session, tokens, count, &hidden, layerwise);
     if (!result) result = read_prompt_logits(session, &hidden, count);
     if (result) lose_queries(session, count);
   }
   lpx_program_reset(session->program);
   lpx_buffer_finish(session->context, &hidden);
   if (result) return result;
-  lpx_cache_advance(&session->cache, count);
+  if (layerwise)
+    session->cache.n_tokens += count; /* what is kept of them stands in the prefix */
+  else
+    lpx_cache_advance(&session->cache, count);
   session->has_logits = true;
   return LAPROX_OK;
+}
+
+laprox_result laprox_session_prefill(laprox_session *session, const uint32_t *tokens, size_t n) {
+  return lpx_session_prefill(session, tokens, n, NULL);
 }
 
 laprox_result laprox_session_decode(laprox_session *session, uint32_t token) {

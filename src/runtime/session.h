@@ -4,6 +4,7 @@
 
 #include "runtime/cache.h"
 #include "runtime/forward.h"
+#include "runtime/layerwise.h"
 
 /* What a session shares with its forks: only one of them runs at a time. */
 typedef struct lpx_session_shared {
@@ -31,6 +32,9 @@ struct laprox_session {
   size_t n_prompt_logits;
 };
 
+/* laprox_session_prefill; with `layerwise` into an empty cache that is cut after every layer. */
+laprox_result lpx_session_prefill(laprox_session *session, const uint32_t *tokens, size_t n,
+                                  lpx_layerwise *layerwise);
 /* Releases an array of n_layers buffers; NULL is nothing. */
 void lpx_session_finish_array(laprox_session *session, lpx_buffer *buffers);
 uint64_t lpx_session_query_row_bytes(const laprox_session *session);

@@ -34,23 +34,68 @@ static laprox_result prepare_factors(laprox_session *session, laprox_gqa gqa) {
   return result;
 }
 
+/* What an eviction needs once n_tokens have been read. */
+static laprox_result prepare(laprox_session *session, const laprox_policy *policy, uint32_t n_tokens,
+                             lpx_rules *rules, lpx_cache_eviction *out) {
+  laprox_result result = lpx_rules_resolve(&session->context->host, policy, rules);
+  if (!result && rules->kind == LAPROX_POLICY_LAPROX) result = prepare_factors(session, rules->gqa);
+  *out = (lpx_cache_eviction){.policy = policy,
+                              .queries = session->queries,
+                              .query_rows = session->info.window,
+                              .query_end = n_tokens % session->info.window,
+                              .factors = session->shared->factors,
+                              .progress = session->info.progress,
+                              .progress_user = session->info.progress_user};
+  return result;
+}
+
 laprox_result laprox_session_evict(laprox_session *session, const laprox_policy *policy,
                                    laprox_eviction *out) {
   laprox_eviction unwanted;
   lpx_rules rules;
-  laprox_result result = lpx_rules_resolve(&session->context->host, policy, &rules);
+  lpx_cache_eviction eviction;
+  laprox_result result = prepare(session, policy, session->cache.n_tokens, &rules, &eviction);
   if (!result && (rules.kind == LAPROX_POLICY_LAPROX || rules.kind == LAPROX_POLICY_SNAPKV))
     result = lpx_session_check_queries(session, rules.window);
-  if (!result && rules.kind == LAPROX_POLICY_LAPROX) result = prepare_factors(session, rules.gqa);
   if (result) return result;
-  const lpx_cache_eviction eviction = {.policy = policy,
-                                       .queries = session->queries,
-                                       .query_rows = session->info.window,
-                                       .query_end = session->cache.n_tokens % session->info.window,
-                                       .factors = session->shared->factors,
-                                       .progress = session->info.progress,
-                                       .progress_user = session->info.progress_user};
   return lpx_cache_evict(&session->cache, &eviction, out ? out : &unwanted);
+}
+
+/* A first prompt, cut after every layer. A failure leaves the session as empty as it was. */
+static laprox_result read_layerwise(laprox_session *session, const uint32_t *tokens, uint32_t count,
+                                    const lpx_cache_eviction *eviction, uint32_t budget,
+                                    laprox_eviction *out) {
+  lpx_layerwise layerwise;
+  laprox_result result = lpx_layerwise_init(&session->cache, eviction, count, budget, &layerwise);
+  if (result) return result;
+  result = lpx_session_prefill(session, tokens, count, &layerwise);
+  *out = layerwise.report;
+  out->bytes_before = laprox_session_get_memory(session).kv_full_bytes;
+  out->bytes_after = 2 * out->kept * lpx_cache_row_bytes(&session->cache);
+  lpx_layerwise_finish(&layerwise);
+  if (!result) return LAPROX_OK;
+  lpx_cache_clear(&session->cache);
+  return result;
+}
+
+laprox_result laprox_session_prefill_evict(laprox_session *session, const uint32_t *tokens, size_t count,
+                                           const laprox_policy *policy, laprox_eviction *out) {
+  laprox_eviction unwanted;
+  lpx_rules rules;
+  lpx_cache_eviction eviction;
+  uint32_t budget = UINT32_MAX;
+  if (!out) out = &unwanted;
+  *out = (laprox_eviction){0};
+  const uint64_t n_tokens = (uint64_t)session->cache.n_tokens + count;
+  laprox_result result = prepare(session, policy, (uint32_t)n_tokens, &rules, &eviction);
+  if (!result && n_tokens <= session->model->context_length)
+    result =
+        lpx_budget_resolve(&session->context->host, &rules, &policy->budget, (uint32_t)n_tokens, &budget);
+  if (result) return result;
+  if (!session->cache.n_tokens && budget != UINT32_MAX)
+    return read_layerwise(session, tokens, (uint32_t)count, &eviction, budget, out);
+  result = laprox_session_prefill(session, tokens, count);
+  return result ? result : laprox_session_evict(session, policy, out);
 }
 
 /* ---- what there is ---- */

@@ -1,0 +1,177 @@
+/* test_layerwise.c: a prompt cut after every layer keeps exactly what one eviction at the end keeps, in less
+ * memory. */
+#include "runtime/session.h"
+#include "support/gpu.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { MAX_TOKENS = 1700 };
+
+static laprox_model *load_model(test_gpu *gpu) {
+  char path[1024];
+  laprox_model *model = NULL;
+  snprintf(path, sizeof path, "%s/model-f16.gguf", getenv("LAPROX_TEST_DATA"));
+  assert_int_equal(laprox_model_load(gpu->device, &(laprox_model_info){.path = path}, &model), LAPROX_OK);
+  return model;
+}
+
+/* Any tokens will do; some structure makes scores differ. */
+static void make_tokens(uint32_t *tokens, uint32_t n, uint32_t seed) {
+  uint32_t state = seed * 2654435761u + 1;
+  for (uint32_t i = 0; i < n; i++) {
+    state = state * 1664525u + 1013904223u;
+    tokens[i] = i % 7 == 3 ? tokens[i / 2] : 2 + (state >> 8) % 2000;
+  }
+}
+
+static uint8_t *download(laprox_session *session, const lpx_buffer *buffer, size_t bytes) {
+  uint8_t *data = malloc(bytes);
+  assert_non_null(data);
+  assert_int_equal(lpx_queue_download(session->device->queue, lpx_buffer_whole(buffer), data, bytes),
+                   LAPROX_OK);
+  return data;
+}
+
+static void compare_rows(laprox_session *a, const lpx_buffer *rows_a, laprox_session *b,
+                         const lpx_buffer *rows_b, size_t bytes) {
+  uint8_t *data_a = download(a, rows_a, bytes), *data_b = download(b, rows_b, bytes);
+  assert_memory_equal(data_a, data_b, bytes);
+  free(data_a);
+  free(data_b);
+}
+
+static void compare_caches(laprox_session *a, laprox_session *b) {
+  const uint32_t n_heads = a->cache.shape.n_kv_heads;
+  for (uint32_t l = 0; l < a->cache.shape.n_layers; l++) {
+    const lpx_cache_layer *x = &a->cache.layers[l], *y = &b->cache.layers[l];
+    assert_memory_equal(x->cu_seqlens, y->cu_seqlens, (n_heads + 1) * sizeof *x->cu_seqlens);
+    assert_memory_equal(x->positions, y->positions, x->cu_seqlens[n_heads] * sizeof *x->positions);
+    const size_t bytes = x->cu_seqlens[n_heads] * lpx_cache_row_bytes(&a->cache);
+    compare_rows(a, &x->prefix_key, b, &y->prefix_key, bytes);
+    compare_rows(a, &x->prefix_value, b, &y->prefix_value, bytes);
+    assert_null(x->tail_key.buffer);
+  }
+}
+
+typedef struct scenario {
+  uint32_t n_tokens;
+  laprox_policy policy;
+} scenario;
+
+static void run_scenario(laprox_model *model, const scenario *s) {
+  uint32_t tokens[MAX_TOKENS];
+  laprox_session *layerwise = NULL, *one_shot = NULL;
+  laprox_eviction gradual, at_once;
+  const laprox_session_info info = {.chunk = 512};
+  make_tokens(tokens, s->n_tokens, s->n_tokens);
+  assert_int_equal(laprox_session_create(model, &info, &layerwise), LAPROX_OK);
+  assert_int_equal(laprox_session_create(model, &info, &one_shot), LAPROX_OK);
+  assert_int_equal(laprox_session_prefill_evict(layerwise, tokens, s->n_tokens, &s->policy, &gradual),
+                   LAPROX_OK);
+  assert_int_equal(laprox_session_prefill(one_shot, tokens, s->n_tokens), LAPROX_OK);
+  assert_int_equal(laprox_session_evict(one_shot, &s->policy, &at_once), LAPROX_OK);
+  assert_true(gradual.kept == at_once.kept);
+  assert_true(gradual.bytes_before == at_once.bytes_before && gradual.bytes_after == at_once.bytes_after);
+  assert_int_equal(gradual.budget, at_once.budget);
+  compare_caches(layerwise, one_shot);
+  laprox_model_description d;
+  laprox_model_describe(model, &d);
+  assert_memory_equal(laprox_session_logits(layerwise), laprox_session_logits(one_shot),
+                      d.n_vocab * sizeof(float));
+
+  const laprox_session_memory memory = laprox_session_get_memory(layerwise);
+  const double bound = 1.05 * ((double)memory.kv_bytes + (double)memory.kv_full_bytes / d.shape.n_layers);
+  if ((double)memory.kv_peak_bytes > bound)
+    print_error("%u tokens: peak %llu, bound %.0f\n", s->n_tokens, (unsigned long long)memory.kv_peak_bytes,
+                bound);
+  assert_true((double)memory.kv_peak_bytes <= bound);
+  assert_int_equal(laprox_session_decode(layerwise, 5), LAPROX_OK);
+  assert_int_equal(laprox_session_decode(one_shot, 5), LAPROX_OK);
+  assert_memory_equal(laprox_session_logits(layerwise), laprox_session_logits(one_shot),
+                      d.n_vocab * sizeof(float));
+  laprox_session_destroy(layerwise);
+  laprox_session_destroy(one_shot);
+}
+
+static void test_same_set(void **state) {
+  static const scenario scenarios[] = {
+      {1600, {.budget.share = 0.025}},
+      {1601, {.budget.share = 0.05}},
+      {1023, {.budget.share = 0.10, .gqa = LAPROX_GQA_JOINT}},
+      {777, {.budget.share = 0.20}},
+      {900, {.budget.share = 0.35, .sinks = 4}},
+      {900, {.budget.share = 0.50}},
+      {900, {.budget.share = 0.50, .floor = 30, .sinks = 2}},
+      {700, {.budget.tokens = 60, .floor = 9}},
+      {700, {.budget.tokens = 60, .floor = 20, .sinks = 8}},
+      {650, {.budget.share = 0.10, .scope = LAPROX_SCOPE_LAYER, .floor = 5}},
+      {650, {.budget.share = 0.30, .scope = LAPROX_SCOPE_LAYER, .sinks = 3}},
+      {650, {.budget.share = 0.10, .scope = LAPROX_SCOPE_HEAD}},
+      {640, {.budget.share = 0.10, .kind = LAPROX_POLICY_SNAPKV}},
+      {640,
+       {.budget.share = 0.10,
+        .kind = LAPROX_POLICY_SNAPKV,
+        .scope = LAPROX_SCOPE_GLOBAL,
+        .normalize = LAPROX_SWITCH_ON}},
+      {640, {.budget.share = 0.10, .normalize = LAPROX_SWITCH_OFF, .pool = LAPROX_POOL_MAX}},
+      {640, {.budget.share = 0.10, .kind = LAPROX_POLICY_STREAMING}},
+      {640, {.budget.share = 0.10, .kind = LAPROX_POLICY_RANDOM, .seed = 3}},
+      {640, {.budget.share = 0.40, .kind = LAPROX_POLICY_RANDOM, .scope = LAPROX_SCOPE_GLOBAL, .sinks = 5}},
+      {640, {.budget.share = 0.97}},
+      {40, {.budget.tokens = 36, .gqa = LAPROX_GQA_ATTENTION_MEAN}},
+      {34, {.budget.tokens = 33}},
+  };
+  test_gpu *gpu = *state;
+  laprox_model *model = load_model(gpu);
+  for (size_t i = 0; i < sizeof scenarios / sizeof *scenarios; i++) run_scenario(model, &scenarios[i]);
+  laprox_model_destroy(model);
+  assert_int_equal(gpu->n_errors, 0);
+}
+
+/* A budget that keeps everything, later turns, and tokens that can't be read. */
+static void test_edges(void **state) {
+  test_gpu *gpu = *state;
+  laprox_model *model = load_model(gpu);
+  uint32_t tokens[256], kept[8], sum = 0;
+  laprox_session *session = NULL;
+  laprox_eviction done;
+  make_tokens(tokens, 256, 1);
+  assert_int_equal(laprox_session_create(model, &(laprox_session_info){0}, &session), LAPROX_OK);
+  const laprox_policy all = {.kind = LAPROX_POLICY_FULL}, some = {.budget.tokens = 48};
+  assert_int_equal(laprox_session_prefill_evict(session, tokens, 30, &some, &done), LAPROX_OK);
+  assert_int_equal(done.kept, 8 * 30);
+  assert_int_equal(laprox_session_prefill_evict(session, tokens + 30, 70, &some, &done), LAPROX_OK);
+  assert_int_equal(done.kept, 8 * 48);
+  assert_int_equal(laprox_session_n_tokens(session), 100);
+  assert_int_equal(laprox_session_prefill_evict(session, tokens + 100, 50, &all, &done), LAPROX_OK);
+  laprox_session_kept_per_head(session, kept);
+  for (int i = 0; i < 8; i++) sum += kept[i];
+  assert_int_equal(sum, 8 * (48 + 50));
+  laprox_session_destroy(session);
+
+  assert_int_equal(laprox_session_create(model, &(laprox_session_info){0}, &session), LAPROX_OK);
+  tokens[17] = 999999;
+  assert_int_equal(laprox_session_prefill_evict(session, tokens, 200, &some, &done),
+                   LAPROX_ERROR_INVALID_ARGUMENT);
+  assert_int_equal(laprox_session_get_memory(session).kv_bytes, 0);
+  tokens[17] = 9;
+  assert_int_equal(laprox_session_prefill_evict(session, tokens, 200, &some, &done), LAPROX_OK);
+  assert_int_equal(done.kept, 8 * 48);
+  laprox_session_destroy(session);
+  laprox_model_destroy(model);
+  assert_int_equal(gpu->n_errors, 1);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup_teardown(test_same_set, test_gpu_setup, test_gpu_teardown),
+      cmocka_unit_test_setup_teardown(test_edges, test_gpu_setup, test_gpu_teardown),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
