@@ -81,6 +81,8 @@ typedef struct laprox_model_info {
   const char *path;            /**< GGUF v2 or v3, architecture llama, weights F32, F16, BF16 or Q8_0 */
   laprox_progress_fn progress; /**< may be NULL */
   void *progress_user;
+  bool without_weights; /**< hyperparameters and tokenizer only, nothing on the device: for laprox_plan_memory.
+                             Sessions need a model with weights. */
 } laprox_model_info;
 
 LAPROX_API laprox_result laprox_model_load(laprox_device *device, const laprox_model_info *info, laprox_model **out);
@@ -175,6 +177,38 @@ LAPROX_API laprox_result laprox_session_capture(const laprox_session *session, c
 LAPROX_API laprox_result laprox_session_dump_kept(const laprox_session *session, const char *path);
 /** Writes the prompt logits (all with keep_logits, else the last) as tensor `logits` F32 [T, n_vocab]. */
 LAPROX_API laprox_result laprox_session_dump_logits(const laprox_session *session, const char *path);
+
+/* ---- memory, before any is taken ---- */
+
+/** A prompt that is going to be read, and what is to be kept of it. */
+typedef struct laprox_memory_plan_info {
+  laprox_session_info session;
+  laprox_policy policy; /**< kind FULL, or no budget: nothing is evicted */
+  uint32_t n_prompt;    /**< tokens, at least 1 */
+  uint32_t n_generate;  /**< tokens after it */
+  bool layerwise;       /**< laprox_session_prefill_evict; else prefill, then evict */
+} laprox_memory_plan_info;
+
+/** Device memory in bytes, computed from shapes alone. */
+typedef struct laprox_memory_plan {
+  uint64_t weight_bytes;
+  uint64_t hidden_bytes;     /**< hidden states of the whole prompt */
+  uint64_t activation_bytes; /**< everything else a session holds besides K and V */
+  uint64_t eviction_bytes;   /**< scores, tables and scratch of an eviction */
+  uint64_t kv_full_bytes;    /**< K and V of all prompt tokens */
+  uint64_t kv_peak_bytes;    /**< K and V at most */
+  uint64_t kv_steady_bytes;  /**< K and V after the eviction, with the generated tokens */
+  uint64_t peak_bytes;       /**< all of it together at most */
+  uint64_t free_bytes;       /**< what the device has for it: VK_EXT_memory_budget, else the size of its heap less what
+                                  laprox has taken; the weights of a loaded model count as still to be taken */
+  bool fits;
+  uint32_t largest_prompt;   /**< tokens that would fit, everything else being equal; 0: none */
+  uint32_t largest_budget;   /**< entries per (layer, KV head) that would fit; 0: none */
+} laprox_memory_plan;
+
+/** Says what a run will take. Fails like the run itself on a policy or prompt that can't be. */
+LAPROX_API laprox_result laprox_plan_memory(laprox_model *model, const laprox_memory_plan_info *info,
+                                            laprox_memory_plan *out);
 
 /* ---- sampling ---- */
 

@@ -1,35 +1,61 @@
 /* forward.c: activations, and the order in which a layer's kernels run. */
 #include "runtime/forward.h"
 
-static laprox_result init_activations(lpx_forward *forward) {
-  const laprox_model *model = forward->model;
+#include <stddef.h>
+#include <string.h>
+
+typedef struct activation {
+  size_t member; /* of lpx_forward */
+  VkDeviceSize bytes;
+  const char *name;
+} activation;
+
+enum { N_ACTIVATIONS = 10 };
+
+static void list_activations(const laprox_model *model, uint32_t chunk, uint32_t max_entries,
+                             activation list[N_ACTIVATIONS]) {
   const laprox_shape *shape = &model->shape;
-  const VkDeviceSize row = sizeof(float) * (VkDeviceSize)forward->chunk;
+  const VkDeviceSize row = sizeof(float) * (VkDeviceSize)chunk;
   const VkDeviceSize q_bytes = row * shape->n_heads * shape->head_dim;
   const VkDeviceSize kv_bytes = row * shape->n_kv_heads * shape->head_dim;
-  const struct {
-    lpx_buffer *buffer;
-    VkDeviceSize bytes;
-    const char *name;
-  } wanted[] = {
-      {&forward->ids, row, "token ids"},
-      {&forward->norm, row * model->model_dim, "normalised rows"},
-      {&forward->query_projected, q_bytes, "projected queries"},
-      {&forward->key_projected, kv_bytes, "projected keys"},
-      {&forward->value_projected, kv_bytes, "projected values"},
-      {&forward->query, q_bytes, "queries"},
-      {&forward->attended, lpx_prefill_attention_bytes(shape, forward->chunk), "attention output"},
-      {&forward->gate, row * model->feed_forward_dim, "feed-forward gate"},
-      {&forward->up, row * model->feed_forward_dim, "feed-forward up"},
-      {&forward->scratch, lpx_decode_attention_scratch_bytes(shape, forward->max_entries),
+  const VkDeviceSize wide_bytes = row * model->feed_forward_dim;
+  const activation all[N_ACTIVATIONS] = {
+      {offsetof(lpx_forward, ids), row, "token ids"},
+      {offsetof(lpx_forward, norm), row * model->model_dim, "normalised rows"},
+      {offsetof(lpx_forward, query_projected), q_bytes, "projected queries"},
+      {offsetof(lpx_forward, key_projected), kv_bytes, "projected keys"},
+      {offsetof(lpx_forward, value_projected), kv_bytes, "projected values"},
+      {offsetof(lpx_forward, query), q_bytes, "queries"},
+      {offsetof(lpx_forward, attended), lpx_prefill_attention_bytes(shape, chunk), "attention output"},
+      {offsetof(lpx_forward, gate), wide_bytes, "feed-forward gate"},
+      {offsetof(lpx_forward, up), wide_bytes, "feed-forward up"},
+      {offsetof(lpx_forward, scratch), lpx_decode_attention_scratch_bytes(shape, max_entries),
        "attention scratch"},
   };
-  for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
-    const laprox_result result = lpx_buffer_init(forward->context, LPX_MEMORY_DEVICE, wanted[i].bytes,
-                                                 wanted[i].name, wanted[i].buffer);
+  memcpy(list, all, sizeof all);
+}
+
+static lpx_buffer *activation_buffer(lpx_forward *forward, const activation *wanted) {
+  return (lpx_buffer *)(void *)((char *)forward + wanted->member);
+}
+
+static laprox_result init_activations(lpx_forward *forward) {
+  activation list[N_ACTIVATIONS];
+  list_activations(forward->model, forward->chunk, forward->max_entries, list);
+  for (size_t i = 0; i < N_ACTIVATIONS; i++) {
+    const laprox_result result = lpx_buffer_init(forward->context, LPX_MEMORY_DEVICE, list[i].bytes,
+                                                 list[i].name, activation_buffer(forward, &list[i]));
     if (result) return result;
   }
   return LAPROX_OK;
+}
+
+uint64_t lpx_forward_bytes(const laprox_model *model, uint32_t chunk, uint32_t max_entries) {
+  activation list[N_ACTIVATIONS];
+  uint64_t bytes = 0;
+  list_activations(model, chunk, max_entries, list);
+  for (size_t i = 0; i < N_ACTIVATIONS; i++) bytes += list[i].bytes;
+  return bytes;
 }
 
 static uint32_t weight_dtypes(const laprox_model *model) {
@@ -52,26 +78,11 @@ laprox_result lpx_forward_init(const laprox_model *model, laprox_dtype cache_dty
 
 void lpx_forward_finish(lpx_forward *forward) {
   if (!forward->context) return;
-  lpx_buffer *buffers[] = {&forward->ids,
-                           &forward->norm,
-                           &forward->query_projected,
-                           &forward->key_projected,
-                           &forward->value_projected,
-                           &forward->query,
-                           &forward->attended,
-                           &forward->gate,
-                           &forward->up,
-                           &forward->scratch};
-  for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
-    lpx_buffer_finish(forward->context, buffers[i]);
+  activation list[N_ACTIVATIONS];
+  list_activations(forward->model, forward->chunk, forward->max_entries, list);
+  for (size_t i = 0; i < N_ACTIVATIONS; i++)
+    lpx_buffer_finish(forward->context, activation_buffer(forward, &list[i]));
   *forward = (lpx_forward){0};
-}
-
-uint64_t lpx_forward_bytes(const lpx_forward *forward) {
-  return forward->ids.allocated + forward->norm.allocated + forward->query_projected.allocated +
-         forward->key_projected.allocated + forward->value_projected.allocated + forward->query.allocated +
-         forward->attended.allocated + forward->gate.allocated + forward->up.allocated +
-         forward->scratch.allocated;
 }
 
 void lpx_forward_embed_append(lpx_program *program, const lpx_forward *forward, const uint32_t *tokens,

@@ -25,8 +25,8 @@ typedef struct lpx_forward {
 laprox_result lpx_forward_init(const laprox_model *model, laprox_dtype cache_dtype, uint32_t chunk,
                                uint32_t max_entries, lpx_forward *out);
 void lpx_forward_finish(lpx_forward *forward);
-/* Device memory of the activations. */
-uint64_t lpx_forward_bytes(const lpx_forward *forward);
+/* Device memory that lpx_forward_init takes. */
+uint64_t lpx_forward_bytes(const laprox_model *model, uint32_t chunk, uint32_t max_entries);
 
 /* Embeddings of n_tokens tokens (at most chunk, all inside the vocabulary) to hidden rows. */
 void lpx_forward_embed_append(lpx_program *program, const lpx_forward *forward, const uint32_t *tokens,

@@ -210,7 +210,13 @@ laprox_result laprox_model_load(laprox_device *device, const laprox_model_info *
   laprox_result result = lpx_gguf_open(host, info->path, &model->file);
   if (!result) result = lpx_model_read_parameters(model);
   if (!result) result = read_vocabulary(model);
+  if (!result && info->without_weights) result = check_all_known(&load);
   if (result) goto fail;
+  if (info->without_weights) {
+    model->weight_bytes = load.bytes_total;
+    *out = model;
+    return LAPROX_OK;
+  }
   load.piece = lpx_allocate(host, 1, PIECE_BYTES);
   model->layers = lpx_allocate(host, model->shape.n_layers, sizeof *model->layers);
   if (!load.piece || !model->layers)
@@ -219,6 +225,7 @@ laprox_result laprox_model_load(laprox_device *device, const laprox_model_info *
     result = load_weights(&load);
   lpx_release(host, load.piece);
   if (result) goto fail;
+  model->has_weights = true;
   *out = model;
   return LAPROX_OK;
 fail:

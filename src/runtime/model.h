@@ -33,7 +33,8 @@ struct laprox_model {
   laprox_shape shape;
   uint32_t model_dim, feed_forward_dim, n_vocab, context_length;
   float norm_epsilon, rope_base, rope_scale; /* rope_scale: frequencies are divided by it */
-  uint64_t weight_bytes;
+  bool has_weights;
+  uint64_t weight_bytes; /* on the device, or what they would take */
   lpx_weight token_embedding, output_norm;
   lpx_weight output;       /* empty where the token embedding serves as output too */
   lpx_buffer rope_turns;   /* head_dim / 2 frequencies: turns per position as 64-bit fractions of a turn */

@@ -59,7 +59,7 @@ static laprox_result create_buffers(laprox_session *session) {
   return result;
 }
 
-static laprox_result check_info(const laprox_host *host, laprox_session_info *info) {
+laprox_result lpx_session_info_complete(const laprox_host *host, laprox_session_info *info) {
   if (!info->kv_dtype) info->kv_dtype = LAPROX_DTYPE_F16;
   if (!info->window) info->window = DEFAULT_WINDOW;
   if (!info->chunk) info->chunk = DEFAULT_CHUNK;
@@ -91,7 +91,9 @@ laprox_result laprox_session_create(laprox_model *model, const laprox_session_in
   *out = NULL;
   const laprox_host *host = &model->device->context->host;
   laprox_session_info info = *given;
-  laprox_result result = check_info(host, &info);
+  laprox_result result = lpx_session_info_complete(host, &info);
+  if (!result && !model->has_weights)
+    result = lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "a session on a model without weights");
   if (result) return result;
   laprox_session *session = allocate_session(model, &info);
   if (!session) return lpx_fail_memory(host, "a session");

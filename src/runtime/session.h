@@ -32,6 +32,8 @@ struct laprox_session {
   size_t n_prompt_logits;
 };
 
+/* Fills in defaults and checks. */
+laprox_result lpx_session_info_complete(const laprox_host *host, laprox_session_info *info);
 /* laprox_session_prefill; with `layerwise` into an empty cache that is cut after every layer. */
 laprox_result lpx_session_prefill(laprox_session *session, const uint32_t *tokens, size_t n,
                                   lpx_layerwise *layerwise);
