@@ -168,8 +168,9 @@ laprox_result laprox_cmd_steps(VkCommandBuffer command_buffer, const laprox_bind
   if (first > n_steps || count > n_steps - first)
     return lpx_fail(&binding->plan->context->host, LAPROX_ERROR_INVALID_ARGUMENT,
                     "laprox_cmd_steps: steps %u + %u of %u", first, count, n_steps);
-  lpx_program_record(binding->program, command_buffer, first, count);
-  return LAPROX_OK;
+  const laprox_result result = lpx_vk_check_lost(binding->plan->context);
+  if (!result) lpx_program_record(binding->program, command_buffer, first, count);
+  return result;
 }
 
 uint32_t laprox_binding_n_steps(const laprox_binding *binding) {

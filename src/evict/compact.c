@@ -118,6 +118,21 @@ static laprox_result check_buffer(const laprox_plan *plan, const char *what, lap
   return lpx_check_buffer(plan, "laprox_compaction_info", what, buffer, bytes, alignment);
 }
 
+static laprox_result check_buffers(const laprox_plan *plan, const laprox_compaction_info *info,
+                                   VkDeviceSize packed_bytes) {
+  laprox_result result = check_buffer(plan, "result", info->result, (VkDeviceSize)plan->result.n_words * 4,
+                                      plan->context->range_alignment);
+  for (uint32_t s = 0; s < plan->n_segments && !result; s++) {
+    const VkDeviceSize bytes = lpx_segment_bytes(plan, info->layer, s);
+    if (!bytes) continue;
+    result = check_buffer(plan, "source key", info->source.key[s], bytes, 4);
+    if (!result) result = check_buffer(plan, "source value", info->source.value[s], bytes, 4);
+  }
+  if (result || info->in_place || !packed_bytes) return result;
+  result = check_buffer(plan, "key", info->key, packed_bytes, 4);
+  return result ? result : check_buffer(plan, "value", info->value, packed_bytes, 4);
+}
+
 static laprox_result check_info(const laprox_plan *plan, const laprox_compaction_info *info) {
   const laprox_host *host = &plan->context->host;
   if (plan->budget == UINT32_MAX || info->layer >= plan->shape.n_layers)
@@ -131,22 +146,22 @@ static laprox_result check_info(const laprox_plan *plan, const laprox_compaction
           host, LAPROX_ERROR_INVALID_ARGUMENT,
           "laprox_compaction_create: cu_seqlens of layer %u, KV head %u are %u, %u; %llu entries are kept",
           info->layer, head, cu_seqlens[head], cu_seqlens[head + 1], (unsigned long long)plan->n_kept);
-  if (info->in_place && plan->n_segments == 1) return LAPROX_OK;
-  if (info->in_place)
+  if (info->in_place && plan->n_segments != 1)
     return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
                     "laprox_compaction_create: a cache of two segments can't be packed in place");
-  const VkDeviceSize bytes = (cu_seqlens[plan->shape.n_kv_heads] - cu_seqlens[0]) * row_bytes(plan);
-  laprox_result result = check_buffer(plan, "result", info->result, (VkDeviceSize)plan->result.n_words * 4,
-                                      plan->context->range_alignment);
-  if (!result && bytes) result = check_buffer(plan, "key", info->key, bytes, 4);
-  if (!result && bytes) result = check_buffer(plan, "value", info->value, bytes, 4);
-  for (uint32_t s = 0; s < plan->n_segments && !result; s++) {
-    const VkDeviceSize needed = lpx_segment_bytes(plan, info->layer, s);
-    if (!needed) continue;
-    result = check_buffer(plan, "source key", info->source.key[s], needed, 4);
-    if (!result) result = check_buffer(plan, "source value", info->source.value[s], needed, 4);
-  }
-  return result;
+  return check_buffers(plan, info, (cu_seqlens[plan->shape.n_kv_heads] - cu_seqlens[0]) * row_bytes(plan));
+}
+
+/* Whether bindings of different dispatches may overlap: they are rounded down to the device's alignment,
+   segments share their destination, and an application may keep everything in one buffer. */
+static bool share_buffers(const laprox_plan *plan, const laprox_compaction_info *info) {
+  const laprox_layer_buffers *from = &info->source;
+  const VkBuffer all[] = {from->key[0].buffer, from->value[0].buffer, info->key.buffer, info->value.buffer};
+  if (plan->n_segments > 1) return true;
+  for (int i = 0; i < (info->in_place ? 2 : 4); i++)
+    for (int j = 0; j < i; j++)
+      if (all[i] == all[j]) return true;
+  return lpx_head_group_end(plan, info->layer, 0, 0) < plan->shape.n_kv_heads;
 }
 
 static laprox_result build(laprox_compaction *compaction, const laprox_compaction_info *info) {
@@ -154,17 +169,19 @@ static laprox_result build(laprox_compaction *compaction, const laprox_compactio
   const laprox_result result = lpx_program_create(plan->context, "compaction", &compaction->program);
   if (result) return result;
   const uint32_t *cu_seqlens = info->cu_seqlens + (size_t)info->layer * plan->shape.n_kv_heads;
+  const bool shared = share_buffers(plan, info);
   for (uint32_t s = 0; s < plan->n_segments; s++)
     for (uint32_t head = 0, end; head < plan->shape.n_kv_heads; head = end) {
       end = lpx_head_group_end(plan, info->layer, s, head);
-      if (info->in_place) {
-        append_in_place(compaction, info, head, end, info->source.key[s]);
-        append_in_place(compaction, info, head, end, info->source.value[s]);
-        continue;
+      if (!info->in_place) end = limit_end(plan, cu_seqlens, head, end);
+      for (int which = 0; which < 2; which++) {
+        const laprox_buffer source = which ? info->source.value[s] : info->source.key[s];
+        if (info->in_place)
+          append_in_place(compaction, info, head, end, source);
+        else
+          append_heads(compaction, info, s, head, end, source, which ? info->value : info->key);
+        if (shared || end < plan->shape.n_kv_heads) lpx_program_barrier(compaction->program);
       }
-      end = limit_end(plan, cu_seqlens, head, end);
-      append_heads(compaction, info, s, head, end, info->source.key[s], info->key);
-      append_heads(compaction, info, s, head, end, info->source.value[s], info->value);
     }
   return lpx_program_finish_building(compaction->program);
 }
@@ -193,6 +210,8 @@ void laprox_compaction_destroy(laprox_compaction *compaction) {
 }
 
 laprox_result laprox_cmd_compact(VkCommandBuffer command_buffer, const laprox_compaction *compaction) {
-  lpx_program_record(compaction->program, command_buffer, 0, lpx_program_n_steps(compaction->program));
-  return LAPROX_OK;
+  const laprox_result result = lpx_vk_check_lost(compaction->plan->context);
+  if (!result)
+    lpx_program_record(compaction->program, command_buffer, 0, lpx_program_n_steps(compaction->program));
+  return result;
 }

@@ -437,10 +437,12 @@ static laprox_result build(laprox_plan *plan, const laprox_plan_info *info) {
 
 laprox_result laprox_plan_create(laprox_context *context, const laprox_plan_info *info, laprox_plan **out) {
   *out = NULL;
+  laprox_result result = lpx_vk_check_lost(context);
+  if (result) return result;
   laprox_plan *plan = lpx_allocate(&context->host, 1, sizeof *plan);
   if (!plan) return lpx_fail_memory(&context->host, "a plan");
   plan->context = context;
-  const laprox_result result = build(plan, info);
+  result = build(plan, info);
   if (result) {
     laprox_plan_destroy(plan);
     return result;

@@ -65,8 +65,13 @@ laprox_result lpx_buffer_init(laprox_context *context, lpx_memory memory, VkDevi
                                             VK_BUFFER_USAGE_TRANSFER_SRC_BIT |
                                             VK_BUFFER_USAGE_TRANSFER_DST_BIT,
                                    .sharingMode = VK_SHARING_MODE_EXCLUSIVE};
-  laprox_result result = lpx_vk_result(
-      context, context->vk.CreateBuffer(context->device, &info, NULL, &out->buffer), "vkCreateBuffer");
+  laprox_result result = lpx_vk_check_lost(context);
+  if (result) {
+    *out = (lpx_buffer){0};
+    return result;
+  }
+  result = lpx_vk_result(context, context->vk.CreateBuffer(context->device, &info, NULL, &out->buffer),
+                         "vkCreateBuffer");
   if (!result) result = bind_memory(context, memory, name, out);
   if (result) {
     lpx_buffer_finish(context, out);

@@ -52,6 +52,13 @@ laprox_result lpx_vk_result(laprox_context *context, VkResult result, const char
   return lpx_fail(&context->host, ours, "%s: %s (%d)", what, vk_result_name(result), (int)result);
 }
 
+laprox_result lpx_vk_check_lost(const laprox_context *context) {
+  laprox_context *mutable = (laprox_context *)(uintptr_t)context; /* C11 atomic_load takes no const object */
+  if (!atomic_load(&mutable->lost)) return LAPROX_OK;
+  return lpx_fail(&context->host, LAPROX_ERROR_DEVICE_LOST, "device %s is lost",
+                  context->properties.deviceName);
+}
+
 void lpx_vk_name(const laprox_context *context, VkObjectType type, uint64_t handle, const char *name) {
   if (!context->has_debug_utils || !handle) return;
   const VkDebugUtilsObjectNameInfoEXT info = {.sType = VK_STRUCTURE_TYPE_DEBUG_UTILS_OBJECT_NAME_INFO_EXT,

@@ -47,6 +47,9 @@ struct lpx_program {
 };
 
 laprox_result lpx_program_create(laprox_context *context, const char *name, lpx_program **out) {
+  *out = NULL;
+  const laprox_result result = lpx_vk_check_lost(context);
+  if (result) return result;
   *out = lpx_allocate(&context->host, 1, sizeof **out);
   if (!*out) return lpx_fail_memory(&context->host, "a program");
   (*out)->context = context;

@@ -86,13 +86,16 @@ laprox_context *lpx_queue_context(const lpx_queue *queue) {
   return queue->context;
 }
 
+uint64_t lpx_queue_bytes(const lpx_queue *queue) {
+  return queue->staging.allocated;
+}
+
 static laprox_result begin(lpx_queue *queue) {
   laprox_context *context = queue->context;
-  if (atomic_load(&context->lost))
-    return lpx_fail(&context->host, LAPROX_ERROR_DEVICE_LOST, "device %s is lost",
-                    context->properties.deviceName);
-  laprox_result result = lpx_vk_result(
-      context, context->vk.ResetCommandPool(context->device, queue->command_pool, 0), "vkResetCommandPool");
+  laprox_result result = lpx_vk_check_lost(context);
+  if (result) return result;
+  result = lpx_vk_result(context, context->vk.ResetCommandPool(context->device, queue->command_pool, 0),
+                         "vkResetCommandPool");
   if (result) return result;
   const VkCommandBufferBeginInfo info = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO,
                                          .flags = VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT};
@@ -112,15 +115,19 @@ static laprox_result submit_and_wait(lpx_queue *queue, const char *what) {
   laprox_result result =
       lpx_vk_result(context, context->vk.EndCommandBuffer(queue->command_buffer), "vkEndCommandBuffer");
   if (result) return result;
+  /* Before, not after: whatever an earlier failure has left, the fence is good now. */
+  result =
+      lpx_vk_result(context, context->vk.ResetFences(context->device, 1, &queue->fence), "vkResetFences");
+  if (result) return result;
   const VkSubmitInfo info = {.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO,
                              .commandBufferCount = 1,
                              .pCommandBuffers = &queue->command_buffer};
   result = lpx_vk_result(context, context->vk.QueueSubmit(queue->queue, 1, &info, queue->fence), what);
   if (result) return result;
-  result = lpx_vk_result(
-      context, context->vk.WaitForFences(context->device, 1, &queue->fence, VK_TRUE, UINT64_MAX), what);
-  if (result) return result;
-  return lpx_vk_result(context, context->vk.ResetFences(context->device, 1, &queue->fence), "vkResetFences");
+  const VkResult waited = context->vk.WaitForFences(context->device, 1, &queue->fence, VK_TRUE, UINT64_MAX);
+  /* The caller will free or write what the device may still be using. */
+  if (waited) (void)context->vk.QueueWaitIdle(queue->queue);
+  return lpx_vk_result(context, waited, what);
 }
 
 static void add_device_time(const lpx_queue *queue, uint64_t *device_ns) {

@@ -54,6 +54,7 @@
   X(GetQueryPoolResults)                                                                                     \
   X(MapMemory)                                                                                               \
   X(QueueSubmit)                                                                                             \
+  X(QueueWaitIdle)                                                                                           \
   X(ResetCommandPool)                                                                                        \
   X(ResetDescriptorPool)                                                                                     \
   X(ResetFences)                                                                                             \

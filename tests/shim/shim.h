@@ -1,0 +1,37 @@
+/* shim.h: a Vulkan that lies. It stands between the library and the real vkGetInstanceProcAddr: counts what
+ * is created and destroyed, makes one call fail, lowers limits to Vulkan's minimum and sees whether they are
+ * kept to.
+ *
+ * One state for the whole program, because Vulkan's functions have no user pointer; for one thread. */
+#ifndef TESTS_SHIM_H
+#define TESTS_SHIM_H
+
+#include <stdbool.h>
+#include <volk.h>
+
+typedef struct shim_state {
+  /* what to do */
+  unsigned fail_at;       /* the fallible call, counted from 1, that fails; 0 = none */
+  VkResult fail_with;     /* where the function may return it; otherwise the first error that it may return */
+  const char *hidden;     /* a function that this Vulkan doesn't have */
+  bool small_limits;      /* Vulkan's guaranteed minimum */
+  VkDeviceSize max_range; /* of a storage buffer binding; 0 = by the above */
+
+  /* what has been seen */
+  unsigned n_calls;   /* fallible calls */
+  const char *failed; /* the function that was made to fail */
+  VkResult failed_with;
+  long n_live;           /* objects and memory that were created and not destroyed */
+  uint64_t live_bytes;   /* of device memory */
+  unsigned n_violations; /* of the limits */
+  char violation[160];   /* the first one */
+  VkPhysicalDeviceLimits limits;
+} shim_state;
+
+extern shim_state shim;
+
+/* Forgets everything; what is live stays live. */
+void shim_reset(void);
+VKAPI_ATTR PFN_vkVoidFunction VKAPI_CALL shim_get_instance_proc_addr(VkInstance instance, const char *name);
+
+#endif
