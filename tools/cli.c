@@ -103,7 +103,7 @@ int cli_open_device(cli *c) {
 }
 
 int cli_load_model(cli *c) {
-  const laprox_model_info info = {c->opt.input, progress_step, &c->bar};
+  const laprox_model_info info = {.path = c->opt.input, .progress = progress_step, .progress_user = &c->bar};
   laprox_result result = laprox_model_load(c->device, &info, &c->model);
   progress_clear(&c->bar);
   if (result) (void)cli_fail(c, result);
