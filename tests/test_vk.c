@@ -1,0 +1,159 @@
+/* test_vk.c: the Vulkan layer itself: buffers, transfers, programs, folding of workgroups, timestamps. */
+#include "runtime/device.h"
+#include "runtime/kernels.h"
+#include "support/gpu.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static uint8_t pattern(size_t i) {
+  return (uint8_t)(i * 31 + (i >> 8) * 7 + (i >> 16));
+}
+
+/* Sizes around the staging buffer's, and such as are no multiple of a word. */
+static void test_transfers(void **state) {
+  test_gpu *gpu = *state;
+  laprox_context *context = gpu->device->context;
+  static const size_t sizes[] = {
+      1, 3, 4, 5, 1023, ((size_t)4 << 20) - 1, (size_t)4 << 20, ((size_t)9 << 20) + 3};
+  const uint64_t before = laprox_context_memory(context).bytes;
+  for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+    lpx_buffer buffer;
+    uint8_t *data = malloc(sizes[s]), *back = malloc(sizes[s] + 1);
+    assert_true(data && back);
+    for (size_t i = 0; i < sizes[s]; i++) data[i] = pattern(i);
+    back[sizes[s]] = 0xa5;
+    assert_int_equal(lpx_buffer_init(context, LPX_MEMORY_DEVICE, sizes[s], "bytes", &buffer), LAPROX_OK);
+    assert_true(laprox_context_memory(context).bytes >= before + sizes[s]);
+    assert_int_equal(lpx_queue_upload(gpu->device->queue, lpx_buffer_whole(&buffer), data, sizes[s]),
+                     LAPROX_OK);
+    assert_int_equal(lpx_queue_download(gpu->device->queue, lpx_buffer_whole(&buffer), back, sizes[s]),
+                     LAPROX_OK);
+    assert_memory_equal(data, back, sizes[s]);
+    assert_int_equal(back[sizes[s]], 0xa5);
+    lpx_buffer_finish(context, &buffer);
+    assert_true(laprox_context_memory(context).bytes == before);
+    free(data);
+    free(back);
+  }
+}
+
+/* Fill, update beyond vkCmdUpdateBuffer's 64 KiB, copy of a part; recorded twice, as steps. */
+static void test_programs(void **state) {
+  test_gpu *gpu = *state;
+  laprox_context *context = gpu->device->context;
+  enum { WORDS = 40000 };
+  uint32_t *words = malloc(WORDS * sizeof *words), *back = malloc(WORDS * sizeof *back);
+  lpx_buffer a, b;
+  lpx_program *program = NULL;
+  assert_true(words && back);
+  for (uint32_t i = 0; i < WORDS; i++) words[i] = i * 2654435761u;
+  assert_int_equal(lpx_buffer_init(context, LPX_MEMORY_DEVICE, WORDS * 4, "a", &a), LAPROX_OK);
+  assert_int_equal(lpx_buffer_init(context, LPX_MEMORY_DEVICE, WORDS * 4, "b", &b), LAPROX_OK);
+  assert_int_equal(lpx_program_create(context, "a test", &program), LAPROX_OK);
+  lpx_program_update(program, lpx_buffer_whole(&a), words, WORDS * 4);
+  lpx_program_fill(program, lpx_buffer_whole(&b), 0x01020304);
+  lpx_program_barrier(program);
+  lpx_program_mark_step(program);
+  lpx_program_copy(program, lpx_buffer_part(lpx_buffer_whole(&a), 400, 4000),
+                   lpx_buffer_part(lpx_buffer_whole(&b), 800, 4000));
+  assert_int_equal(lpx_program_finish_building(program), LAPROX_OK);
+  assert_int_equal(lpx_program_n_steps(program), 2);
+  uint64_t device_ns = 0;
+  for (int i = 0; i < 2; i++)
+    assert_int_equal(lpx_queue_run(gpu->device->queue, program, &device_ns), LAPROX_OK);
+  assert_true(device_ns > 0 && device_ns < UINT64_C(60000000000));
+  assert_int_equal(lpx_queue_download(gpu->device->queue, lpx_buffer_whole(&b), back, WORDS * 4), LAPROX_OK);
+  for (uint32_t i = 0; i < WORDS; i++)
+    assert_int_equal(back[i], i >= 200 && i < 1200 ? words[i - 100] : 0x01020304);
+  lpx_program_destroy(program);
+  lpx_buffer_finish(context, &a);
+  lpx_buffer_finish(context, &b);
+  free(words);
+  free(back);
+}
+
+static void run_swiglu(test_gpu *gpu, uint32_t n, float *out) {
+  laprox_context *context = gpu->device->context;
+  lpx_kernels kernels;
+  lpx_buffer gate, up;
+  lpx_program *program = NULL;
+  for (uint32_t i = 0; i < n; i++) out[i] = sinf((float)i);
+  assert_int_equal(lpx_kernels_init(context, 0, LAPROX_DTYPE_F16, &kernels), LAPROX_OK);
+  assert_int_equal(lpx_buffer_init(context, LPX_MEMORY_DEVICE, n * 4, "gate", &gate), LAPROX_OK);
+  assert_int_equal(lpx_buffer_init(context, LPX_MEMORY_DEVICE, n * 4, "up", &up), LAPROX_OK);
+  assert_int_equal(lpx_queue_upload(gpu->device->queue, lpx_buffer_whole(&gate), out, n * 4), LAPROX_OK);
+  assert_int_equal(lpx_queue_upload(gpu->device->queue, lpx_buffer_whole(&up), out, n * 4), LAPROX_OK);
+  assert_int_equal(lpx_program_create(context, "folding", &program), LAPROX_OK);
+  lpx_swiglu_append(program, &kernels, lpx_buffer_whole(&gate), lpx_buffer_whole(&up), n);
+  assert_int_equal(lpx_program_finish_building(program), LAPROX_OK);
+  assert_int_equal(lpx_queue_run(gpu->device->queue, program, NULL), LAPROX_OK);
+  assert_int_equal(lpx_queue_download(gpu->device->queue, lpx_buffer_whole(&gate), out, n * 4), LAPROX_OK);
+  lpx_program_destroy(program);
+  lpx_buffer_finish(context, &gate);
+  lpx_buffer_finish(context, &up);
+}
+
+/* More workgroups than a (pretended) device takes in x go to a second dimension. */
+static void test_folding(void **state) {
+  test_gpu *gpu = *state;
+  enum { N = 20000 };
+  float *wide = malloc(N * sizeof *wide), *folded = malloc(N * sizeof *folded);
+  assert_true(wide && folded);
+  run_swiglu(gpu, N, wide);
+  for (uint32_t i = 0; i < N; i++) {
+    const double x = (double)sinf((float)i), y = x / (1.0 + exp(-x)) * x;
+    assert_true(fabs((double)wide[i] - y) <= 1e-5);
+  }
+  gpu->device->context->max_groups = 13;
+  run_swiglu(gpu, N, folded);
+  assert_memory_equal(wide, folded, N * sizeof *wide);
+  free(wide);
+  free(folded);
+}
+
+/* A program that can't be is refused once, with numbers, however much is appended after. */
+static void test_refused(void **state) {
+  test_gpu *gpu = *state;
+  laprox_context *context = gpu->device->context;
+  lpx_kernels kernels;
+  lpx_buffer buffer;
+  assert_int_equal(lpx_kernels_init(context, 0, LAPROX_DTYPE_F16, &kernels), LAPROX_OK);
+  assert_int_equal(lpx_buffer_init(context, LPX_MEMORY_DEVICE, 65536, "small", &buffer), LAPROX_OK);
+  context->max_range = 4096;
+  for (int which = 0; which < 3; which++) {
+    lpx_program *program = NULL;
+    laprox_buffer range = lpx_buffer_whole(&buffer);
+    if (which == 1) range = (laprox_buffer){0};
+    if (which == 2) range = lpx_buffer_part(range, 2, 64);
+    const unsigned before = gpu->n_errors;
+    uint32_t push[4] = {0};
+    assert_int_equal(lpx_program_create(context, "refused", &program), LAPROX_OK);
+    const laprox_buffer ranges[] = {range, range};
+    for (int i = 0; i < 3; i++)
+      lpx_program_dispatch(program, &kernels.swiglu, ranges, push, sizeof push, 1, 1);
+    assert_int_equal(lpx_program_finish_building(program), LAPROX_ERROR_UNSUPPORTED);
+    assert_int_equal(gpu->n_errors, before + 1);
+    assert_non_null(strstr(gpu->last_error, "refused"));
+    lpx_program_destroy(program);
+  }
+  lpx_buffer_finish(context, &buffer);
+  lpx_pipeline none;
+  assert_int_equal(lpx_pipeline_get(context, "no such shader", 1, NULL, 0, &none),
+                   LAPROX_ERROR_INVALID_ARGUMENT);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup_teardown(test_transfers, test_gpu_setup, test_gpu_teardown),
+      cmocka_unit_test_setup_teardown(test_programs, test_gpu_setup, test_gpu_teardown),
+      cmocka_unit_test_setup_teardown(test_folding, test_gpu_setup, test_gpu_teardown),
+      cmocka_unit_test_setup_teardown(test_refused, test_gpu_setup, test_gpu_teardown),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
