@@ -65,5 +65,6 @@ int cmd_run(cli *c);
 int cmd_capture(cli *c);
 int cmd_evict(cli *c);
 int cmd_eval(cli *c);
+int cmd_bench(cli *c);
 
 #endif

@@ -46,7 +46,10 @@ static const subcommand subcommands[] = {
      "  laprox eval model.gguf --tasks needle_1024.jsonl --budgets 100%,5% --policies laprox,snapkv "
      "--json\n"},
     {.name = "report"},
-    {.name = "bench"},
+    {COMMAND_BENCH, "bench", cmd_bench, "laprox bench [options]",
+     "Times eviction and decode attention on a cache of a model's shape, beside what the device can do.",
+     "  laprox bench --geometry llama-3.1-8b --tokens 131072\n"
+     "  laprox bench --geometry phone --tokens 8192 --gqa joint --json\n"},
 };
 
 enum { N_SUBCOMMANDS = sizeof subcommands / sizeof *subcommands };

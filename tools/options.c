@@ -33,6 +33,8 @@ typedef enum option_id {
   OPTION_DUMP_LOGITS,
   OPTION_OUTPUT,
   OPTION_SCORES,
+  OPTION_GEOMETRY,
+  OPTION_TOKENS,
   OPTION_TASKS,
   OPTION_BUDGETS,
   OPTION_POLICIES,
@@ -44,7 +46,7 @@ typedef enum option_id {
   OPTION_LATER /* promised, but not in this version */
 } option_id;
 
-enum { EVICTING = COMMAND_RUN | COMMAND_EVICT, PROMPTED = COMMAND_RUN | COMMAND_CAPTURE, ANY = 31 };
+enum { EVICTING = COMMAND_RUN | COMMAND_EVICT | COMMAND_BENCH, PROMPTED = COMMAND_RUN | COMMAND_CAPTURE, ANY = 63 };
 
 #define POLICY(kind) (1u << LAPROX_POLICY_##kind)
 #define ALL_POLICIES UINT32_MAX
@@ -97,6 +99,9 @@ static const option_spec specs[] = {
     {OPTION_KV, 0, "kv", "f16|f32", PROMPTED | COMMAND_EVAL, 0, "element type of the KV cache [f16]"},
     {OPTION_DUMP_KEPT, 0, "dump-kept", "FILE", COMMAND_RUN, 0, "write the kept positions (safetensors)"},
     {OPTION_DUMP_LOGITS, 0, "dump-logits", "FILE", COMMAND_RUN, 0, "write the prompt's logits (safetensors)"},
+    {OPTION_GEOMETRY, 0, "geometry", "NAME", COMMAND_BENCH, 0,
+     "llama-3.1-8b, qwen3-8b, qwen2.5-1.5b or phone [phone]"},
+    {OPTION_TOKENS, 0, "tokens", "N", COMMAND_BENCH, 0, "tokens in the cache [4096]"},
     {OPTION_TASKS, 0, "tasks", "FILE", COMMAND_EVAL, 0, "JSON lines with task, prompt and answer"},
     {OPTION_BUDGETS, 0, "budgets", "100%,5%", COMMAND_EVAL, 0,
      "budgets, as --budget of run takes them [100%,20%,10%,5%]"},
@@ -371,6 +376,10 @@ static int set_option(const option_spec *spec, const char *value, options *out) 
     status = need_word(spec, value, kv_words, &picked);
     out->kv_dtype = (laprox_dtype)picked;
     return status;
+  case OPTION_GEOMETRY:
+    return need_text(spec, value, &out->geometry);
+  case OPTION_TOKENS:
+    return need_number(spec, value, 64, 1u << 24, &out->n_tokens);
   case OPTION_TASKS:
     return need_text(spec, value, &out->tasks);
   case OPTION_BUDGETS:
@@ -439,7 +448,7 @@ static int check_policy_options(const options *o, const bool *given) {
 
 static int check_combinations(command which, options *o) {
   int n_prompts = (o->prompt != NULL) + (o->prompt_file != NULL) + (o->ids != NULL);
-  if (which != COMMAND_DEVICES && !o->input)
+  if (!(which & (COMMAND_DEVICES | COMMAND_BENCH)) && !o->input)
     return fail_usage("which %s? (see --help)", which == COMMAND_EVICT ? "capture" : "model");
   if ((which & PROMPTED) && n_prompts != 1)
     return fail_usage("give the prompt by one of --prompt, --file and --ids, not by %s",
@@ -462,6 +471,8 @@ int options_parse(command which, int argc, char **argv, options *out) {
   getopt_tables tables;
   bool given[N_SPECS] = {false};
   *out = (options){.n_predict = 64,
+                   .geometry = "phone",
+                   .n_tokens = 4096,
                    .budgets = {{"100%", {.share = 1}},
                                {"20%", {.share = 0.2}},
                                {"10%", {.share = 0.1}},

@@ -13,7 +13,8 @@ typedef enum command {
   COMMAND_RUN = 1 << 1,
   COMMAND_CAPTURE = 1 << 2,
   COMMAND_EVICT = 1 << 3,
-  COMMAND_EVAL = 1 << 4
+  COMMAND_EVAL = 1 << 4,
+  COMMAND_BENCH = 1 << 5
 } command;
 
 enum { MAX_LISTED = 16 };
@@ -38,6 +39,9 @@ typedef struct options {
   laprox_sampler sampler;
   laprox_dtype kv_dtype;
   const char *stop, *dump_kept, *dump_logits;
+
+  const char *geometry; /* of bench */
+  uint32_t n_tokens;
 
   const char *tasks;
   listed_budget budgets[MAX_LISTED];
