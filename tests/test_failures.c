@@ -9,12 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "shim/shim.h"
+#include "shim/failing.h"
 #include "support/flow.h"
-#include "support/host.h"
 #include "vk/table.h"
-
-#include "laprox/runtime.h"
 
 #include <cmocka.h>
 
@@ -23,71 +20,6 @@
 static app_vulkan vulkan;
 static app_device device;
 static test_host host;
-
-static const VkResult errors[] = {VK_ERROR_OUT_OF_HOST_MEMORY, VK_ERROR_OUT_OF_DEVICE_MEMORY,
-                                  VK_ERROR_FRAGMENTED_POOL, VK_ERROR_OUT_OF_POOL_MEMORY,
-                                  VK_ERROR_MEMORY_MAP_FAILED};
-
-static laprox_result expected_result(VkResult injected) {
-  switch (injected) {
-  case VK_ERROR_OUT_OF_HOST_MEMORY:
-    return LAPROX_ERROR_OUT_OF_MEMORY;
-  case VK_ERROR_OUT_OF_DEVICE_MEMORY:
-  case VK_ERROR_FRAGMENTED_POOL:
-  case VK_ERROR_OUT_OF_POOL_MEMORY:
-    return LAPROX_ERROR_OUT_OF_DEVICE_MEMORY;
-  case VK_ERROR_DEVICE_LOST:
-    return LAPROX_ERROR_DEVICE_LOST;
-  default:
-    return LAPROX_ERROR_VULKAN;
-  }
-}
-
-/* Names and times of objects are worth nothing to anybody who can't have them. */
-static bool may_be_ignored(const char *name) {
-  return !strcmp(name, "vkSetDebugUtilsObjectNameEXT") || !strcmp(name, "vkGetQueryPoolResults");
-}
-
-/* ---- one failure ---- */
-
-typedef enum source { FAIL_VULKAN, FAIL_MEMORY } source;
-
-/* Lets call or allocation n, counted from now, fail. */
-static void arm(source from, unsigned n, VkResult with) {
-  shim_reset();
-  host.n_allocated = host.n_errors = host.fail_at = 0;
-  host.last_error[0] = 0;
-  if (from == FAIL_VULKAN) {
-    shim.fail_at = n;
-    shim.fail_with = with;
-  } else {
-    host.fail_at = n;
-  }
-}
-
-static bool has_struck(source from) {
-  return from == FAIL_VULKAN ? shim.failed != NULL : host.n_allocated >= host.fail_at;
-}
-
-/* Whether `result` is what the failure should have come to; true where it failed, false where it did not have
- * to. */
-static bool check_result(source from, unsigned n, laprox_result result) {
-  const bool ignored = from == FAIL_VULKAN && shim.failed && may_be_ignored(shim.failed);
-  const laprox_result expected = !has_struck(from) || ignored ? LAPROX_OK
-                                 : from == FAIL_VULKAN        ? expected_result(shim.failed_with)
-                                                              : LAPROX_ERROR_OUT_OF_MEMORY;
-  if (result != expected || host.n_errors != (expected ? 1u : 0u))
-    fail_msg("failure %u (%s: %d): result %d instead of %d, %u messages, \"%s\"", n,
-             shim.failed ? shim.failed : "memory", shim.failed_with, result, expected, host.n_errors,
-             host.last_error);
-  return result != LAPROX_OK;
-}
-
-static void expect_nothing_left(void) {
-  assert_int_equal(shim.n_live, 0);
-  assert_int_equal(shim.live_bytes, 0);
-  assert_int_equal(host.n_live, 0);
-}
 
 static laprox_context_info shimmed_info(void) {
   laprox_context_info info = app_context_info(&vulkan, &device, &host.host);
@@ -121,36 +53,36 @@ static laprox_result run_phase(int phase, flow *f, laprox_context **context) {
 }
 
 /* The whole of it with failure n somewhere inside; what failed is done again on the same objects. */
-static bool evict_with_failure(source from, flow *f, unsigned n) {
+static bool evict_with_failure(failing_source from, flow *f, unsigned n) {
   laprox_context *context = NULL;
   device.used_bytes = 0;
   memset(f->packed_keys, 0, f->options.capture.shape.n_layers * sizeof *f->packed_keys);
-  arm(from, n, errors[n % (sizeof errors / sizeof *errors)]);
+  failing_arm(&host, from, n, failing_error(n));
   for (int phase = 0; phase < N_PHASES; phase++) {
     if (phase == PHASE_BIND) flow_place(f, &device);
-    const bool had_struck = has_struck(from);
+    const bool had_struck = failing_has_struck(&host, from);
     laprox_result result = run_phase(phase, f, &context);
     if (had_struck) {
       assert_int_equal(result, LAPROX_OK);
-    } else if (check_result(from, n, result)) {
+    } else if (failing_check(&host, from, n, result)) {
       if (phase == PHASE_CONTEXT) assert_null(context);
       if (phase == PHASE_PLAN) assert_null(f->plan);
       if (phase == PHASE_BIND) assert_null(f->binding);
-      if (phase == PHASE_CONTEXT) expect_nothing_left();
+      if (phase == PHASE_CONTEXT) failing_expect_nothing_left(&host);
       result = run_phase(phase, f, &context);
       assert_int_equal(result, LAPROX_OK);
       assert_int_equal(host.n_errors, 1);
     }
   }
-  const bool struck = has_struck(from);
+  const bool struck = failing_has_struck(&host, from);
   if (n % 8 == 0) flow_expect(f);
   flow_release(f);
   laprox_context_destroy(context);
-  expect_nothing_left();
+  failing_expect_nothing_left(&host);
   return struck;
 }
 
-static void sweep_eviction(source from, unsigned least) {
+static void sweep_eviction(failing_source from, unsigned least) {
   flow f;
   unsigned n = 1;
   flow_init(&f, &small);
@@ -178,14 +110,14 @@ static void test_missing_functions(void **state) {
 #undef NAME
   for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
     laprox_context *context = NULL;
-    arm(FAIL_VULKAN, 0, VK_SUCCESS);
+    failing_arm(&host, FAIL_VULKAN, 0, VK_SUCCESS);
     shim.hidden = names[i];
     const laprox_context_info info = shimmed_info();
     assert_int_equal(laprox_context_create(&info, &context), LAPROX_ERROR_UNSUPPORTED);
     assert_null(context);
     assert_int_equal(host.n_errors, 1);
     assert_non_null(strstr(host.last_error, names[i]));
-    expect_nothing_left();
+    failing_expect_nothing_left(&host);
   }
   shim_reset();
 }
@@ -195,7 +127,7 @@ static void test_missing_functions(void **state) {
 static void evict_within_limits(const flow_options *options, VkDeviceSize max_range) {
   laprox_context *context = NULL;
   flow f;
-  arm(FAIL_VULKAN, 0, VK_SUCCESS);
+  failing_arm(&host, FAIL_VULKAN, 0, VK_SUCCESS);
   shim.small_limits = true;
   shim.max_range = max_range;
   device.used_bytes = 0;
@@ -210,7 +142,7 @@ static void evict_within_limits(const flow_options *options, VkDeviceSize max_ra
   flow_finish(&f);
   laprox_context_destroy(context);
   if (shim.n_violations) fail_msg("%u violations, the first: %s", shim.n_violations, shim.violation);
-  expect_nothing_left();
+  failing_expect_nothing_left(&host);
 }
 
 static void test_small_limits(void **state) {
@@ -240,7 +172,7 @@ static void test_range_too_small(void **state) {
   (void)state;
   laprox_context *context = NULL;
   flow f;
-  arm(FAIL_VULKAN, 0, VK_SUCCESS);
+  failing_arm(&host, FAIL_VULKAN, 0, VK_SUCCESS);
   shim.small_limits = true;
   shim.max_range = 4 << 10;
   const laprox_context_info info = shimmed_info();
@@ -251,7 +183,7 @@ static void test_range_too_small(void **state) {
   assert_non_null(strstr(host.last_error, "maxStorageBufferRange is 4096"));
   flow_finish(&f);
   laprox_context_destroy(context);
-  expect_nothing_left();
+  failing_expect_nothing_left(&host);
 }
 
 static int set_up(void **state) {

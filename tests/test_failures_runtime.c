@@ -1,0 +1,277 @@
+/* test_failures_runtime.c: the same for a model and its sessions on an application's device: what fails can
+ * be asked again, answers as if nothing had happened, and leaves nothing behind. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "shim/failing.h"
+#include "support/app.h"
+
+#include "laprox/runtime.h"
+
+#include <cmocka.h>
+
+enum { N_TOKENS = 70, KEPT = 36 };
+
+static app_vulkan vulkan;
+static app_device app;
+static test_host host;
+static char model_path[1024];
+
+/* A device and what is made on it. */
+typedef struct stage {
+  laprox_device *device;
+  laprox_model *model;
+  laprox_session *session, *fork;
+  laprox_model_description about;
+} stage;
+
+static uint32_t tokens[N_TOKENS];
+static float *prompt_logits, *evicted_logits; /* as they are when nothing fails */
+static const laprox_policy policy = {.budget.tokens = KEPT};
+static const laprox_session_info session_info = {.chunk = 32};
+
+/* ---- the calls, one by one ---- */
+
+typedef enum call { IMPORT, LOAD, CREATE, PREFILL, FORK, EVICT, DECODE, N_CALLS } call;
+
+static laprox_result run_call(stage *s, call which) {
+  switch (which) {
+  case IMPORT: {
+    laprox_device_import_info info = {.context = app_context_info(&vulkan, &app, &host.host),
+                                      .queue = app.queue,
+                                      .queue_family = app.family};
+    info.context.get_instance_proc_addr = shim_get_instance_proc_addr;
+    return laprox_device_import(&info, &s->device);
+  }
+  case LOAD:
+    return laprox_model_load(s->device, &(laprox_model_info){.path = model_path}, &s->model);
+  case CREATE:
+    return laprox_session_create(s->model, &session_info, &s->session);
+  case PREFILL:
+    return laprox_session_prefill(s->session, tokens, N_TOKENS);
+  case FORK:
+    return laprox_session_fork(s->session, &s->fork);
+  case EVICT:
+    return laprox_session_evict(s->fork, &policy, NULL);
+  default:
+    return laprox_session_decode(s->fork, tokens[0]);
+  }
+}
+
+static void undo_call(stage *s, call which) {
+  if (which <= FORK) laprox_session_destroy(s->fork);
+  if (which <= FORK) s->fork = NULL;
+  if (which <= CREATE) laprox_session_destroy(s->session);
+  if (which <= CREATE) s->session = NULL;
+  if (which <= LOAD) laprox_model_destroy(s->model);
+  if (which <= LOAD) s->model = NULL;
+  if (which <= IMPORT) laprox_device_destroy(s->device);
+  if (which <= IMPORT) s->device = NULL;
+}
+
+/* What failed has made nothing. */
+static void expect_unmade(const stage *s, call which) {
+  if (which == IMPORT) assert_null(s->device);
+  if (which == LOAD) assert_null(s->model);
+  if (which == CREATE) assert_null(s->session);
+  if (which == PREFILL) assert_int_equal(laprox_session_n_tokens(s->session), 0);
+  if (which == FORK) assert_null(s->fork);
+  if (which == EVICT) {
+    uint32_t kept[64];
+    assert_true(s->about.shape.n_layers * s->about.shape.n_kv_heads <= 64);
+    laprox_session_kept_per_head(s->fork, kept);
+    for (uint32_t i = 0; i < s->about.shape.n_layers * s->about.shape.n_kv_heads; i++)
+      assert_int_equal(kept[i], N_TOKENS);
+  }
+  if (which == DECODE) assert_int_equal(laprox_session_n_tokens(s->fork), N_TOKENS);
+}
+
+static void expect_logits(const stage *s, call which) {
+  const size_t bytes = s->about.n_vocab * sizeof(float);
+  if (which == PREFILL) assert_memory_equal(laprox_session_logits(s->session), prompt_logits, bytes);
+  if (which == DECODE) assert_memory_equal(laprox_session_logits(s->fork), evicted_logits, bytes);
+}
+
+static void must(stage *s, call which) {
+  if (run_call(s, which)) fail_msg("call %d: %s", which, host.last_error);
+  if (which == LOAD) laprox_model_describe(s->model, &s->about);
+}
+
+static void advance(stage *s, call from, call to) {
+  for (call which = from; which <= to; which++) must(s, which);
+}
+
+/* ---- sweeps ---- */
+
+/* Lets failure n strike in one call, then asks again. Everything before the call stands, and stays. */
+static bool fail_once(stage *s, call which, failing_source from, unsigned n) {
+  const long n_objects = shim.n_live, n_allocations = host.n_live;
+  failing_arm(&host, from, n, failing_error(n));
+  const laprox_result result = run_call(s, which);
+  const bool struck = failing_has_struck(&host, from), failed = failing_check(&host, from, n, result);
+  failing_arm(&host, from, 0, VK_SUCCESS);
+  if (failed) {
+    expect_unmade(s, which);
+    if (which <= LOAD || which == FORK) assert_int_equal(host.n_live, n_allocations);
+    if (which <= LOAD) assert_int_equal(shim.n_live, n_objects);
+    must(s, which);
+  }
+  assert_int_equal(host.n_errors, 0);
+  return struck;
+}
+
+/* Where a call can be tried again from. Pipelines belong to the device: for their sake all is made anew. */
+static call go_back_to(call which) {
+  if (which >= FORK) return FORK;
+  return which == PREFILL ? CREATE : which == CREATE ? IMPORT : which;
+}
+
+/* All failures of one call. The distance from one to the next grows with n, so that long calls stay
+ * affordable. */
+static void sweep(call which, failing_source from, unsigned share, unsigned least) {
+  stage s = {0};
+  unsigned n = 1, n_swept = 0;
+  failing_arm(&host, from, 0, VK_SUCCESS);
+  if (which > IMPORT) advance(&s, IMPORT, which - 1);
+  const call anchor = go_back_to(which);
+  for (bool struck = true; struck; n += 1 + (share ? n / share : 0), n_swept++) {
+    struck = fail_once(&s, which, from, n);
+    if (which == EVICT) must(&s, DECODE);
+    expect_logits(&s, which == EVICT ? DECODE : which);
+    undo_call(&s, anchor);
+    if (anchor < which) advance(&s, anchor, which - 1);
+  }
+  print_message("%u failures, up to number %u\n", n_swept - 1, n - 1);
+  assert_true(n > least);
+  undo_call(&s, IMPORT);
+  failing_expect_nothing_left(&host);
+}
+
+typedef struct sweep_case {
+  const char *name;
+  call which;
+  failing_source from;
+  unsigned share, least;
+} sweep_case;
+
+static const sweep_case sweeps[] = {
+    {"import, Vulkan", IMPORT, FAIL_VULKAN, 0, 12},   {"import, memory", IMPORT, FAIL_MEMORY, 0, 3},
+    {"load, Vulkan", LOAD, FAIL_VULKAN, 6, 100},      {"load, memory", LOAD, FAIL_MEMORY, 6, 100},
+    {"create, Vulkan", CREATE, FAIL_VULKAN, 20, 60},  {"create, memory", CREATE, FAIL_MEMORY, 0, 10},
+    {"prefill, Vulkan", PREFILL, FAIL_VULKAN, 6, 50}, {"prefill, memory", PREFILL, FAIL_MEMORY, 6, 10},
+    {"fork, Vulkan", FORK, FAIL_VULKAN, 0, 30},       {"fork, memory", FORK, FAIL_MEMORY, 0, 10},
+    {"evict, Vulkan", EVICT, FAIL_VULKAN, 0, 60},     {"evict, memory", EVICT, FAIL_MEMORY, 0, 20},
+    {"decode, Vulkan", DECODE, FAIL_VULKAN, 0, 20},   {"decode, memory", DECODE, FAIL_MEMORY, 0, 1},
+};
+#define N_SWEEPS (sizeof sweeps / sizeof *sweeps)
+
+static void test_sweep(void **state) {
+  const sweep_case *given = *state;
+  sweep(given->which, given->from, given->share, given->least);
+}
+
+/* ---- a lost device ---- */
+
+static laprox_result lose_in(stage *s, call which, unsigned n) {
+  failing_arm(&host, FAIL_VULKAN, n, VK_ERROR_DEVICE_LOST);
+  const laprox_result result = run_call(s, which);
+  assert_int_equal(host.n_errors, result ? 1 : 0);
+  return result;
+}
+
+/* Goes through the calls until one is told that the device is lost, then asks for all that can be asked. */
+static void lose_device(call which) {
+  stage s = {0};
+  unsigned n = 1;
+  failing_arm(&host, FAIL_VULKAN, 0, VK_SUCCESS);
+  advance(&s, IMPORT, which - 1);
+  while (lose_in(&s, which, n) != LAPROX_ERROR_DEVICE_LOST) {
+    const call anchor = go_back_to(which);
+    undo_call(&s, anchor);
+    failing_arm(&host, FAIL_VULKAN, 0, VK_SUCCESS);
+    if (anchor < which) advance(&s, anchor, which - 1);
+    n++;
+  }
+  static const call later[] = {LOAD, CREATE, FORK, PREFILL, DECODE};
+  for (size_t i = 0; i < sizeof later / sizeof *later; i++) {
+    stage made = s; /* what is made goes elsewhere */
+    if (later[i] == DECODE && !s.fork) continue;
+    failing_arm(&host, FAIL_VULKAN, 0, VK_SUCCESS);
+    assert_int_equal(run_call(&made, later[i]), LAPROX_ERROR_DEVICE_LOST);
+    assert_int_equal(host.n_errors, 1);
+    assert_non_null(strstr(host.last_error, "lost"));
+  }
+  undo_call(&s, IMPORT);
+  failing_expect_nothing_left(&host);
+}
+
+static void test_lost(void **state) {
+  (void)state;
+  lose_device(PREFILL);
+  lose_device(EVICT);
+  lose_device(DECODE);
+}
+
+/* ---- the smallest device ---- */
+
+static void test_small_limits(void **state) {
+  (void)state;
+  stage s = {0};
+  failing_arm(&host, FAIL_VULKAN, 0, VK_SUCCESS);
+  shim.small_limits = true;
+  advance(&s, IMPORT, PREFILL);
+  expect_logits(&s, PREFILL);
+  advance(&s, FORK, DECODE);
+  expect_logits(&s, DECODE);
+  if (shim.n_violations) fail_msg("%u violations, the first: %s", shim.n_violations, shim.violation);
+  undo_call(&s, IMPORT);
+  failing_expect_nothing_left(&host);
+}
+
+/* ---- before and after ---- */
+
+static float *copy_logits(const float *logits, uint32_t n) {
+  float *copy = malloc(n * sizeof *copy);
+  assert_non_null(copy);
+  memcpy(copy, logits, n * sizeof *copy);
+  return copy;
+}
+
+static int set_up(void **state) {
+  (void)state;
+  stage s = {0};
+  const char *data = getenv("LAPROX_TEST_DATA");
+  (void)snprintf(model_path, sizeof model_path, "%s/model-f16.gguf", data ? data : "tests/data");
+  app_vulkan_init(&vulkan);
+  app_device_init(&vulkan, 4096, &app);
+  test_host_init(&host);
+  for (uint32_t i = 0; i < N_TOKENS; i++) tokens[i] = 300 + i * 7 % 90;
+  advance(&s, IMPORT, PREFILL);
+  prompt_logits = copy_logits(laprox_session_logits(s.session), s.about.n_vocab);
+  advance(&s, FORK, DECODE);
+  evicted_logits = copy_logits(laprox_session_logits(s.fork), s.about.n_vocab);
+  undo_call(&s, IMPORT);
+  return 0;
+}
+
+static int tear_down(void **state) {
+  (void)state;
+  free(prompt_logits);
+  free(evicted_logits);
+  app_device_finish(&app);
+  return (int)app_vulkan_finish(&vulkan);
+}
+
+int main(void) {
+  struct CMUnitTest tests[N_SWEEPS + 2] = {cmocka_unit_test(test_lost), cmocka_unit_test(test_small_limits)};
+  for (size_t i = 0; i < N_SWEEPS; i++) {
+    sweep_case *given = (sweep_case *)(uintptr_t)&sweeps[i]; /* cmocka's state is not const */
+    tests[2 + i] = (struct CMUnitTest){given->name, test_sweep, NULL, NULL, given};
+  }
+  return cmocka_run_group_tests_name("failures_runtime", tests, set_up, tear_down);
+}
