@@ -105,3 +105,19 @@ laprox_buffer lpx_buffer_aligned_part(const laprox_context *context, laprox_buff
   *residual = begin % context->range_alignment;
   return (laprox_buffer){.buffer = whole.buffer, .offset = begin - *residual, .size = size + *residual};
 }
+
+uint64_t lpx_context_free_bytes(laprox_context *context) {
+  VkPhysicalDeviceMemoryBudgetPropertiesEXT budget = {
+      .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_BUDGET_PROPERTIES_EXT};
+  VkPhysicalDeviceMemoryProperties2 properties = {.sType =
+                                                      VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_PROPERTIES_2,
+                                                  .pNext = context->has_memory_budget ? &budget : NULL};
+  context->vk.GetPhysicalDeviceMemoryProperties2(context->physical_device, &properties);
+  const uint32_t type = find_memory_type(context, UINT32_MAX, LPX_MEMORY_DEVICE);
+  if (type == UINT32_MAX) return 0;
+  const uint32_t heap = context->memory.memoryTypes[type].heapIndex;
+  const uint64_t size =
+      context->has_memory_budget ? budget.heapBudget[heap] : context->memory.memoryHeaps[heap].size;
+  const uint64_t used = context->has_memory_budget ? budget.heapUsage[heap] : atomic_load(&context->bytes);
+  return size > used ? size - used : 0;
+}

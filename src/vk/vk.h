@@ -82,6 +82,10 @@ laprox_buffer lpx_buffer_part(laprox_buffer whole, VkDeviceSize offset, VkDevice
 laprox_buffer lpx_buffer_aligned_part(const laprox_context *context, laprox_buffer whole, VkDeviceSize offset,
                                       VkDeviceSize size, VkDeviceSize *residual);
 
+/* What the device's own heap still has, by VK_EXT_memory_budget where it is enabled, else by our own count.
+ */
+uint64_t lpx_context_free_bytes(laprox_context *context);
+
 /* ---- pipelines ---- */
 
 typedef struct lpx_pipeline {
@@ -146,5 +150,7 @@ laprox_result lpx_queue_run_steps(lpx_queue *queue, const lpx_program *program, 
 laprox_result lpx_queue_upload(lpx_queue *queue, laprox_buffer to, const void *data, size_t bytes);
 laprox_result lpx_queue_download(lpx_queue *queue, laprox_buffer from, void *data, size_t bytes);
 laprox_context *lpx_queue_context(const lpx_queue *queue);
+/* Device memory that the queue holds itself. */
+uint64_t lpx_queue_bytes(const lpx_queue *queue);
 
 #endif
