@@ -101,10 +101,11 @@ typedef struct laprox_plan laprox_plan;
 LAPROX_API laprox_result laprox_plan_create(laprox_context *context, const laprox_plan_info *info, laprox_plan **out);
 LAPROX_API void laprox_plan_destroy(laprox_plan *plan);
 
-/** What a plan needs and does. All buffers need VK_BUFFER_USAGE_STORAGE_BUFFER_BIT and TRANSFER_DST and TRANSFER_SRC;
- *  offsets must be multiples of `alignment`. */
+/** What a plan needs and does. All buffers need VK_BUFFER_USAGE_STORAGE_BUFFER_BIT, scratch and result TRANSFER_DST as
+ *  well; what the application copies itself is its own matter. */
 typedef struct laprox_requirements {
-  VkDeviceSize alignment;     /**< for every range's offset */
+  VkDeviceSize alignment;     /**< of the offsets of scratch, scores, result, query and factor; K and V, packed ones too,
+                                   may begin at any multiple of 4 */
   VkDeviceSize scratch_bytes; /**< device-local; contents are worthless before and after */
   VkDeviceSize scores_bytes;  /**< f32, candidates layer-major then head, each head's from a multiple of 1,024 on; pooled,
                                    not yet divided by the layer's sum; -1 behind a head's last */
