@@ -101,8 +101,8 @@ typedef struct laprox_plan laprox_plan;
 LAPROX_API laprox_result laprox_plan_create(laprox_context *context, const laprox_plan_info *info, laprox_plan **out);
 LAPROX_API void laprox_plan_destroy(laprox_plan *plan);
 
-/** What a plan needs and does. All buffers need VK_BUFFER_USAGE_STORAGE_BUFFER_BIT, scratch and result TRANSFER_DST as
- *  well; what the application copies itself is its own matter. */
+/** What a plan needs and does. All buffers need VK_BUFFER_USAGE_STORAGE_BUFFER_BIT, scratch and result TRANSFER_DST too,
+ *  scores TRANSFER_SRC. What the application copies itself is its own matter. */
 typedef struct laprox_requirements {
   VkDeviceSize alignment;     /**< of the offsets of scratch, scores, result, query and factor; K and V, packed ones too,
                                    may begin at any multiple of 4 */
