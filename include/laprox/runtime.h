@@ -178,6 +178,31 @@ LAPROX_API laprox_result laprox_session_dump_kept(const laprox_session *session,
 /** Writes the prompt logits (all with keep_logits, else the last) as tensor `logits` F32 [T, n_vocab]. */
 LAPROX_API laprox_result laprox_session_dump_logits(const laprox_session *session, const char *path);
 
+/** Writes the whole state of a sequence, so that laprox_session_load goes on where this session is: the same tokens
+ *  with the same logits, bit for bit, and the same set at the next eviction. What was evicted stays evicted.
+ *
+ *  safetensors: for each layer `layers.{l}.k` and `layers.{l}.v` [n_l, head_dim] in the cache's type, bit for bit, head
+ *  after head in order of positions; `layers.{l}.cu_seqlens` I32 [n_kv_heads + 1]; `layers.{l}.indices` I32 [n_l], true
+ *  positions; `layers.{l}.q` F32 [n_heads, w, head_dim], the last w <= window queries; and `logits` F32 [n_vocab] after
+ *  the last token. `__metadata__` has format, model (a fingerprint, see load), kv_dtype, n_tokens, n_tail and tail_room
+ *  (how many of every head's last entries were read since the last eviction, and the room behind them), window (w) and
+ *  policy.
+ *
+ *  `policy` is only recorded, as text: what the cache was evicted with; NULL: nothing is recorded. Needs logits, hence
+ *  a session that has read something and whose last reading did not fail. Written beside and renamed: on failure `path`
+ *  is as it was. */
+LAPROX_API laprox_result laprox_session_save(const laprox_session *session, const laprox_policy *policy,
+                                             const char *path);
+/** Brings an empty session (nothing read, INVALID_ARGUMENT otherwise) to where the saved one was. Chunk and window of
+ *  the two may differ; where this session's window is larger, policies that use all of it must wait until as many tokens
+ *  more have been read.
+ *
+ *  The file need not be trusted: one that is damaged or inconsistent, and one of another model, cache type or shape, is
+ *  refused with FORMAT and a message that says what is wrong where; a sequence beyond this model's context length with
+ *  UNSUPPORTED. Models are told apart by a fingerprint of hyperparameters, vocabulary and both ends of every tensor;
+ *  the context length is not in it. On failure the session is still empty. */
+LAPROX_API laprox_result laprox_session_load(laprox_session *session, const char *path);
+
 /* ---- memory, before any is taken ---- */
 
 /** A prompt that is going to be read, and what is to be kept of it. */

@@ -42,5 +42,9 @@ void lpx_session_finish_array(laprox_session *session, lpx_buffer *buffers);
 uint64_t lpx_session_query_row_bytes(const laprox_session *session);
 /* Fails where the rings do not hold the queries of the last `window` tokens. */
 laprox_result lpx_session_check_queries(const laprox_session *session, uint32_t window);
+/* Tensor data [n_heads, window, head_dim] of a layer: the last `window` queries, from the ring's order, token
+ * by token, to head by head. */
+laprox_result lpx_session_write_queries(const laprox_session *session, lpx_st_writer *writer, uint32_t layer,
+                                        uint32_t window);
 
 #endif

@@ -34,12 +34,11 @@ static laprox_result declare_capture(const laprox_session *session, lpx_st_write
   return result;
 }
 
-/* From the ring, token by token, to head by head. */
-static laprox_result write_queries(const laprox_session *session, lpx_st_writer *writer, uint32_t layer) {
+laprox_result lpx_session_write_queries(const laprox_session *session, lpx_st_writer *writer, uint32_t layer,
+                                        uint32_t window) {
   const laprox_host *host = &session->context->host;
   const size_t n_heads = session->cache.shape.n_heads, d = session->cache.shape.head_dim;
-  const size_t ring_rows = session->info.window, window = capture_window(session),
-               n = ring_rows * n_heads * d;
+  const size_t ring_rows = session->info.window, n = ring_rows * n_heads * d;
   float *ring = lpx_allocate(host, n, sizeof *ring),
         *head_rows = lpx_allocate(host, window * d, sizeof *head_rows);
   laprox_result result = ring && head_rows ? LAPROX_OK : lpx_fail_memory(host, "queries");
@@ -115,7 +114,7 @@ laprox_result laprox_session_capture(const laprox_session *session, const char *
   if (!result) result = declare_capture(session, writer);
   for (uint32_t l = 0; l < session->cache.shape.n_layers && !result; l++) {
     const lpx_cache_layer *from = &session->cache.layers[l];
-    result = write_queries(session, writer, l);
+    result = lpx_session_write_queries(session, writer, l, capture_window(session));
     if (!result) result = write_rows(session, writer, &from->prefix_key, &from->tail_key, l);
     if (!result) result = write_rows(session, writer, &from->prefix_value, &from->tail_value, l);
     if (!result) result = write_output_weight(session, writer, l);
