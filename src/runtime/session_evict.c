@@ -66,6 +66,7 @@ static laprox_result read_layerwise(laprox_session *session, const uint32_t *tok
                                     const lpx_cache_eviction *eviction, uint32_t budget,
                                     laprox_eviction *out) {
   lpx_layerwise layerwise;
+  lpx_cache_clear(&session->cache); /* a reading that failed may have left room for its tokens */
   laprox_result result = lpx_layerwise_init(&session->cache, eviction, count, budget, &layerwise);
   if (result) return result;
   result = lpx_session_prefill(session, tokens, count, &layerwise);
