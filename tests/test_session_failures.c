@@ -145,6 +145,36 @@ static void test_cancelled_prefill(void **state) {
   assert_int_equal(device_bytes(), rig.bytes);
 }
 
+/* What is cut layer by layer and stopped leaves an empty session, and so does a prefill before it that was
+ * stopped. */
+static void test_cancelled_layerwise(void **state) {
+  (void)state;
+  stop counter = {0};
+  const laprox_session_info info = {.chunk = 70, .progress = count_calls, .progress_user = &counter};
+  const laprox_policy policy = {.budget.tokens = 40};
+  laprox_session *twin = make_with(&info);
+  assert_int_equal(laprox_session_prefill_evict(twin, rig.tokens, 140, &policy, NULL), LAPROX_OK);
+  const unsigned n_calls = counter.n_calls;
+  assert_true(n_calls >= 2 * N_LAYERS);
+  for (unsigned at = 1; at <= n_calls; at++) {
+    laprox_session *session = make_with(&info);
+    counter = (stop){.stop_at = at};
+    const laprox_result result = at % 3
+                                     ? laprox_session_prefill_evict(session, rig.tokens, 140, &policy, NULL)
+                                     : laprox_session_prefill(session, rig.tokens, 140);
+    assert_int_equal(result, LAPROX_ERROR_CANCELLED);
+    assert_int_equal(laprox_session_n_tokens(session), 0);
+    assert_null(laprox_session_logits(session));
+    counter = (stop){0};
+    assert_int_equal(laprox_session_prefill_evict(session, rig.tokens, 140, &policy, NULL), LAPROX_OK);
+    expect_same_kept(session, twin);
+    expect_same_logits(session, twin);
+    laprox_session_destroy(session);
+  }
+  laprox_session_destroy(twin);
+  assert_int_equal(device_bytes(), rig.bytes);
+}
+
 static void test_cancelled_eviction(void **state) {
   (void)state;
   stop counter = {0};
@@ -197,71 +227,105 @@ static void failing_finish(failing_rig *failing) {
   assert_int_equal(failing->host.n_live, 0);
 }
 
-enum { CREATE, PREFILL, DECODE, EVICT, FORK, DECODE_FORK, TURN, EVICT_AGAIN, DUMP, N_PHASES };
+/* A session, a fork of it, and one whose prompt is cut after every layer. */
+typedef struct life {
+  laprox_session *session, *fork, *layerwise;
+} life;
 
-/* One call of a session's life. */
-static laprox_result run_phase(const failing_rig *failing, int phase, laprox_session **session,
-                               laprox_session **fork) {
+enum {
+  CREATE,
+  PREFILL,
+  DECODE,
+  EVICT,
+  FORK,
+  DECODE_FORK,
+  TURN,
+  EVICT_AGAIN,
+  DUMP,
+  CREATE_OTHER,
+  LAYERWISE,
+  N_PHASES
+};
+
+static laprox_result run_phase(const failing_rig *failing, int phase, life *of) {
   static const laprox_policy policy = {.window = 4, .budget.tokens = 7},
                              joint = {.gqa = LAPROX_GQA_JOINT, .window = 3, .budget.tokens = 5};
   const laprox_session_info info = {.keep_logits = true, .chunk = 7};
   switch (phase) {
   case CREATE:
-    return laprox_session_create(failing->model, &info, session);
+    return laprox_session_create(failing->model, &info, &of->session);
   case PREFILL:
-    return laprox_session_prefill(*session, rig.tokens, 10);
+    return laprox_session_prefill(of->session, rig.tokens, 10);
   case DECODE:
-    return laprox_session_decode(*session, rig.tokens[10]);
+    return laprox_session_decode(of->session, rig.tokens[10]);
   case EVICT:
-    return laprox_session_evict(*session, &policy, NULL);
+    return laprox_session_evict(of->session, &policy, NULL);
   case FORK:
-    return laprox_session_fork(*session, fork);
+    return laprox_session_fork(of->session, &of->fork);
   case DECODE_FORK:
-    return laprox_session_decode(*fork, rig.tokens[11]);
+    return laprox_session_decode(of->fork, rig.tokens[11]);
   case TURN:
-    return laprox_session_prefill(*fork, rig.tokens + 12, 5);
+    return laprox_session_prefill(of->fork, rig.tokens + 12, 5);
   case EVICT_AGAIN:
-    return laprox_session_evict(*fork, &joint, NULL);
+    return laprox_session_evict(of->fork, &joint, NULL);
+  case DUMP:
+    return laprox_session_dump_kept(of->fork, KEPT);
+  case CREATE_OTHER:
+    return laprox_session_create(failing->model, &info, &of->layerwise);
   default:
-    return laprox_session_dump_kept(*fork, KEPT);
+    return laprox_session_prefill_evict(of->layerwise, rig.tokens, 9, &policy, NULL);
   }
 }
 
-/* The same life twice, the second time with every allocation failing once: each call is repeated until it has
- * all it needs, and no failure may show in the end. */
+/* Repeats a call, each time with a later allocation failing, until it has all that it needs. Prompts cut
+   after every layer begin anew each time: there, not every allocation fails. */
+static unsigned fail_phase(failing_rig *failing, int phase, life *of) {
+  unsigned n_failures = 0;
+  for (unsigned n = 1;; n += phase == LAYERWISE ? 4 : 1, n_failures++) {
+    const unsigned n_errors = failing->host.n_errors;
+    failing->host.fail_at = failing->host.n_allocated + n;
+    const laprox_result result = run_phase(failing, phase, of);
+    failing->host.fail_at = 0;
+    assert_int_equal(failing->host.n_errors, n_errors + (result != LAPROX_OK));
+    if (!result) return n_failures;
+    assert_int_equal(result, LAPROX_ERROR_OUT_OF_MEMORY);
+  }
+}
+
+static void expect_same_lives(const life *left, const life *right) {
+  expect_same_logits(left->session, right->session);
+  expect_same_logits(left->fork, right->fork);
+  expect_same_logits(left->layerwise, right->layerwise);
+  expect_same_kept(left->session, right->session);
+  expect_same_kept(left->fork, right->fork);
+  expect_same_kept(left->layerwise, right->layerwise);
+}
+
+static void end_life(const life *of) {
+  laprox_session_destroy(of->session);
+  laprox_session_destroy(of->fork);
+  laprox_session_destroy(of->layerwise);
+}
+
+/* The same life twice, the second time with every allocation failing once, which must not show in the end. */
 static void test_without_memory(void **state) {
   (void)state;
   failing_rig failing;
-  laprox_session *sessions[2] = {0}, *forks[2] = {0};
+  life easy = {0}, hard = {0};
+  unsigned n_failures = 0;
   failing_init(&failing);
   for (int phase = 0; phase < N_PHASES; phase++)
-    assert_int_equal(run_phase(&failing, phase, &sessions[0], &forks[0]), LAPROX_OK);
+    assert_int_equal(run_phase(&failing, phase, &easy), LAPROX_OK);
   const long n_live = failing.host.n_live;
   const uint64_t bytes = laprox_context_memory(laprox_device_context(failing.device)).bytes;
-  unsigned n_failures = 0;
-  for (int phase = 0; phase < N_PHASES; phase++)
-    for (unsigned n = 1;; n++, n_failures++) {
-      const unsigned n_errors = failing.host.n_errors;
-      failing.host.fail_at = failing.host.n_allocated + n;
-      const laprox_result result = run_phase(&failing, phase, &sessions[1], &forks[1]);
-      failing.host.fail_at = 0;
-      assert_int_equal(failing.host.n_errors, n_errors + (result != LAPROX_OK));
-      if (!result) break;
-      assert_int_equal(result, LAPROX_ERROR_OUT_OF_MEMORY);
-    }
+  for (int phase = 0; phase < N_PHASES; phase++) n_failures += fail_phase(&failing, phase, &hard);
   print_message("%u allocations failed in turn\n", n_failures);
   assert_true(n_failures > 50);
-  for (int i = 0; i < 2; i++) {
-    expect_same_logits(i ? forks[0] : sessions[0], i ? forks[1] : sessions[1]);
-    expect_same_kept(i ? forks[0] : sessions[0], i ? forks[1] : sessions[1]);
-  }
-  for (int i = 1; i >= 0; i--) {
-    laprox_session_destroy(forks[i]);
-    laprox_session_destroy(sessions[i]);
-    if (!i) continue;
-    assert_int_equal(failing.host.n_live, n_live);
-    assert_int_equal(laprox_context_memory(laprox_device_context(failing.device)).bytes, bytes);
-  }
+  expect_same_lives(&easy, &hard);
+  end_life(&hard);
+  assert_int_equal(failing.host.n_live, n_live);
+  assert_int_equal(laprox_context_memory(laprox_device_context(failing.device)).bytes, bytes);
+  end_life(&easy);
   failing_finish(&failing);
 }
 
@@ -278,7 +342,8 @@ int main(void) {
   static const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_bad_prompts),        cmocka_unit_test(test_context_limit),
       cmocka_unit_test(test_bad_infos),          cmocka_unit_test(test_cancelled_prefill),
-      cmocka_unit_test(test_cancelled_eviction), cmocka_unit_test(test_without_memory),
+      cmocka_unit_test(test_cancelled_eviction), cmocka_unit_test(test_cancelled_layerwise),
+      cmocka_unit_test(test_without_memory),
   };
   return cmocka_run_group_tests_name("session failures", tests, reading_setup, tear_down);
 }
