@@ -48,58 +48,50 @@ static window_push layer_push(const laprox_plan *plan, uint32_t layer) {
                        .layer_block = plan->layers[layer].first_block};
 }
 
-/* Items (splits or tiles) [begin, end) of heads that share a binding, in dispatches that are short enough. */
-static void append_items(laprox_binding *binding, const lpx_pipeline *pipeline, uint32_t layer,
-                         window_push *push, uint32_t begin, uint32_t end, uint32_t groups_an_item,
-                         uint64_t item_cost) {
-  const laprox_plan *plan = binding->plan;
-  const laprox_layer_buffers *buffers = &binding->layers[layer];
-  if (begin >= end) return;
-  const laprox_buffer query = lpx_buffer_part(
-      buffers->query, 0, (VkDeviceSize)plan->query_rows * plan->shape.n_heads * plan->shape.head_dim * 4);
-  /* Where nobody has a row, nothing is read, but the sums must be written: any buffer will do. */
-  laprox_buffer key = query;
-  if (!lpx_head_group_empty(plan, layer, push->segment, push->first_head, push->end_head))
-    key = lpx_head_group_range(plan, layer, push->segment, push->first_head, push->end_head,
-                               buffers->key[push->segment], &push->first_row, &push->residual);
-  const laprox_buffer ranges[] = {query, key, binding->state, binding->work};
-  const uint64_t fit = plan->context->dispatch_cost / item_cost;
-  const uint32_t at_once = fit < 1 ? 1 : fit > UINT32_MAX / 2 ? UINT32_MAX / 2 : (uint32_t)fit;
-  for (uint32_t item = begin, count; item < end; item += count) {
-    count = end - item < at_once ? end - item : at_once;
-    push->first_item = item;
-    lpx_program_dispatch(binding->program, pipeline, ranges, push, sizeof *push,
-                         (uint64_t)count * groups_an_item, count * item_cost);
-    if (item + count < end) lpx_program_mark_step(binding->program);
-  }
-}
-
 static uint64_t entry_cost(const laprox_plan *plan) {
   return (uint64_t)2 * plan->shape.head_dim * plan->group * plan->rules.window;
 }
 
-static uint32_t limit(uint32_t value, uint32_t low, uint32_t high) {
-  return value < low ? low : value > high ? high : value;
+/* A pass over items (splits or tiles) [begin, end) of the layer, in dispatches that are short enough. */
+static void append_pass(laprox_binding *binding, const lpx_pipeline *pipeline, uint32_t layer,
+                        window_push *push, uint32_t item_word, uint32_t begin, uint32_t end) {
+  const laprox_plan *plan = binding->plan;
+  const laprox_layer_buffers *buffers = &binding->layers[layer];
+  const bool splits = item_word == HEAD_FIRST_SPLIT;
+  const uint64_t item_cost = entry_cost(plan) * (splits ? SPLIT_ENTRIES : TILE_ENTRIES);
+  const uint32_t groups_an_item = !splits && norm_mode(plan) == MODE_SUM ? 1 : plan->group;
+  const uint32_t at_once = lpx_items_at_once(plan, item_cost);
+  const laprox_buffer query = lpx_buffer_part(
+      buffers->query, 0, (VkDeviceSize)plan->query_rows * plan->shape.n_heads * plan->shape.head_dim * 4);
+  lpx_head_group group = {0};
+  while (lpx_head_group_next(plan, layer, item_word, begin, end, &group)) {
+    push->segment = group.segment;
+    push->first_head = group.first_head;
+    push->end_head = group.end_head;
+    /* Where nobody has a row, nothing is read, but the sums must be written: any buffer will do. */
+    laprox_buffer key = query;
+    if (!lpx_head_group_empty(plan, layer, group.segment, group.first_head, group.end_head))
+      key = lpx_head_group_range(plan, layer, group.segment, group.first_head, group.end_head,
+                                 buffers->key[group.segment], &push->first_row, &push->residual);
+    const laprox_buffer ranges[] = {query, key, binding->state, binding->work};
+    for (uint32_t item = group.first_item, count; item < group.end_item; item += count) {
+      count = group.end_item - item < at_once ? group.end_item - item : at_once;
+      push->first_item = item;
+      lpx_program_dispatch(binding->program, pipeline, ranges, push, sizeof *push,
+                           (uint64_t)count * groups_an_item, count * item_cost);
+      if (item + count < group.end_item) lpx_program_mark_step(binding->program);
+    }
+  }
+  lpx_program_barrier(binding->program);
 }
 
 void lpx_attention_norm_append_softmax(laprox_binding *binding, uint32_t layer) {
   const laprox_plan *plan = binding->plan;
-  const uint32_t n_heads = plan->shape.n_kv_heads, n_splits = plan->layers[layer].n_splits;
+  const uint32_t n_splits = plan->layers[layer].n_splits;
   window_push push = layer_push(plan, layer);
   push.out_offset = plan->work.partials;
   push.items_base = n_splits;
-  for (uint32_t s = 0; s < plan->n_segments; s++)
-    for (uint32_t head = 0, end; head < n_heads; head = end) {
-      end = lpx_head_group_end(plan, layer, s, head);
-      push.segment = s;
-      push.first_head = head;
-      push.end_head = end;
-      const uint32_t last = end < n_heads ? lpx_head_row(plan, layer, end)[HEAD_FIRST_SPLIT] : n_splits;
-      append_items(binding, &plan->window_softmax, layer, &push,
-                   lpx_head_row(plan, layer, head)[HEAD_FIRST_SPLIT], last, plan->group,
-                   entry_cost(plan) * SPLIT_ENTRIES);
-    }
-  lpx_program_barrier(binding->program);
+  append_pass(binding, &plan->window_softmax, layer, &push, HEAD_FIRST_SPLIT, 0, n_splits);
   merge_push merge = {.heads = push.heads,
                       .n_segments = plan->n_segments,
                       .n_splits = n_splits,
@@ -113,26 +105,13 @@ void lpx_attention_norm_append_softmax(laprox_binding *binding, uint32_t layer) 
 
 void lpx_attention_norm_append(laprox_binding *binding, uint32_t layer, uint32_t tile, uint32_t end_tile) {
   const laprox_plan *plan = binding->plan;
-  const uint32_t n_heads = plan->shape.n_kv_heads, mode = norm_mode(plan);
+  const uint32_t mode = norm_mode(plan);
   window_push push = layer_push(plan, layer);
   push.items_base = tile;
   push.out_offset = mode == MODE_NORM  ? plan->work.attention
                     : mode == MODE_SUM ? plan->work.raw
                                        : plan->work.probabilities;
-  for (uint32_t s = 0; s < plan->n_segments; s++)
-    for (uint32_t head = 0, end; head < n_heads; head = end) {
-      end = lpx_head_group_end(plan, layer, s, head);
-      push.segment = s;
-      push.first_head = head;
-      push.end_head = end;
-      const uint32_t first = lpx_head_row(plan, layer, head)[HEAD_FIRST_TILE];
-      const uint32_t last =
-          end < n_heads ? lpx_head_row(plan, layer, end)[HEAD_FIRST_TILE] : plan->layers[layer].n_tiles;
-      append_items(binding, &plan->attention_norm, layer, &push, limit(first, tile, end_tile),
-                   limit(last, tile, end_tile), mode == MODE_SUM ? 1 : plan->group,
-                   entry_cost(plan) * TILE_ENTRIES);
-    }
-  lpx_program_barrier(binding->program);
+  append_pass(binding, &plan->attention_norm, layer, &push, HEAD_FIRST_TILE, tile, end_tile);
   if (mode != MODE_STORE) return;
   gram_push gram = {.in_offset = plan->work.probabilities, .out_offset = plan->work.attention};
   lpx_program_dispatch(

@@ -68,7 +68,8 @@ struct laprox_plan {
 
   lpx_pipeline window_softmax, window_merge, attention_norm, attention_gram, value, synthetic, pool,
       layer_sum;
-  lpx_pipeline histogram, digit, count, ties, rows, emit, promote, protect, compact, compact_in_place, compact_scores;
+  lpx_pipeline histogram, digit, count, ties, rows, emit, promote, protect, compact, compact_in_place,
+      compact_scores;
 };
 
 struct laprox_binding {
@@ -103,6 +104,18 @@ bool lpx_head_group_empty(const laprox_plan *plan, uint32_t layer, uint32_t segm
 laprox_buffer lpx_head_group_range(const laprox_plan *plan, uint32_t layer, uint32_t segment, uint32_t head,
                                    uint32_t end_head, laprox_buffer whole, uint32_t *first_row,
                                    uint32_t *residual);
+
+/* Heads of a segment that share a binding, and which of a layer's items (splits or tiles) are theirs. */
+typedef struct lpx_head_group {
+  uint32_t segment, first_head, end_head, first_item, end_item;
+} lpx_head_group;
+
+/* Goes through all segments and their head groups, items cut to [begin, end); `group` is zeroed before the
+   first call. item_word: HEAD_FIRST_SPLIT or HEAD_FIRST_TILE. */
+bool lpx_head_group_next(const laprox_plan *plan, uint32_t layer, uint32_t item_word, uint32_t begin,
+                         uint32_t end, lpx_head_group *group);
+/* How many items of this cost one dispatch may take. */
+uint32_t lpx_items_at_once(const laprox_plan *plan, uint64_t item_cost);
 
 /* Whether the policy looks at attention, and at values. */
 bool lpx_plan_uses_attention(const laprox_plan *plan);

@@ -317,6 +317,34 @@ laprox_buffer lpx_head_group_range(const laprox_plan *plan, uint32_t layer, uint
   return range;
 }
 
+static uint32_t limit(uint32_t value, uint32_t low, uint32_t high) {
+  return value < low ? low : value > high ? high : value;
+}
+
+bool lpx_head_group_next(const laprox_plan *plan, uint32_t layer, uint32_t item_word, uint32_t begin,
+                         uint32_t end, lpx_head_group *group) {
+  const uint32_t n_heads = plan->shape.n_kv_heads;
+  uint32_t segment = group->segment, head = group->end_head;
+  if (head == n_heads) {
+    head = 0;
+    segment++;
+  }
+  if (segment >= plan->n_segments) return false;
+  const uint32_t end_head = lpx_head_group_end(plan, layer, segment, head);
+  const uint32_t last = end_head < n_heads ? lpx_head_row(plan, layer, end_head)[item_word] : end;
+  *group = (lpx_head_group){.segment = segment,
+                            .first_head = head,
+                            .end_head = end_head,
+                            .first_item = limit(lpx_head_row(plan, layer, head)[item_word], begin, end),
+                            .end_item = limit(last, begin, end)};
+  return true;
+}
+
+uint32_t lpx_items_at_once(const laprox_plan *plan, uint64_t item_cost) {
+  const uint64_t fit = plan->context->dispatch_cost / item_cost;
+  return fit < 1 ? 1 : fit > INT32_MAX ? INT32_MAX : (uint32_t)fit;
+}
+
 /* A head is the least that a binding can hold. */
 static laprox_result check_heads(const laprox_plan *plan) {
   laprox_result result = LAPROX_OK;
