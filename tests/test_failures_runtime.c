@@ -37,7 +37,8 @@ static const laprox_session_info session_info = {.chunk = 32};
 
 /* ---- the calls, one by one ---- */
 
-typedef enum call { IMPORT, LOAD, CREATE, PREFILL, FORK, EVICT, DECODE, N_CALLS } call;
+/* The last one reads the prompt another way, into a session that is empty. */
+typedef enum call { IMPORT, LOAD, CREATE, PREFILL, FORK, EVICT, DECODE, CUT_LAYERS } call;
 
 static laprox_result run_call(stage *s, call which) {
   switch (which) {
@@ -58,8 +59,10 @@ static laprox_result run_call(stage *s, call which) {
     return laprox_session_fork(s->session, &s->fork);
   case EVICT:
     return laprox_session_evict(s->fork, &policy, NULL);
-  default:
+  case DECODE:
     return laprox_session_decode(s->fork, tokens[0]);
+  default:
+    return laprox_session_prefill_evict(s->session, tokens, N_TOKENS, &policy, NULL);
   }
 }
 
@@ -79,7 +82,10 @@ static void expect_unmade(const stage *s, call which) {
   if (which == IMPORT) assert_null(s->device);
   if (which == LOAD) assert_null(s->model);
   if (which == CREATE) assert_null(s->session);
-  if (which == PREFILL) assert_int_equal(laprox_session_n_tokens(s->session), 0);
+  if (which == PREFILL || which >= CUT_LAYERS) {
+    assert_int_equal(laprox_session_n_tokens(s->session), 0);
+    assert_int_equal(laprox_session_get_memory(s->session).kv_full_bytes, 0);
+  }
   if (which == FORK) assert_null(s->fork);
   if (which == EVICT) {
     uint32_t kept[64];
@@ -93,7 +99,8 @@ static void expect_unmade(const stage *s, call which) {
 
 static void expect_logits(const stage *s, call which) {
   const size_t bytes = s->about.n_vocab * sizeof(float);
-  if (which == PREFILL) assert_memory_equal(laprox_session_logits(s->session), prompt_logits, bytes);
+  if (which == PREFILL || which == CUT_LAYERS)
+    assert_memory_equal(laprox_session_logits(s->session), prompt_logits, bytes);
   if (which == DECODE) assert_memory_equal(laprox_session_logits(s->fork), evicted_logits, bytes);
 }
 
@@ -104,6 +111,12 @@ static void must(stage *s, call which) {
 
 static void advance(stage *s, call from, call to) {
   for (call which = from; which <= to; which++) must(s, which);
+}
+
+/* Up to what stands before a call. */
+static void advance_before(stage *s, call from, call which) {
+  const call last = which >= CUT_LAYERS ? CREATE : which - 1;
+  if (from <= last) advance(s, from, last);
 }
 
 /* ---- sweeps ---- */
@@ -127,8 +140,8 @@ static bool fail_once(stage *s, call which, failing_source from, unsigned n) {
 
 /* Where a call can be tried again from. Pipelines belong to the device: for their sake all is made anew. */
 static call go_back_to(call which) {
-  if (which >= FORK) return FORK;
-  return which == PREFILL ? CREATE : which == CREATE ? IMPORT : which;
+  if (which >= FORK && which <= DECODE) return FORK;
+  return which == PREFILL || which >= CUT_LAYERS ? CREATE : which == CREATE ? IMPORT : which;
 }
 
 /* All failures of one call. The distance from one to the next grows with n, so that long calls stay
@@ -137,14 +150,14 @@ static void sweep(call which, failing_source from, unsigned share, unsigned leas
   stage s = {0};
   unsigned n = 1, n_swept = 0;
   failing_arm(&host, from, 0, VK_SUCCESS);
-  if (which > IMPORT) advance(&s, IMPORT, which - 1);
+  if (which > IMPORT) advance_before(&s, IMPORT, which);
   const call anchor = go_back_to(which);
   for (bool struck = true; struck; n += 1 + (share ? n / share : 0), n_swept++) {
     struck = fail_once(&s, which, from, n);
     if (which == EVICT) must(&s, DECODE);
     expect_logits(&s, which == EVICT ? DECODE : which);
     undo_call(&s, anchor);
-    if (anchor < which) advance(&s, anchor, which - 1);
+    if (anchor < which) advance_before(&s, anchor, which);
   }
   print_message("%u failures, up to number %u\n", n_swept - 1, n - 1);
   assert_true(n > least);
@@ -160,13 +173,22 @@ typedef struct sweep_case {
 } sweep_case;
 
 static const sweep_case sweeps[] = {
-    {"import, Vulkan", IMPORT, FAIL_VULKAN, 0, 12},   {"import, memory", IMPORT, FAIL_MEMORY, 0, 3},
-    {"load, Vulkan", LOAD, FAIL_VULKAN, 6, 100},      {"load, memory", LOAD, FAIL_MEMORY, 6, 100},
-    {"create, Vulkan", CREATE, FAIL_VULKAN, 20, 60},  {"create, memory", CREATE, FAIL_MEMORY, 0, 10},
-    {"prefill, Vulkan", PREFILL, FAIL_VULKAN, 6, 50}, {"prefill, memory", PREFILL, FAIL_MEMORY, 6, 10},
-    {"fork, Vulkan", FORK, FAIL_VULKAN, 0, 30},       {"fork, memory", FORK, FAIL_MEMORY, 0, 10},
-    {"evict, Vulkan", EVICT, FAIL_VULKAN, 0, 60},     {"evict, memory", EVICT, FAIL_MEMORY, 0, 20},
-    {"decode, Vulkan", DECODE, FAIL_VULKAN, 0, 20},   {"decode, memory", DECODE, FAIL_MEMORY, 0, 1},
+    {"import, Vulkan", IMPORT, FAIL_VULKAN, 0, 12},
+    {"import, memory", IMPORT, FAIL_MEMORY, 0, 3},
+    {"load, Vulkan", LOAD, FAIL_VULKAN, 6, 100},
+    {"load, memory", LOAD, FAIL_MEMORY, 6, 100},
+    {"create, Vulkan", CREATE, FAIL_VULKAN, 8, 60},
+    {"create, memory", CREATE, FAIL_MEMORY, 10, 10},
+    {"prefill, Vulkan", PREFILL, FAIL_VULKAN, 6, 50},
+    {"prefill, memory", PREFILL, FAIL_MEMORY, 6, 10},
+    {"fork, Vulkan", FORK, FAIL_VULKAN, 0, 30},
+    {"fork, memory", FORK, FAIL_MEMORY, 0, 10},
+    {"evict, Vulkan", EVICT, FAIL_VULKAN, 0, 60},
+    {"evict, memory", EVICT, FAIL_MEMORY, 0, 20},
+    {"cut layers, Vulkan", CUT_LAYERS, FAIL_VULKAN, 5, 300},
+    {"cut layers, memory", CUT_LAYERS, FAIL_MEMORY, 5, 50},
+    {"decode, Vulkan", DECODE, FAIL_VULKAN, 0, 20},
+    {"decode, memory", DECODE, FAIL_MEMORY, 0, 1},
 };
 #define N_SWEEPS (sizeof sweeps / sizeof *sweeps)
 
@@ -177,26 +199,14 @@ static void test_sweep(void **state) {
 
 /* ---- a lost device ---- */
 
-static laprox_result lose_in(stage *s, call which, unsigned n) {
-  failing_arm(&host, FAIL_VULKAN, n, VK_ERROR_DEVICE_LOST);
-  const laprox_result result = run_call(s, which);
-  assert_int_equal(host.n_errors, result ? 1 : 0);
-  return result;
-}
-
-/* Goes through the calls until one is told that the device is lost, then asks for all that can be asked. */
-static void lose_device(call which) {
+/* The n-th call that can be told so says that the device is lost; then all is asked for that can be asked. */
+static void lose_device(call which, unsigned n) {
   stage s = {0};
-  unsigned n = 1;
   failing_arm(&host, FAIL_VULKAN, 0, VK_SUCCESS);
-  advance(&s, IMPORT, which - 1);
-  while (lose_in(&s, which, n) != LAPROX_ERROR_DEVICE_LOST) {
-    const call anchor = go_back_to(which);
-    undo_call(&s, anchor);
-    failing_arm(&host, FAIL_VULKAN, 0, VK_SUCCESS);
-    if (anchor < which) advance(&s, anchor, which - 1);
-    n++;
-  }
+  advance_before(&s, IMPORT, which);
+  failing_arm(&host, FAIL_VULKAN, n, VK_ERROR_DEVICE_LOST);
+  assert_int_equal(run_call(&s, which), LAPROX_ERROR_DEVICE_LOST);
+  assert_int_equal(host.n_errors, 1);
   static const call later[] = {LOAD, CREATE, FORK, PREFILL, DECODE};
   for (size_t i = 0; i < sizeof later / sizeof *later; i++) {
     stage made = s; /* what is made goes elsewhere */
@@ -212,9 +222,10 @@ static void lose_device(call which) {
 
 static void test_lost(void **state) {
   (void)state;
-  lose_device(PREFILL);
-  lose_device(EVICT);
-  lose_device(DECODE);
+  lose_device(PREFILL, 1); /* a submit */
+  lose_device(EVICT, 2);   /* a wait */
+  lose_device(DECODE, 2);
+  lose_device(CUT_LAYERS, 7);
 }
 
 /* ---- the smallest device ---- */

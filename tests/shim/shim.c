@@ -20,10 +20,11 @@ void shim_reset(void) {
 
 /* VK_SUCCESS, or the error that this call returns. `errors` end with VK_SUCCESS. */
 static VkResult inject(const char *name, const VkResult *errors) {
-  if (++shim.n_calls != shim.fail_at) return VK_SUCCESS;
   VkResult chosen = errors[0];
   for (const VkResult *error = errors; *error; error++)
     if (*error == shim.fail_with) chosen = *error;
+  if (shim.fail_with == LOST && chosen != LOST) return VK_SUCCESS;
+  if (++shim.n_calls != shim.fail_at) return VK_SUCCESS;
   shim.failed = name;
   shim.failed_with = chosen;
   return chosen;

@@ -12,7 +12,8 @@
 typedef struct shim_state {
   /* what to do */
   unsigned fail_at;       /* the fallible call, counted from 1, that fails; 0 = none */
-  VkResult fail_with;     /* where the function may return it; otherwise the first error that it may return */
+  VkResult fail_with;     /* where the function may return it, else the first error that it may return; with
+                             VK_ERROR_DEVICE_LOST only calls are counted that may find the device lost */
   const char *hidden;     /* a function that this Vulkan doesn't have */
   bool small_limits;      /* Vulkan's guaranteed minimum */
   VkDeviceSize max_range; /* of a storage buffer binding; 0 = by the above */
