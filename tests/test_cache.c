@@ -676,6 +676,8 @@ static void test_growth_without_memory(void **state) {
     sequence_expect_rows(&sequence);
     if (n % 3 == 0) sequence_evict(&sequence, &policy, NULL);
     sequence_grow(&sequence, 40);
+    for (uint32_t l = 0; l < 3 && failed; l++)
+      assert_int_equal(sequence.cache.layers[l].tail_capacity, sequence.cache.n_tail);
     for (int i = 0; i < 60; i++) sequence_grow(&sequence, 1);
     sequence_expect_rows(&sequence);
     sequence_evict(&sequence, &policy, NULL);

@@ -115,7 +115,7 @@ static void test_cancelled_prefill(void **state) {
   read_tokens(twin, 140);
   const unsigned n_calls = counter.n_calls;
   assert_true(n_calls >= 3 * N_LAYERS);
-  for (unsigned at = 1; at <= n_calls; at += 3) {
+  for (unsigned at = 1; at <= n_calls; at += 5) {
     laprox_session *session = make_with(&info);
     counter = (stop){0};
     read_tokens(session, 100);
@@ -150,23 +150,22 @@ static void test_cancelled_prefill(void **state) {
 static void test_cancelled_layerwise(void **state) {
   (void)state;
   stop counter = {0};
-  const laprox_session_info info = {.chunk = 70, .progress = count_calls, .progress_user = &counter};
+  const laprox_session_info info = {.chunk = 50, .progress = count_calls, .progress_user = &counter};
   const laprox_policy policy = {.budget.tokens = 40};
   laprox_session *twin = make_with(&info);
-  assert_int_equal(laprox_session_prefill_evict(twin, rig.tokens, 140, &policy, NULL), LAPROX_OK);
+  assert_int_equal(laprox_session_prefill_evict(twin, rig.tokens, 90, &policy, NULL), LAPROX_OK);
   const unsigned n_calls = counter.n_calls;
   assert_true(n_calls >= 2 * N_LAYERS);
-  for (unsigned at = 1; at <= n_calls; at++) {
+  for (unsigned at = 1; at <= n_calls; at += 2) {
     laprox_session *session = make_with(&info);
     counter = (stop){.stop_at = at};
-    const laprox_result result = at % 3
-                                     ? laprox_session_prefill_evict(session, rig.tokens, 140, &policy, NULL)
-                                     : laprox_session_prefill(session, rig.tokens, 140);
+    const laprox_result result = at % 3 ? laprox_session_prefill_evict(session, rig.tokens, 90, &policy, NULL)
+                                        : laprox_session_prefill(session, rig.tokens, 90);
     assert_int_equal(result, LAPROX_ERROR_CANCELLED);
     assert_int_equal(laprox_session_n_tokens(session), 0);
     assert_null(laprox_session_logits(session));
     counter = (stop){0};
-    assert_int_equal(laprox_session_prefill_evict(session, rig.tokens, 140, &policy, NULL), LAPROX_OK);
+    assert_int_equal(laprox_session_prefill_evict(session, rig.tokens, 90, &policy, NULL), LAPROX_OK);
     expect_same_kept(session, twin);
     expect_same_logits(session, twin);
     laprox_session_destroy(session);

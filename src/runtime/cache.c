@@ -140,6 +140,7 @@ static laprox_result begin_growth(const lpx_cache *cache, lpx_program *program, 
                                   uint32_t capacity, const lpx_buffer *tail, lpx_buffer *grown) {
   const uint64_t row_bytes = lpx_cache_row_bytes(cache);
   const uint32_t n_heads = cache->shape.n_kv_heads;
+  if (!capacity) return LAPROX_OK;
   const laprox_result result = lpx_buffer_init(cache->device->context, LPX_MEMORY_DEVICE,
                                                row_bytes * n_heads * capacity, "KV cache", grown);
   if (result) return result;
@@ -178,8 +179,8 @@ static laprox_result grow_layer(lpx_cache *cache, lpx_cache_layer *layer, uint32
   return LAPROX_OK;
 }
 
-/* A growth that failed leaves some layers with more room than others; the next one makes them equal again,
- * because segments have one distance from head to head. */
+/* A growth that failed leaves some layers with more room than others. The next one makes them equal again,
+ * because segments have one distance from head to head, and gives back what is not asked for now. */
 laprox_result lpx_cache_reserve(lpx_cache *cache, uint32_t n_more, bool exact) {
   uint32_t least = UINT32_MAX, most = 0;
   for (uint32_t l = 0; l < cache->shape.n_layers; l++) {
@@ -188,14 +189,11 @@ laprox_result lpx_cache_reserve(lpx_cache *cache, uint32_t n_more, bool exact) {
     if (here > most) most = here;
   }
   if (least == most && n_more <= least - cache->n_tail) return LAPROX_OK;
-  if (cache->n_tail && cache->n_tail == most && !cache->layers[0].prefix_key.buffer) {
+  if (cache->n_tail && cache->n_tail == most && !cache->layers[0].prefix_key.buffer)
     turn_tail_into_prefix(cache);
-    most = 0;
-  }
   const uint32_t step = cache->n_tail / 4 > TAIL_STEP ? cache->n_tail / 4 : TAIL_STEP;
   uint64_t capacity = (uint64_t)cache->n_tail + n_more;
   if (!exact && n_more < step) capacity = (uint64_t)cache->n_tail + step;
-  if (capacity < most) capacity = most;
   if (capacity > INT32_MAX)
     return lpx_fail(&cache->device->context->host, LAPROX_ERROR_UNSUPPORTED, "a cache of %llu entries a head",
                     (unsigned long long)capacity);
