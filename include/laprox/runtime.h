@@ -159,6 +159,17 @@ LAPROX_API laprox_result laprox_session_evict(laprox_session *session, const lap
 LAPROX_API laprox_result laprox_session_prefill_evict(laprox_session *session, const uint32_t *tokens, size_t count,
                                                       const laprox_policy *policy, laprox_eviction *out);
 
+/** For prompts of which not even one layer, or the hidden states, fit: reads `chunk` tokens (at least 1), evicts to the
+ *  budget, reads the next ones. A budget given as a share is one of the tokens read when the whole prompt has been read.
+ *  The cache holds budget + chunk entries per (layer, KV head) on average at most.
+ *
+ *  Approximate: a chunk's tokens attend to what is left of those before, and the last queries of each chunk, not of the
+ *  prompt, choose. `out` adds up the evictions; `kept` and the bytes after are those of the last one. On failure a
+ *  session that was empty is empty again, and another one keeps the chunks that were read. */
+LAPROX_API laprox_result laprox_session_prefill_chunks(laprox_session *session, const uint32_t *tokens, size_t count,
+                                                       uint32_t chunk, const laprox_policy *policy,
+                                                       laprox_eviction *out);
+
 typedef struct laprox_session_memory {
   uint64_t kv_bytes;      /**< device memory of K and V now */
   uint64_t kv_peak_bytes; /**< and at most so far */
@@ -167,6 +178,9 @@ typedef struct laprox_session_memory {
 LAPROX_API laprox_session_memory laprox_session_get_memory(const laprox_session *session);
 /** Tokens read so far; the position of the next one. */
 LAPROX_API uint32_t laprox_session_n_tokens(const laprox_session *session);
+/** Of them, those read since the last eviction that had something to evict; all where there was none. Every KV head
+ *  still holds them. */
+LAPROX_API uint32_t laprox_session_n_tail(const laprox_session *session);
 /** Entries of each (layer, KV head), layer-major, n_layers * n_kv_heads numbers. */
 LAPROX_API void laprox_session_kept_per_head(const laprox_session *session, uint32_t *counts);
 
@@ -210,22 +224,28 @@ typedef struct laprox_memory_plan_info {
   laprox_session_info session;
   laprox_policy policy; /**< kind FULL, or no budget: nothing is evicted */
   uint32_t n_prompt;    /**< tokens, at least 1 */
-  uint32_t n_generate;  /**< tokens after it */
+  uint32_t n_question;  /**< tokens that are read together after the prompt has been evicted; 0: none */
+  uint32_t n_generate;  /**< tokens read one by one after it */
   bool layerwise;       /**< laprox_session_prefill_evict; else prefill, then evict */
+  uint32_t chunk;       /**< laprox_session_prefill_chunks with so many tokens a chunk, whatever `layerwise` says;
+                             0: no */
+  uint32_t tail;        /**< evicts again when so many tokens have been generated since the last eviction; 0: never */
+  uint64_t memory_bytes; /**< plan against so much of the device's memory at most; 0: all that is free */
 } laprox_memory_plan_info;
 
 /** Device memory in bytes, computed from shapes alone. */
 typedef struct laprox_memory_plan {
   uint64_t weight_bytes;
-  uint64_t hidden_bytes;     /**< hidden states of the whole prompt */
-  uint64_t activation_bytes; /**< everything else a session holds besides K and V */
-  uint64_t eviction_bytes;   /**< scores, tables and scratch of an eviction */
+  uint64_t hidden_bytes;     /**< hidden states of the whole prompt, or of a chunk */
+  uint64_t activation_bytes; /**< everything else that device and session hold besides K and V */
+  uint64_t eviction_bytes;   /**< scores, tables, scratch and value factors of an eviction */
   uint64_t kv_full_bytes;    /**< K and V of all prompt tokens */
   uint64_t kv_peak_bytes;    /**< K and V at most */
   uint64_t kv_steady_bytes;  /**< K and V after the eviction, with the generated tokens */
   uint64_t peak_bytes;       /**< all of it together at most */
   uint64_t free_bytes;       /**< what the device has for it: VK_EXT_memory_budget, else the size of its heap less what
-                                  laprox has taken; the weights of a loaded model count as still to be taken */
+                                  laprox has taken; the weights of a loaded model count as still to be taken. At most
+                                  memory_bytes */
   bool fits;
   uint32_t largest_prompt;   /**< tokens that would fit, everything else being equal; 0: none */
   uint32_t largest_budget;   /**< entries per (layer, KV head) that would fit; 0: none */

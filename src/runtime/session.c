@@ -155,7 +155,7 @@ laprox_result laprox_session_fork(const laprox_session *from, laprox_session **o
 
 /* ---- forward ---- */
 
-static laprox_result check_tokens(const laprox_session *session, const uint32_t *tokens, size_t count) {
+laprox_result lpx_session_check_tokens(const laprox_session *session, const uint32_t *tokens, size_t count) {
   const laprox_host *host = &session->context->host;
   const laprox_model *model = session->model;
   if (!count) return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "the prompt is empty");
@@ -299,7 +299,7 @@ static laprox_result read_prompt_logits(laprox_session *session, const lpx_buffe
 
 laprox_result lpx_session_prefill(laprox_session *session, const uint32_t *tokens, size_t n,
                                   lpx_layerwise *layerwise) {
-  laprox_result result = check_tokens(session, tokens, n);
+  laprox_result result = lpx_session_check_tokens(session, tokens, n);
   if (result) return result;
   const uint32_t count = (uint32_t)n;
   lpx_buffer hidden = {0};
@@ -330,7 +330,7 @@ laprox_result laprox_session_prefill(laprox_session *session, const uint32_t *to
 }
 
 laprox_result laprox_session_decode(laprox_session *session, uint32_t token) {
-  laprox_result result = check_tokens(session, &token, 1);
+  laprox_result result = lpx_session_check_tokens(session, &token, 1);
   if (!result) result = lpx_cache_reserve(&session->cache, 1, false);
   if (result) return result;
   const lpx_forward *forward = &session->shared->forward;

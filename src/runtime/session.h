@@ -34,6 +34,8 @@ struct laprox_session {
 
 /* Fills in defaults and checks. */
 laprox_result lpx_session_info_complete(const laprox_host *host, laprox_session_info *info);
+/* Fails on an empty text, a token outside the vocabulary, and beyond the model's context. */
+laprox_result lpx_session_check_tokens(const laprox_session *session, const uint32_t *tokens, size_t count);
 /* laprox_session_prefill; with `layerwise` into an empty cache that is cut after every layer. */
 laprox_result lpx_session_prefill(laprox_session *session, const uint32_t *tokens, size_t n,
                                   lpx_layerwise *layerwise);

@@ -99,6 +99,66 @@ laprox_result laprox_session_prefill_evict(laprox_session *session, const uint32
   return result ? result : laprox_session_evict(session, policy, out);
 }
 
+/* One chunk, and what is left of the cache after it. */
+static laprox_result read_chunk(laprox_session *session, const uint32_t *tokens, uint32_t count,
+                                const laprox_policy *policy, laprox_eviction *sum) {
+  laprox_eviction done;
+  laprox_result result = laprox_session_prefill(session, tokens, count);
+  if (!result) result = laprox_session_evict(session, policy, &done);
+  if (result) return result;
+  sum->budget = done.budget;
+  sum->kept = done.kept;
+  sum->bytes_after = done.bytes_after;
+  sum->nonfinite_scores += done.nonfinite_scores;
+  sum->score_ms += done.score_ms;
+  sum->select_ms += done.select_ms;
+  sum->compact_ms += done.compact_ms;
+  return LAPROX_OK;
+}
+
+static laprox_result read_chunks(laprox_session *session, const uint32_t *tokens, uint32_t count,
+                                 uint32_t chunk, const laprox_policy *policy, laprox_eviction *out) {
+  laprox_result result = LAPROX_OK;
+  /* What was there before may be more than the budget. */
+  if (session->cache.n_tokens) result = laprox_session_evict(session, policy, out);
+  for (uint32_t first = 0, now; first < count && !result; first += now) {
+    now = count - first < chunk ? count - first : chunk;
+    result = read_chunk(session, tokens + first, now, policy, out);
+  }
+  if (!result) out->bytes_before = laprox_session_get_memory(session).kv_full_bytes;
+  return result;
+}
+
+laprox_result laprox_session_prefill_chunks(laprox_session *session, const uint32_t *tokens, size_t count,
+                                            uint32_t chunk, const laprox_policy *policy,
+                                            laprox_eviction *out) {
+  const laprox_host *host = &session->context->host;
+  laprox_eviction unwanted;
+  laprox_policy every = *policy;
+  lpx_rules rules;
+  uint32_t budget = UINT32_MAX;
+  const bool was_empty = !session->cache.n_tokens;
+  if (!out) out = &unwanted;
+  *out = (laprox_eviction){0};
+  if (!chunk)
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
+                    "laprox_session_prefill_chunks: chunks of 0 tokens; at least 1");
+  laprox_result result = lpx_session_check_tokens(session, tokens, count);
+  if (!result) result = lpx_rules_resolve(host, policy, &rules);
+  if (!result)
+    result =
+        lpx_budget_resolve(host, &rules, &policy->budget, session->cache.n_tokens + (uint32_t)count, &budget);
+  if (result) return result;
+  every.budget = (laprox_budget){.tokens = budget == UINT32_MAX ? 0 : budget};
+  result = read_chunks(session, tokens, (uint32_t)count, chunk, &every, out);
+  if (result && was_empty) {
+    lpx_cache_clear(&session->cache);
+    session->has_logits = false;
+    session->first_query = 0;
+  }
+  return result;
+}
+
 /* ---- what there is ---- */
 
 laprox_session_memory laprox_session_get_memory(const laprox_session *session) {
@@ -110,6 +170,13 @@ laprox_session_memory laprox_session_get_memory(const laprox_session *session) {
 }
 
 uint32_t laprox_session_n_tokens(const laprox_session *session) {
+  return session->cache.n_tokens;
+}
+
+/* A tail that nothing stands before becomes the prefix when it grows, without anything being evicted. */
+uint32_t laprox_session_n_tail(const laprox_session *session) {
+  for (uint32_t l = 0; l < session->cache.shape.n_layers; l++)
+    if (session->cache.layers[l].positions) return session->cache.n_tail;
   return session->cache.n_tokens;
 }
 
