@@ -102,8 +102,11 @@ int cli_open_device(cli *c) {
   return result ? cli_fail(c, result) : EXIT_DONE;
 }
 
-int cli_load_model(cli *c) {
-  const laprox_model_info info = {.path = c->opt.input, .progress = progress_step, .progress_user = &c->bar};
+int cli_load_model(cli *c, bool without_weights) {
+  const laprox_model_info info = {.path = c->opt.input,
+                                  .progress = progress_step,
+                                  .progress_user = &c->bar,
+                                  .without_weights = without_weights};
   laprox_result result = laprox_model_load(c->device, &info, &c->model);
   progress_clear(&c->bar);
   if (result) (void)cli_fail(c, result);
@@ -111,7 +114,17 @@ int cli_load_model(cli *c) {
   return result ? EXIT_IMPOSSIBLE : EXIT_DONE;
 }
 
+void cli_unload_model(cli *c) {
+  laprox_model_destroy(c->model);
+  c->model = NULL;
+}
+
 /* ---- prompts ---- */
+
+void cli_prompt_finish(cli_prompt *prompt) {
+  free(prompt->tokens);
+  *prompt = (cli_prompt){0};
+}
 
 static int read_stream(FILE *stream, const char *name, char **text, size_t *n_bytes) {
   size_t room = 0, n = 0;
@@ -170,15 +183,20 @@ static int parse_ids(const char *text, uint32_t **tokens, size_t *count) {
   return EXIT_DONE;
 }
 
-static int tokenize(cli *c, const char *text, size_t n_bytes, uint32_t **tokens, size_t *count) {
-  uint32_t *theirs = NULL;
+int cli_tokenize(cli *c, const char *text, size_t n_bytes, bool add_bos, cli_prompt *out) {
+  uint32_t *tokens = NULL;
+  size_t n = 0;
   if (n_bytes == 0) return fail_usage("%s", "the prompt is empty");
-  laprox_result result = laprox_model_tokenize(c->model, text, n_bytes, true, &theirs, count);
+  laprox_result result = laprox_model_tokenize(c->model, text, n_bytes, add_bos, &tokens, &n);
   if (result) return cli_fail(c, result);
-  *tokens = calloc(*count ? *count : 1, sizeof **tokens);
-  if (*tokens && *count) memcpy(*tokens, theirs, *count * sizeof **tokens);
-  laprox_model_release(c->model, theirs);
-  return *tokens ? EXIT_DONE : fail_impossible("out of memory for %zu tokens", *count);
+  uint32_t *grown = realloc(out->tokens, (out->n + n + 1) * sizeof *grown);
+  if (grown) {
+    memcpy(grown + out->n, tokens, n * sizeof *grown);
+    out->tokens = grown;
+    out->n += n;
+  }
+  laprox_model_release(c->model, tokens);
+  return grown ? EXIT_DONE : fail_impossible("out of memory for %zu tokens", n);
 }
 
 int cli_read_text(const char *path, char **text) {
@@ -196,25 +214,46 @@ int cli_read_text(const char *path, char **text) {
   return EXIT_DONE;
 }
 
-int cli_read_prompt(cli *c, uint32_t **tokens, size_t *count) {
-  const char *text = c->opt.prompt;
-  char *from_file = NULL;
-  size_t n_bytes = text ? strlen(text) : 0;
+/* The file's text, then the prompt's: one text, or two where the first is evicted on its own. */
+static int read_texts(cli *c, cli_prompt *out) {
+  const options *o = &c->opt;
+  const size_t n_question = o->prompt ? strlen(o->prompt) : 0;
+  const bool add_bos = !o->load_cache;
+  size_t n = 0;
+  char *text = NULL;
+  int status = o->prompt_file ? read_prompt_file(o->prompt_file, &text, &n) : EXIT_DONE;
+  if (!status && o->prompt_file && (!o->prompt || o->evict_before_question)) {
+    status = cli_tokenize(c, text, n, add_bos, out);
+    out->n_document = out->n;
+    if (!status && o->prompt) status = cli_tokenize(c, o->prompt, n_question, false, out);
+  } else if (!status) {
+    char *whole = realloc(text, n + n_question + 1);
+    if (!whole) status = fail_impossible("out of memory for %zu bytes of prompt", n + n_question);
+    if (whole) text = whole;
+    if (!status) memcpy(text + n, o->prompt, n_question);
+    if (!status) status = cli_tokenize(c, text, n + n_question, add_bos, out);
+    out->n_document = out->n;
+  }
+  free(text);
+  return status;
+}
+
+int cli_read_prompt(cli *c, cli_prompt *out) {
+  const options *o = &c->opt;
   int status = EXIT_DONE;
-  *tokens = NULL;
-  *count = 0;
-  if (c->opt.ids) {
-    status = parse_ids(c->opt.ids, tokens, count);
-  } else {
-    if (c->opt.prompt_file) status = read_prompt_file(c->opt.prompt_file, &from_file, &n_bytes);
-    if (!status) status = tokenize(c, from_file ? from_file : text, n_bytes, tokens, count);
-    free(from_file);
+  *out = (cli_prompt){0};
+  if (o->ids) {
+    status = parse_ids(o->ids, &out->tokens, &out->n);
+    out->n_document = out->n;
+  } else if (o->prompt || o->prompt_file) {
+    status = read_texts(c, out);
   }
   laprox_model_description model;
   laprox_model_describe(c->model, &model);
-  if (!status && *count > model.context_length)
-    status = fail_impossible("the prompt has %zu tokens, %s reads %u at most", *count, c->opt.input,
+  if (!status && out->n > model.context_length)
+    status = fail_impossible("the prompt has %zu tokens, %s reads %u at most", out->n, c->opt.input,
                              model.context_length);
+  if (status) cli_prompt_finish(out);
   return status;
 }
 

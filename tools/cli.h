@@ -43,9 +43,20 @@ int cli_finish(cli *c, int status);
 int cli_fail(cli *c, laprox_result result);
 int cli_open_instance(cli *c);
 int cli_open_device(cli *c);
-int cli_load_model(cli *c);
-/* The prompt's tokens, by whichever option it was given, no more than the model reads; free() them. */
-int cli_read_prompt(cli *c, uint32_t **tokens, size_t *count);
+int cli_load_model(cli *c, bool without_weights);
+void cli_unload_model(cli *c);
+
+/* Tokens of a prompt; release with cli_prompt_finish. */
+typedef struct cli_prompt {
+  uint32_t *tokens;
+  size_t n;
+  size_t n_document; /* what an eviction comes after; n where no question follows it */
+} cli_prompt;
+/* By whichever options it was given, no more than the model reads; none where none was. */
+int cli_read_prompt(cli *c, cli_prompt *out);
+void cli_prompt_finish(cli_prompt *prompt);
+/* Appends a text's tokens. */
+int cli_tokenize(cli *c, const char *text, size_t n_bytes, bool add_bos, cli_prompt *out);
 /* A text file as a string; free() it. */
 int cli_read_text(const char *path, char **text);
 /* Fails early on a policy that would fail after minutes of work. */

@@ -40,23 +40,23 @@ static int capture(cli *c, laprox_session *session, const uint32_t *tokens, size
 }
 
 int cmd_capture(cli *c) {
-  uint32_t window = 0, *tokens = NULL;
-  size_t n_tokens = 0;
+  uint32_t window = 0;
+  cli_prompt prompt = {0};
   laprox_session *session = NULL;
   times t = {0};
   int status = cli_check_policy(c, &window);
   if (!status) status = cli_open_device(c);
   double start = now_ms();
-  if (!status) status = cli_load_model(c);
+  if (!status) status = cli_load_model(c, false);
   t.load = now_ms() - start;
-  if (!status) status = cli_read_prompt(c, &tokens, &n_tokens);
+  if (!status) status = cli_read_prompt(c, &prompt);
   if (!status) {
     const laprox_session_info info = {
         .kv_dtype = c->opt.kv_dtype, .window = window, .progress = progress_step, .progress_user = &c->bar};
     laprox_result result = laprox_session_create(c->model, &info, &session);
-    status = result ? cli_fail(c, result) : capture(c, session, tokens, n_tokens, window, t);
+    status = result ? cli_fail(c, result) : capture(c, session, prompt.tokens, prompt.n, window, t);
   }
   laprox_session_destroy(session);
-  free(tokens);
+  cli_prompt_finish(&prompt);
   return status;
 }

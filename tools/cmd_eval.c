@@ -221,7 +221,7 @@ int cmd_eval(cli *c) {
   int status = make_cells(e);
   if (!status) status = cli_read_text(c->opt.tasks, &text);
   if (!status) status = cli_open_device(c);
-  if (!status) status = cli_load_model(c);
+  if (!status) status = cli_load_model(c, false);
   if (!status) {
     laprox_model_describe(c->model, &e->model);
     status = try_lines(e, text);

@@ -15,7 +15,8 @@ typedef struct subcommand {
 
 static const subcommand subcommands[] = {
     {COMMAND_RUN, "run", cmd_run,
-     "laprox run MODEL.gguf (-p TEXT | -f FILE | --ids 1,2,3) --budget 5% [options]",
+     "laprox run MODEL.gguf (-f FILE, -p TEXT or both | --ids 1,2,3 | --interactive | --load-cache FILE) "
+     "[options]",
      "Reads a prompt, evicts the KV cache to a budget, and generates from what is left.",
      "  laprox run model.gguf -f document.txt --budget 5% -n 32\n"
      "      what the model answers from 5 % of its cache\n"
@@ -24,7 +25,16 @@ static const subcommand subcommands[] = {
      "  laprox run model.gguf -f document.txt --policy streaming --budget 5%\n"
      "      the same memory, spent on the first and the last tokens\n"
      "  laprox run model.gguf -p 'Once upon a time' --temp 0.8 --top-p 0.9 --seed 7\n"
-     "      nothing evicted, tokens drawn\n"},
+     "      nothing evicted, tokens drawn\n"
+     "  laprox run model.gguf -f document.txt --budget 5% --dry-run\n"
+     "      what memory that takes, and whether it fits\n"
+     "  laprox run model.gguf -f document.txt --budget 5% --interactive --tail 256\n"
+     "      a conversation about a document, never more than 5 % and 256 entries between two questions\n"
+     "  laprox run model.gguf -f document.txt --budget 512 -n 0 --save-cache document.cache\n"
+     "  laprox run model.gguf --load-cache document.cache -p 'Question: Who wrote it? Answer:'\n"
+     "      read once, asked later\n"
+     "  laprox run model.gguf -f long.txt --budget 1024 --chunk-evict 2048\n"
+     "      a prompt of which not even one layer fits: approximate\n"},
     {COMMAND_CAPTURE, "capture", cmd_capture,
      "laprox capture MODEL.gguf (-p TEXT | -f FILE | --ids 1,2,3) -o CAPTURE.safetensors [options]",
      "Reads a prompt and writes the window's queries, K, V and the output projections of every layer.",

@@ -31,6 +31,15 @@ typedef enum option_id {
   OPTION_KV,
   OPTION_DUMP_KEPT,
   OPTION_DUMP_LOGITS,
+  OPTION_PREFILL,
+  OPTION_CHUNK_EVICT,
+  OPTION_TAIL,
+  OPTION_EVICT_BEFORE_QUESTION,
+  OPTION_INTERACTIVE,
+  OPTION_SAVE_CACHE,
+  OPTION_LOAD_CACHE,
+  OPTION_DRY_RUN,
+  OPTION_MEMORY,
   OPTION_OUTPUT,
   OPTION_SCORES,
   OPTION_GEOMETRY,
@@ -46,7 +55,11 @@ typedef enum option_id {
   OPTION_LATER /* promised, but not in this version */
 } option_id;
 
-enum { EVICTING = COMMAND_RUN | COMMAND_EVICT | COMMAND_BENCH, PROMPTED = COMMAND_RUN | COMMAND_CAPTURE, ANY = 63 };
+enum {
+  EVICTING = COMMAND_RUN | COMMAND_EVICT | COMMAND_BENCH,
+  PROMPTED = COMMAND_RUN | COMMAND_CAPTURE,
+  ANY = 63
+};
 
 #define POLICY(kind) (1u << LAPROX_POLICY_##kind)
 #define ALL_POLICIES UINT32_MAX
@@ -64,9 +77,10 @@ typedef struct option_spec {
 } option_spec;
 
 static const option_spec specs[] = {
-    {OPTION_PROMPT, 'p', "prompt", "TEXT", PROMPTED, 0, "the prompt"},
+    {OPTION_PROMPT, 'p', "prompt", "TEXT", PROMPTED, 0,
+     "the prompt; with --file what follows the file, a question"},
     {OPTION_FILE, 'f', "file", "FILE", PROMPTED, 0,
-     "the prompt from a file, as it stands; - is standard input"},
+     "the prompt or its beginning from a file, as it stands; - is standard input"},
     {OPTION_IDS, 0, "ids", "1,2,3", PROMPTED, 0, "the prompt as token ids; no BOS is added"},
     {OPTION_OUTPUT, 'o', "output", "FILE", COMMAND_CAPTURE | COMMAND_EVICT, 0,
      "where the result goes (safetensors)"},
@@ -97,6 +111,25 @@ static const option_spec specs[] = {
     {OPTION_TOP_P, 0, "top-p", "P", COMMAND_RUN, 0,
      "draw from the likeliest tokens of this much probability [1]"},
     {OPTION_KV, 0, "kv", "f16|f32", PROMPTED | COMMAND_EVAL, 0, "element type of the KV cache [f16]"},
+    {OPTION_PREFILL, 0, "prefill", "HOW", COMMAND_RUN, 0,
+     "layerwise: evict after every layer, in little memory; oneshot: at the end; the same result "
+     "[layerwise]"},
+    {OPTION_CHUNK_EVICT, 0, "chunk-evict", "N", COMMAND_RUN, 0,
+     "evict after every N tokens of the prompt: least memory, but approximate"},
+    {OPTION_EVICT_BEFORE_QUESTION, 0, "evict-before-question", NULL, COMMAND_RUN, 0,
+     "evict the document of --file before --prompt is read"},
+    {OPTION_TAIL, 0, "tail", "N", COMMAND_RUN, 0,
+     "evict again when N entries have come after the last eviction; without it they pile up"},
+    {OPTION_INTERACTIVE, 0, "interactive", NULL, COMMAND_RUN, 0,
+     "go on with questions from standard input, one a line, each evicted to the budget with all before"},
+    {OPTION_SAVE_CACHE, 0, "save-cache", "FILE", COMMAND_RUN, 0,
+     "write the cache as it is before the first generated token (safetensors)"},
+    {OPTION_LOAD_CACHE, 0, "load-cache", "FILE", COMMAND_RUN, 0,
+     "begin with a written cache, of the same model; a prompt goes on from there"},
+    {OPTION_DRY_RUN, 0, "dry-run", NULL, COMMAND_RUN, 0,
+     "only say what memory it would take; exit status 1 where it does not fit"},
+    {OPTION_MEMORY, 0, "memory", "BYTES|2GiB", COMMAND_RUN, 0,
+     "device memory to do with; what does not fit is refused [what is free]"},
     {OPTION_DUMP_KEPT, 0, "dump-kept", "FILE", COMMAND_RUN, 0, "write the kept positions (safetensors)"},
     {OPTION_DUMP_LOGITS, 0, "dump-logits", "FILE", COMMAND_RUN, 0, "write the prompt's logits (safetensors)"},
     {OPTION_GEOMETRY, 0, "geometry", "NAME", COMMAND_BENCH, 0,
@@ -113,9 +146,6 @@ static const option_spec specs[] = {
     {OPTION_VALIDATE, 0, "validate", NULL, ANY, 0, "with the Khronos validation layer"},
     {OPTION_JSON, 0, "json", NULL, ANY, 0, "the result as one JSON object on standard output"},
     {OPTION_HELP, 'h', "help", NULL, ANY, 0, "this text"},
-    {OPTION_LATER, 0, "prefill", "HOW", COMMAND_RUN, 0, NULL},
-    {OPTION_LATER, 0, "dry-run", NULL, COMMAND_RUN, 0, NULL},
-    {OPTION_LATER, 0, "evict-before-question", NULL, COMMAND_RUN, 0, NULL},
     {OPTION_LATER, 0, "probe", "TEXT", COMMAND_RUN, 0, NULL},
 };
 
@@ -213,6 +243,7 @@ static const word gqa_words[] = {{"mean", LAPROX_GQA_MEAN},
                                  {"joint", LAPROX_GQA_JOINT},
                                  {"attention-mean", LAPROX_GQA_ATTENTION_MEAN},
                                  {NULL, 0}};
+static const word prefill_words[] = {{"layerwise", 0}, {"oneshot", 1}, {NULL, 0}};
 static const word kv_words[] = {
     {"f16", LAPROX_DTYPE_F16}, {"f32", LAPROX_DTYPE_F32}, {"q8_0", -1}, {"q4_0", -1}, {NULL, 0}};
 
@@ -269,6 +300,26 @@ static int need_text(const option_spec *spec, const char *text, const char **out
   if (!*text && spec->id != OPTION_PROMPT) return fail_usage("--%s: nothing given", spec->name);
   *out = text;
   return EXIT_DONE;
+}
+
+/* Bytes, or a number with KiB, MiB, GiB or TiB behind it. */
+static int need_bytes(const option_spec *spec, const char *text, uint64_t *out) {
+  static const char *const units[] = {"KiB", "MiB", "GiB", "TiB"};
+  const size_t n = strlen(text);
+  char number[32];
+  for (int i = 0; i < 4 && n > 3 && n < sizeof number; i++) {
+    double value = 0;
+    const double unit = (double)(UINT64_C(1) << 10 * (i + 1));
+    if (strcmp(text + n - 3, units[i]) != 0) continue;
+    memcpy(number, text, n - 3);
+    number[n - 3] = 0;
+    if (!parse_decimal(number, 1e6, &value)) break;
+    *out = (uint64_t)(value * unit);
+    if (*out) return EXIT_DONE;
+  }
+  if (parse_number(text, UINT64_MAX, out) && *out) return EXIT_DONE;
+  return fail_usage("--%s: \"%s\" is neither a number of bytes nor one such as 512MiB or 2GiB", spec->name,
+                    text);
 }
 
 /* Calls `add` for each piece between commas. */
@@ -339,6 +390,37 @@ static int set_policy_option(const option_spec *spec, const char *value, laprox_
   }
 }
 
+/* How `run` goes about it. */
+static int set_run_option(const option_spec *spec, const char *value, options *out) {
+  int picked = 0, status = EXIT_DONE;
+  switch (spec->id) {
+  case OPTION_PREFILL:
+    status = need_word(spec, value, prefill_words, &picked);
+    out->has_prefill = true;
+    out->oneshot = picked == 1;
+    return status;
+  case OPTION_CHUNK_EVICT:
+    return need_number(spec, value, 1, UINT32_MAX - 1, &out->chunk_evict);
+  case OPTION_TAIL:
+    return need_number(spec, value, 1, UINT32_MAX - 1, &out->tail);
+  case OPTION_EVICT_BEFORE_QUESTION:
+    out->evict_before_question = true;
+    return EXIT_DONE;
+  case OPTION_INTERACTIVE:
+    out->interactive = true;
+    return EXIT_DONE;
+  case OPTION_SAVE_CACHE:
+    return need_text(spec, value, &out->save_cache);
+  case OPTION_LOAD_CACHE:
+    return need_text(spec, value, &out->load_cache);
+  case OPTION_MEMORY:
+    return need_bytes(spec, value, &out->memory_bytes);
+  default:
+    out->dry_run = true;
+    return EXIT_DONE;
+  }
+}
+
 static int set_option(const option_spec *spec, const char *value, options *out) {
   int picked = 0, status = EXIT_DONE;
   uint64_t seed = 0;
@@ -380,6 +462,16 @@ static int set_option(const option_spec *spec, const char *value, options *out) 
     return need_text(spec, value, &out->geometry);
   case OPTION_TOKENS:
     return need_number(spec, value, 64, 1u << 24, &out->n_tokens);
+  case OPTION_PREFILL:
+  case OPTION_CHUNK_EVICT:
+  case OPTION_TAIL:
+  case OPTION_EVICT_BEFORE_QUESTION:
+  case OPTION_INTERACTIVE:
+  case OPTION_SAVE_CACHE:
+  case OPTION_LOAD_CACHE:
+  case OPTION_DRY_RUN:
+  case OPTION_MEMORY:
+    return set_run_option(spec, value, out);
   case OPTION_TASKS:
     return need_text(spec, value, &out->tasks);
   case OPTION_BUDGETS:
@@ -446,19 +538,71 @@ static int check_policy_options(const options *o, const bool *given) {
   return EXIT_DONE;
 }
 
+/* --file and --prompt are one prompt; --ids another. */
+static int check_prompt(const options *o) {
+  if (o->ids && (o->prompt || o->prompt_file))
+    return fail_usage("give the prompt as text (--file, --prompt) or as --ids, not as both");
+  if (!o->ids && !o->prompt && !o->prompt_file && !o->interactive && !o->load_cache)
+    return fail_usage("give the prompt by --prompt, --file, both, or --ids");
+  return EXIT_DONE;
+}
+
+/* Pairs of which one makes the other pointless. */
+static int check_pairs(const options *o) {
+  const struct {
+    bool first, second;
+    const char *names;
+  } pairs[] = {
+      {o->has_prefill, o->chunk_evict != 0, "--prefill and --chunk-evict"},
+      {o->dump_logits != NULL, o->chunk_evict != 0, "--dump-logits and --chunk-evict"},
+      {o->dump_logits != NULL, o->evict_before_question, "--dump-logits and --evict-before-question"},
+      {o->dump_logits != NULL, o->load_cache != NULL, "--dump-logits and --load-cache"},
+      {o->dump_logits != NULL, o->interactive, "--dump-logits and --interactive"},
+      {o->dump_kept != NULL, o->interactive, "--dump-kept and --interactive"},
+      {o->save_cache != NULL, o->interactive, "--save-cache and --interactive"},
+      {o->dump_logits != NULL, o->dry_run, "--dump-logits and --dry-run"},
+      {o->dump_kept != NULL, o->dry_run, "--dump-kept and --dry-run"},
+      {o->save_cache != NULL, o->dry_run, "--save-cache and --dry-run"},
+      {o->load_cache != NULL, o->dry_run, "--load-cache and --dry-run"},
+      {o->load_cache != NULL, o->memory_bytes != 0, "--load-cache and --memory"},
+  };
+  for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++)
+    if (pairs[i].first && pairs[i].second) return fail_usage("%s do not go together", pairs[i].names);
+  return EXIT_DONE;
+}
+
+static int check_run(const options *o) {
+  const char *evicting = o->tail                    ? "--tail"
+                         : o->chunk_evict           ? "--chunk-evict"
+                         : o->evict_before_question ? "--evict-before-question"
+                                                    : NULL;
+  const bool keeps_all = o->policy.kind == LAPROX_POLICY_FULL;
+  const bool no_prompt = !o->prompt && !o->prompt_file && !o->ids;
+  if (evicting && keeps_all) return fail_usage("%s: policy full evicts nothing", evicting);
+  if ((evicting || o->has_policy_options) && !o->has_budget && !keeps_all)
+    return fail_usage("how much is to be kept? (--budget 5%%)");
+  if (o->evict_before_question && !o->interactive && !(o->prompt && o->prompt_file))
+    return fail_usage("--evict-before-question: give the document by --file and the question by --prompt");
+  if (o->interactive && o->prompt && o->prompt_file)
+    return fail_usage("--interactive: questions come from standard input; give --file or --prompt, not both");
+  if (o->interactive && o->prompt_file && strcmp(o->prompt_file, "-") == 0)
+    return fail_usage("--interactive: questions come from standard input, the document can't");
+  if (o->interactive && no_prompt && (o->dry_run || o->memory_bytes))
+    return fail_usage("--%s: there is no prompt to plan for", o->dry_run ? "dry-run" : "memory");
+  return check_pairs(o);
+}
+
 static int check_combinations(command which, options *o) {
-  int n_prompts = (o->prompt != NULL) + (o->prompt_file != NULL) + (o->ids != NULL);
   if (!(which & (COMMAND_DEVICES | COMMAND_BENCH)) && !o->input)
     return fail_usage("which %s? (see --help)", which == COMMAND_EVICT ? "capture" : "model");
-  if ((which & PROMPTED) && n_prompts != 1)
-    return fail_usage("give the prompt by one of --prompt, --file and --ids, not by %s",
-                      n_prompts ? "several" : "none");
+  int status = which & PROMPTED ? check_prompt(o) : EXIT_DONE;
+  if (!status && which == COMMAND_RUN) status = check_run(o);
+  if (status) return status;
   if ((which & (COMMAND_CAPTURE | COMMAND_EVICT)) && !o->output)
     return fail_usage("where to? (--output FILE)");
   if (which == COMMAND_EVAL && !o->tasks) return fail_usage("which tasks? (--tasks FILE)");
-  bool keeps_all = o->policy.kind == LAPROX_POLICY_FULL;
-  bool evicting = which == COMMAND_EVICT || (which == COMMAND_RUN && o->has_policy_options);
-  if (evicting && !o->has_budget && !keeps_all) return fail_usage("how much is to be kept? (--budget 5%%)");
+  if (which == COMMAND_EVICT && !o->has_budget && o->policy.kind != LAPROX_POLICY_FULL)
+    return fail_usage("how much is to be kept? (--budget 5%%)");
   if ((which & EVICTING) && o->policy.kind == LAPROX_POLICY_RANDOM) {
     if (o->sampler.state > UINT32_MAX)
       return fail_usage("--seed: the limit for --policy random is %u", UINT32_MAX);
@@ -518,6 +662,6 @@ void options_describe(command which) {
     if (specs[i].letter) snprintf(letter, sizeof letter, "-%c,", specs[i].letter);
     snprintf(left, sizeof left, "%s --%s %s", letter, specs[i].name,
              specs[i].argument ? specs[i].argument : "");
-    printf("  %-26s %s\n", left, specs[i].help);
+    printf("  %-28s %s\n", left, specs[i].help);
   }
 }

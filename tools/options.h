@@ -34,11 +34,18 @@ typedef struct options {
   bool has_budget, has_policy_options;
   bool scores;
 
-  const char *prompt, *prompt_file, *ids; /* exactly one of them */
+  const char *prompt, *prompt_file, *ids; /* the file before the prompt; ids alone */
   uint32_t n_predict;
   laprox_sampler sampler;
   laprox_dtype kv_dtype;
   const char *stop, *dump_kept, *dump_logits;
+
+  bool has_prefill, oneshot;
+  uint32_t chunk_evict; /* 0: not in chunks */
+  uint32_t tail;        /* 0: none given */
+  bool evict_before_question, interactive, dry_run;
+  const char *save_cache, *load_cache;
+  uint64_t memory_bytes; /* 0: what is free */
 
   const char *geometry; /* of bench */
   uint32_t n_tokens;
