@@ -431,7 +431,8 @@ static void apply(const damage *d, uint8_t *data, size_t n) {
   uint8_t *at = data + tensor->offset + 4 * (size_t)d->word, next[4];
   memcpy(next, at + 4, 4);
   if (d->swap) memcpy(at + 4, at, 4);
-  for (uint32_t i = 0; i < 4; i++) at[i] = d->swap ? next[i] : (uint8_t)((uint32_t)d->value >> 8 * i);
+  for (uint32_t i = 0; i < 4 && !d->swap; i++) next[i] = (uint8_t)((uint32_t)d->value >> 8 * i);
+  memcpy(at, next, 4);
   lpx_safetensors_close(file);
 }
 
