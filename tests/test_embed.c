@@ -1,6 +1,7 @@
 /* test_embed.c: eviction inside an application that owns everything, under validation, held against the
  * reference. */
 #define _POSIX_C_SOURCE 200809L
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -500,6 +501,32 @@ static void test_bad_compactions(void **state) {
   rig_finish(&r);
 }
 
+static void test_factor_mistakes(void **state) {
+  (void)state;
+  test_host host;
+  test_host_init(&host);
+  float weight[2 * 8] = {1, 2, 3, 4}, factor[64];
+  const laprox_shape none = {0}, uneven = {1, 3, 2, 4}, good = {1, 2, 1, 4};
+  assert_int_equal(laprox_value_factor_bytes(&none, LAPROX_GQA_AUTO), 0);
+  assert_int_equal(laprox_value_factor_bytes(&good, LAPROX_GQA_MEAN), 2 * 4 * 4 * sizeof(float));
+  assert_int_equal(laprox_value_factor_bytes(&good, LAPROX_GQA_JOINT), 8 * 8 * sizeof(float));
+  assert_int_equal(laprox_value_factor(&host.host, &none, LAPROX_GQA_AUTO, 2, weight, factor),
+                   LAPROX_ERROR_INVALID_ARGUMENT);
+  assert_int_equal(laprox_value_factor(&host.host, &uneven, LAPROX_GQA_AUTO, 2, weight, factor),
+                   LAPROX_ERROR_INVALID_ARGUMENT);
+  assert_int_equal(host.n_errors, 2);
+  assert_int_equal(laprox_value_factor(&host.host, &good, LAPROX_GQA_AUTO, 2, weight, factor), LAPROX_OK);
+  host.fail_at = host.n_allocated + 1;
+  assert_int_equal(laprox_value_factor(&host.host, &good, LAPROX_GQA_AUTO, 2, weight, factor),
+                   LAPROX_ERROR_OUT_OF_MEMORY);
+  weight[9] = INFINITY;
+  assert_int_equal(laprox_value_factor(&host.host, &good, LAPROX_GQA_AUTO, 2, weight, factor),
+                   LAPROX_ERROR_FORMAT);
+  assert_non_null(strstr(host.last_error, "[1, 1]"));
+  assert_int_equal(host.n_errors, 4);
+  assert_int_equal(host.n_live, 0);
+}
+
 static void test_keep_everything(void **state) {
   (void)state;
   rig r;
@@ -529,11 +556,11 @@ static int tear_down(void **state) {
 
 int main(void) {
   const struct CMUnitTest others[] = {
-      cmocka_unit_test(test_spreading),      cmocka_unit_test(test_two_plans),
-      cmocka_unit_test(test_two_devices),    cmocka_unit_test(test_threads),
-      cmocka_unit_test(test_bad_context),    cmocka_unit_test(test_bad_plans),
-      cmocka_unit_test(test_bad_bindings),   cmocka_unit_test(test_bad_compactions),
-      cmocka_unit_test(test_keep_everything)};
+      cmocka_unit_test(test_spreading),       cmocka_unit_test(test_two_plans),
+      cmocka_unit_test(test_two_devices),     cmocka_unit_test(test_threads),
+      cmocka_unit_test(test_bad_context),     cmocka_unit_test(test_bad_plans),
+      cmocka_unit_test(test_bad_bindings),    cmocka_unit_test(test_bad_compactions),
+      cmocka_unit_test(test_factor_mistakes), cmocka_unit_test(test_keep_everything)};
   enum { N_OTHERS = sizeof others / sizeof *others };
   struct CMUnitTest tests[N_SCENARIOS + N_OTHERS];
   for (size_t i = 0; i < N_SCENARIOS; i++) {

@@ -197,6 +197,30 @@ static void test_sweep(void **state) {
   sweep(given->which, given->from, given->share, given->least);
 }
 
+/* A device of the library's own making. What names it may be left out for want of memory; the device may not.
+ */
+static void test_open(void **state) {
+  (void)state;
+  bool struck = true;
+  unsigned n = 1;
+  for (; struck; n++) {
+    laprox_instance *instance = NULL;
+    laprox_device *device = NULL;
+    failing_arm(&host, FAIL_MEMORY, n, VK_SUCCESS);
+    const laprox_instance_info info = {.host = host.host};
+    laprox_result result = laprox_instance_create(&info, &instance);
+    if (!result) result = laprox_device_open(instance, NULL, &device);
+    struck = failing_has_struck(&host, FAIL_MEMORY);
+    assert_true(result == LAPROX_OK || (struck && result == LAPROX_ERROR_OUT_OF_MEMORY));
+    assert_int_equal(host.n_errors, result ? 1 : 0);
+    assert_true((device == NULL) == (result != LAPROX_OK));
+    laprox_device_destroy(device);
+    laprox_instance_destroy(instance);
+    assert_int_equal(host.n_live, 0);
+  }
+  assert_true(n > 8);
+}
+
 /* ---- a lost device ---- */
 
 /* The n-th call that can be told so says that the device is lost; then all is asked for that can be asked. */
@@ -279,10 +303,11 @@ static int tear_down(void **state) {
 }
 
 int main(void) {
-  struct CMUnitTest tests[N_SWEEPS + 2] = {cmocka_unit_test(test_lost), cmocka_unit_test(test_small_limits)};
+  struct CMUnitTest tests[N_SWEEPS + 3] = {cmocka_unit_test(test_lost), cmocka_unit_test(test_small_limits),
+                                           cmocka_unit_test(test_open)};
   for (size_t i = 0; i < N_SWEEPS; i++) {
     sweep_case *given = (sweep_case *)(uintptr_t)&sweeps[i]; /* cmocka's state is not const */
-    tests[2 + i] = (struct CMUnitTest){given->name, test_sweep, NULL, NULL, given};
+    tests[3 + i] = (struct CMUnitTest){given->name, test_sweep, NULL, NULL, given};
   }
   return cmocka_run_group_tests_name("failures_runtime", tests, set_up, tear_down);
 }

@@ -191,7 +191,7 @@ LAPROX_API laprox_result laprox_cmd_compact(VkCommandBuffer command_buffer, cons
  *  A singular W_h W_h^T (head_dim > model_dim, a dead head) is no error. Non-finite weights are. */
 LAPROX_API laprox_result laprox_value_factor(const laprox_host *host, const laprox_shape *shape, laprox_gqa gqa,
                                              uint32_t model_dim, const float *output_weight, float *factor);
-/** Bytes that laprox_value_factor writes for one layer. */
+/** Bytes that laprox_value_factor writes for one layer; 0 for a shape without heads. Thread-safe. */
 LAPROX_API size_t laprox_value_factor_bytes(const laprox_shape *shape, laprox_gqa gqa);
 
 #ifdef __cplusplus

@@ -8,6 +8,7 @@
 #include <string.h>
 
 size_t laprox_value_factor_bytes(const laprox_shape *shape, laprox_gqa gqa) {
+  if (!shape->n_kv_heads || shape->n_heads < shape->n_kv_heads) return 0;
   const size_t group = shape->n_heads / shape->n_kv_heads, d = shape->head_dim;
   const size_t heads_together = gqa == LAPROX_GQA_JOINT ? group : 1;
   return shape->n_heads / heads_together * (heads_together * d) * (heads_together * d) * sizeof(float);
