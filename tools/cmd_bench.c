@@ -246,7 +246,8 @@ static double all_entries(const bench *b) {
 }
 
 static laprox_result time_scores(bench *b) {
-  const double n = all_entries(b), d = b->shape.head_dim, group = b->shape.n_heads / b->shape.n_kv_heads;
+  const uint32_t query_heads = b->shape.n_heads / b->shape.n_kv_heads;
+  const double n = all_entries(b), d = b->shape.head_dim, group = query_heads;
   const double window = b->policy.window ? b->policy.window : 32;
   const double attention = 2 * 2 * window * group * n * d, values = n * group * d * d;
   timing *row = add_row(b, "score", 3 * n * (double)row_bytes(b), attention + values);
@@ -311,8 +312,9 @@ static laprox_result time_decode(bench *b, const char *name, bool evicted) {
   lpx_buffer scratch = {0}, out = {0};
   lpx_program *program = NULL;
   const double entries = evicted ? (double)b->needs.n_kept : all_entries(b);
-  timing *row = add_row(b, name, 2 * entries * (double)row_bytes(b),
-                        4 * entries * b->shape.head_dim * (b->shape.n_heads / n));
+  const uint32_t query_heads = b->shape.n_heads / n;
+  timing *row =
+      add_row(b, name, 2 * entries * (double)row_bytes(b), 4 * entries * b->shape.head_dim * query_heads);
   laprox_result result = lpx_attention_init(b->context, &b->shape, LAPROX_DTYPE_F16, &attention);
   if (!result)
     result = lpx_buffer_init(b->context, LPX_MEMORY_DEVICE,

@@ -4,15 +4,17 @@
  * entries matter is decided by the LaProx score (arXiv 2605.07234): what an entry contributes to its layer's
  * output, attention column norm times projected-value norm, on one scale for all heads and layers.
  *
- * Three headers: this one; vulkan.h, eviction recorded into your own command buffers; runtime.h, a runtime that
- * loads a GGUF model and generates.
+ * Three headers: this one; vulkan.h, eviction recorded into your own command buffers; runtime.h, a runtime
+ * that loads a GGUF model and generates.
  *
  * Conventions of all three:
  * - Functions that can fail return a laprox_result. On failure their `out` pointer is set to NULL, nothing is
- *   kept, and exactly one message of level LAPROX_MESSAGE_ERROR says what failed, where, and the value in question.
- * - Info structs set to zero mean defaults; enum value 0 is AUTO. Pointers inside an info struct need only live
- *   until the call returns.
- * - destroy(NULL) is legal. Handles are owned by the caller who created them and are destroyed before their parent.
+ *   kept, and exactly one message of level LAPROX_MESSAGE_ERROR says what failed, where, and the value in
+ * question.
+ * - Info structs set to zero mean defaults; enum value 0 is AUTO. Pointers inside an info struct need only
+ * live until the call returns.
+ * - destroy(NULL) is legal. Handles are owned by the caller who created them and are destroyed before their
+ * parent.
  * - The library has no global state, reads no environment, prints nothing and never aborts.
  */
 #ifndef LAPROX_LAPROX_H
@@ -41,16 +43,16 @@ extern "C" {
 /** What a call came to. Negative values are failures; texts by laprox_result_string(). */
 typedef enum laprox_result {
   LAPROX_OK = 0,
-  LAPROX_ERROR_INVALID_ARGUMENT = -1,     /**< an argument is outside what the function's documentation allows */
-  LAPROX_ERROR_OUT_OF_MEMORY = -2,        /**< the host allocator returned NULL */
+  LAPROX_ERROR_INVALID_ARGUMENT = -1, /**< an argument is outside what the function's documentation allows */
+  LAPROX_ERROR_OUT_OF_MEMORY = -2,    /**< the host allocator returned NULL */
   LAPROX_ERROR_OUT_OF_DEVICE_MEMORY = -3, /**< the device has no such memory left */
-  LAPROX_ERROR_DEVICE_LOST = -4,          /**< sticky: every later call on the context fails in the same way */
-  LAPROX_ERROR_VULKAN = -5,               /**< another Vulkan call failed; the message names call and VkResult */
-  LAPROX_ERROR_UNSUPPORTED = -6,          /**< valid, but beyond a limit of the device or of this version */
-  LAPROX_ERROR_NO_DEVICE = -7,            /**< no Vulkan loader, no device, or none that fits */
-  LAPROX_ERROR_FILE = -8,                 /**< a file could not be opened, read, written or renamed */
-  LAPROX_ERROR_FORMAT = -9,               /**< a file's content is damaged or is not what it should be */
-  LAPROX_ERROR_CANCELLED = -10            /**< a progress callback asked to stop */
+  LAPROX_ERROR_DEVICE_LOST = -4, /**< sticky: every later call on the context fails in the same way */
+  LAPROX_ERROR_VULKAN = -5,      /**< another Vulkan call failed; the message names call and VkResult */
+  LAPROX_ERROR_UNSUPPORTED = -6, /**< valid, but beyond a limit of the device or of this version */
+  LAPROX_ERROR_NO_DEVICE = -7,   /**< no Vulkan loader, no device, or none that fits */
+  LAPROX_ERROR_FILE = -8,        /**< a file could not be opened, read, written or renamed */
+  LAPROX_ERROR_FORMAT = -9,      /**< a file's content is damaged or is not what it should be */
+  LAPROX_ERROR_CANCELLED = -10   /**< a progress callback asked to stop */
 } laprox_result;
 
 /** English text for a result, for logs. Never NULL; static storage. Thread-safe. */
@@ -63,12 +65,13 @@ typedef enum laprox_message_level {
   LAPROX_MESSAGE_INFO = 3     /**< worth a line in a log */
 } laprox_message_level;
 
-/** Everything the library has to say arrives here: one line of UTF-8 without a newline, valid during the call only.
- *  May be called from any thread that is inside a laprox call; must not call laprox. */
+/** Everything the library has to say arrives here: one line of UTF-8 without a newline, valid during the call
+ * only. May be called from any thread that is inside a laprox call; must not call laprox. */
 typedef void (*laprox_message_fn)(void *user, laprox_message_level level, const char *text);
 
 /** Host memory. All three functions or none; with none, the C library's are used.
- *  Requirements: like malloc, realloc and free of the C library; thread-safe if contexts are used by several threads. */
+ *  Requirements: like malloc, realloc and free of the C library; thread-safe if contexts are used by several
+ * threads. */
 typedef struct laprox_allocator {
   void *user; /**< passed back as first argument */
   void *(*allocate)(void *user, size_t size);
@@ -92,17 +95,18 @@ typedef enum laprox_dtype {
   LAPROX_DTYPE_Q8_0 = 4 /**< GGUF blocks of 32: one f16 scale, 32 int8. Weights only. */
 } laprox_dtype;
 
-/** Bytes of `n` elements stored as `dtype` (Q8_0: n must be a multiple of 32). 0 for an unknown type, on overflow
- *  or for a bad n. Thread-safe. */
+/** Bytes of `n` elements stored as `dtype` (Q8_0: n must be a multiple of 32). 0 for an unknown type, on
+ * overflow or for a bad n. Thread-safe. */
 LAPROX_API size_t laprox_dtype_bytes(laprox_dtype dtype, size_t n);
 /** "F32", "F16", … as safetensors spells it; "?" for an unknown type. Thread-safe. */
 LAPROX_API const char *laprox_dtype_name(laprox_dtype dtype);
 
 /** How entries are scored. */
 typedef enum laprox_policy_kind {
-  LAPROX_POLICY_AUTO = 0,      /**< LAPROX_POLICY_LAPROX */
-  LAPROX_POLICY_LAPROX = 1,    /**< attention column norm x projected-value norm (arXiv 2605.07234, section 4) */
-  LAPROX_POLICY_SNAPKV = 2,    /**< window attention summed over the queries, mean over the group (arXiv 2404.14469) */
+  LAPROX_POLICY_AUTO = 0,   /**< LAPROX_POLICY_LAPROX */
+  LAPROX_POLICY_LAPROX = 1, /**< attention column norm x projected-value norm (arXiv 2605.07234, section 4) */
+  LAPROX_POLICY_SNAPKV =
+      2, /**< window attention summed over the queries, mean over the group (arXiv 2404.14469) */
   LAPROX_POLICY_STREAMING = 3, /**< the first tokens and the most recent ones (arXiv 2309.17453) */
   LAPROX_POLICY_RANDOM = 4,    /**< a seeded hash of layer, head and position: the floor for any method */
   LAPROX_POLICY_FULL = 5       /**< keep everything */
@@ -126,38 +130,45 @@ typedef enum laprox_gqa {
 
 /** Smoothing of scores along positions. */
 typedef enum laprox_pool {
-  LAPROX_POOL_AUTO = 0, /**< LAPROX_POOL_AVERAGE */
+  LAPROX_POOL_AUTO = 0,    /**< LAPROX_POOL_AVERAGE */
   LAPROX_POOL_AVERAGE = 1, /**< zeros beyond the ends, always divided by the width */
   LAPROX_POOL_MAX = 2
 } laprox_pool;
 
 /** On, off, or what the policy does by itself. */
-typedef enum laprox_switch { LAPROX_SWITCH_AUTO = 0, LAPROX_SWITCH_ON = 1, LAPROX_SWITCH_OFF = 2 } laprox_switch;
+typedef enum laprox_switch {
+  LAPROX_SWITCH_AUTO = 0,
+  LAPROX_SWITCH_ON = 1,
+  LAPROX_SWITCH_OFF = 2
+} laprox_switch;
 
 /** For fields where 0 means "the policy's default": really none. */
 #define LAPROX_NONE UINT32_MAX
 
-/** Cache entries that a (layer, KV head) keeps on average, the window included. Exactly n_layers x n_kv_heads x
- *  budget entries survive. Set one field; with both zero everything is kept. */
+/** Cache entries that a (layer, KV head) keeps on average, the window included. Exactly n_layers x n_kv_heads
+ * x budget entries survive. Set one field; with both zero everything is kept. */
 typedef struct laprox_budget {
-  uint32_t tokens; /**< entries; at least window + 1 and at least window + sinks + floor, else INVALID_ARGUMENT */
-  double share;    /**< 0 … 1 of the tokens read so far, rounded to nearest and raised to that least value */
+  uint32_t
+      tokens; /**< entries; at least window + 1 and at least window + sinks + floor, else INVALID_ARGUMENT */
+  double share; /**< 0 … 1 of the tokens read so far, rounded to nearest and raised to that least value */
 } laprox_budget;
 
-/** A policy. Zero: LaProx as published (window 32, average pooling of 7, layer sums, global scope, mean over the
- *  group). A field that the chosen kind does not have must be left at 0, otherwise LAPROX_ERROR_INVALID_ARGUMENT:
- *  streaming and full have no scope, gqa, pool, normalize, floor; random has no gqa, pool, normalize; snapkv no gqa. */
+/** A policy. Zero: LaProx as published (window 32, average pooling of 7, layer sums, global scope, mean over
+ * the group). A field that the chosen kind does not have must be left at 0, otherwise
+ * LAPROX_ERROR_INVALID_ARGUMENT: streaming and full have no scope, gqa, pool, normalize, floor; random has no
+ * gqa, pool, normalize; snapkv no gqa. */
 typedef struct laprox_policy {
   laprox_policy_kind kind;
   laprox_scope scope;
   laprox_gqa gqa;
   laprox_pool pool;
-  uint32_t pool_width;     /**< odd, 1 … 31; 0 = 7; 1 = no pooling */
-  laprox_switch normalize; /**< divide a layer's scores by their sum; AUTO = on for laprox, off for the others */
-  uint32_t window;         /**< last tokens whose queries score and which all heads keep; 1 … 256; 0 = 32 */
-  uint32_t sinks;          /**< first positions that every head keeps; 0 = 4 for streaming, else none */
-  uint32_t floor;          /**< best candidates of its own that every (layer, KV head) keeps; 0 = none */
-  uint32_t seed;           /**< for random */
+  uint32_t pool_width; /**< odd, 1 … 31; 0 = 7; 1 = no pooling */
+  laprox_switch
+      normalize;   /**< divide a layer's scores by their sum; AUTO = on for laprox, off for the others */
+  uint32_t window; /**< last tokens whose queries score and which all heads keep; 1 … 256; 0 = 32 */
+  uint32_t sinks;  /**< first positions that every head keeps; 0 = 4 for streaming, else none */
+  uint32_t floor;  /**< best candidates of its own that every (layer, KV head) keeps; 0 = none */
+  uint32_t seed;   /**< for random */
   laprox_budget budget;
 } laprox_policy;
 
