@@ -4,17 +4,15 @@
  * entries matter is decided by the LaProx score (arXiv 2605.07234): what an entry contributes to its layer's
  * output, attention column norm times projected-value norm, on one scale for all heads and layers.
  *
- * Three headers: this one; vulkan.h, eviction recorded into your own command buffers; runtime.h, a runtime
- * that loads a GGUF model and generates.
+ * Three headers: this one; vulkan.h, eviction recorded into your own command buffers; runtime.h, a runtime that
+ * loads a GGUF model and generates.
  *
  * Conventions of all three:
  * - Functions that can fail return a laprox_result. On failure their `out` pointer is set to NULL, nothing is
- *   kept, and exactly one message of level LAPROX_MESSAGE_ERROR says what failed, where, and the value in
- * question.
- * - Info structs set to zero mean defaults; enum value 0 is AUTO. Pointers inside an info struct need only
- * live until the call returns.
- * - destroy(NULL) is legal. Handles are owned by the caller who created them and are destroyed before their
- * parent.
+ *   kept, and exactly one message of level LAPROX_MESSAGE_ERROR says what failed, where, and the value in question.
+ * - Info structs set to zero mean defaults; enum value 0 is AUTO. Pointers inside an info struct need only live
+ *   until the call returns.
+ * - destroy(NULL) is legal. Handles are owned by the caller who created them and are destroyed before their parent.
  * - The library has no global state, reads no environment, prints nothing and never aborts.
  */
 #ifndef LAPROX_LAPROX_H
@@ -65,13 +63,12 @@ typedef enum laprox_message_level {
   LAPROX_MESSAGE_INFO = 3     /**< worth a line in a log */
 } laprox_message_level;
 
-/** Everything the library has to say arrives here: one line of UTF-8 without a newline, valid during the call
- * only. May be called from any thread that is inside a laprox call; must not call laprox. */
+/** Everything the library has to say arrives here: one line of UTF-8 without a newline, valid during the call only.
+ *  May be called from any thread that is inside a laprox call; must not call laprox. */
 typedef void (*laprox_message_fn)(void *user, laprox_message_level level, const char *text);
 
 /** Host memory. All three functions or none; with none, the C library's are used.
- *  Requirements: like malloc, realloc and free of the C library; thread-safe if contexts are used by several
- * threads. */
+ *  Requirements: like malloc, realloc and free of the C library; thread-safe if contexts are used by several threads. */
 typedef struct laprox_allocator {
   void *user; /**< passed back as first argument */
   void *(*allocate)(void *user, size_t size);
@@ -95,8 +92,8 @@ typedef enum laprox_dtype {
   LAPROX_DTYPE_Q8_0 = 4 /**< GGUF blocks of 32: one f16 scale, 32 int8. Weights only. */
 } laprox_dtype;
 
-/** Bytes of `n` elements stored as `dtype` (Q8_0: n must be a multiple of 32). 0 for an unknown type, on
- * overflow or for a bad n. Thread-safe. */
+/** Bytes of `n` elements stored as `dtype` (Q8_0: n must be a multiple of 32). 0 for an unknown type, on overflow
+ *  or for a bad n. Thread-safe. */
 LAPROX_API size_t laprox_dtype_bytes(laprox_dtype dtype, size_t n);
 /** "F32", "F16", … as safetensors spells it; "?" for an unknown type. Thread-safe. */
 LAPROX_API const char *laprox_dtype_name(laprox_dtype dtype);
@@ -145,18 +142,17 @@ typedef enum laprox_switch {
 /** For fields where 0 means "the policy's default": really none. */
 #define LAPROX_NONE UINT32_MAX
 
-/** Cache entries that a (layer, KV head) keeps on average, the window included. Exactly n_layers x n_kv_heads
- * x budget entries survive. Set one field; with both zero everything is kept. */
+/** Cache entries that a (layer, KV head) keeps on average, the window included. Exactly n_layers x n_kv_heads x
+ *  budget entries survive. Set one field; with both zero everything is kept. */
 typedef struct laprox_budget {
   uint32_t
       tokens; /**< entries; at least window + 1 and at least window + sinks + floor, else INVALID_ARGUMENT */
   double share; /**< 0 … 1 of the tokens read so far, rounded to nearest and raised to that least value */
 } laprox_budget;
 
-/** A policy. Zero: LaProx as published (window 32, average pooling of 7, layer sums, global scope, mean over
- * the group). A field that the chosen kind does not have must be left at 0, otherwise
- * LAPROX_ERROR_INVALID_ARGUMENT: streaming and full have no scope, gqa, pool, normalize, floor; random has no
- * gqa, pool, normalize; snapkv no gqa. */
+/** A policy. Zero: LaProx as published (window 32, average pooling of 7, layer sums, global scope, mean over the
+ *  group). A field that the chosen kind does not have must be left at 0, otherwise LAPROX_ERROR_INVALID_ARGUMENT:
+ *  streaming and full have no scope, gqa, pool, normalize, floor; random has no gqa, pool, normalize; snapkv no gqa. */
 typedef struct laprox_policy {
   laprox_policy_kind kind;
   laprox_scope scope;

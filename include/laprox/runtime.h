@@ -1,8 +1,7 @@
 /* runtime.h: a runtime that loads a GGUF model on a Vulkan device, reads a prompt, evicts, and generates.
  *
  * device -> model -> session. A session is one sequence: tokens go in by laprox_session_prefill and
- * laprox_session_decode, logits come out, laprox_session_evict shrinks the KV cache in between as often as
- * wanted.
+ * laprox_session_decode, logits come out, laprox_session_evict shrinks the KV cache in between as often as wanted.
  *
  * Threads: one thread at a time for a device and everything made from it.
  */
@@ -24,8 +23,7 @@ typedef struct laprox_instance laprox_instance;
 typedef struct laprox_instance_info {
   laprox_host host;
   bool validation; /**< the Khronos validation layer with synchronisation validation; its messages arrive as
-                        LAPROX_MESSAGE_ERROR lines that begin with "validation: ". Fails where there is no
-                      such layer. */
+                        LAPROX_MESSAGE_ERROR lines that begin with "validation: ". Fails where there is no such layer. */
 } laprox_instance_info;
 
 LAPROX_API laprox_result laprox_instance_create(const laprox_instance_info *info, laprox_instance **out);
@@ -56,14 +54,13 @@ LAPROX_API const laprox_device_description *laprox_instance_devices(const laprox
 /** A device with a queue that the runtime submits to. */
 typedef struct laprox_device laprox_device;
 
-/** Opens a device. `selector`: an index, or a part of a name (case-insensitive); NULL: the best usable one,
- * real GPUs (discrete, integrated, virtual) before software. Fails with NO_DEVICE, naming the devices there
- * are. */
+/** Opens a device. `selector`: an index, or a part of a name (case-insensitive); NULL: the best usable one, real GPUs
+ *  (discrete, integrated, virtual) before software. Fails with NO_DEVICE, naming the devices there are. */
 LAPROX_API laprox_result laprox_device_open(laprox_instance *instance, const char *selector,
                                             laprox_device **out);
 
-/** Uses an application's device instead. The queue must support compute; the runtime submits to it from the
- * thread that calls, and the application must not submit at the same time. */
+/** Uses an application's device instead. The queue must support compute; the runtime submits to it from the thread
+ *  that calls, and the application must not submit at the same time. */
 typedef struct laprox_device_import_info {
   laprox_context_info context;
   VkQueue queue;
@@ -87,8 +84,9 @@ typedef struct laprox_model_info {
   const char *path;            /**< GGUF v2 or v3, architecture llama, weights F32, F16, BF16 or Q8_0 */
   laprox_progress_fn progress; /**< may be NULL */
   void *progress_user;
-  bool without_weights; /**< hyperparameters and tokenizer only, nothing on the device: for
-                           laprox_plan_memory. Sessions need a model with weights. */
+  bool
+      without_weights; /**< hyperparameters and tokenizer only, nothing on the device: for laprox_plan_memory.
+                             Sessions need a model with weights. */
 } laprox_model_info;
 
 LAPROX_API laprox_result laprox_model_load(laprox_device *device, const laprox_model_info *info,
@@ -105,12 +103,12 @@ typedef struct laprox_model_description {
 } laprox_model_description;
 LAPROX_API void laprox_model_describe(const laprox_model *model, laprox_model_description *out);
 
-/** Text (UTF-8, `bytes` long) to tokens; the BOS token comes first where the model wants one and `add_bos`.
- * Free *tokens with laprox_model_release. Special tokens inside the text are not recognised. */
+/** Text (UTF-8, `bytes` long) to tokens; the BOS token comes first where the model wants one and `add_bos`. Free
+ *  *tokens with laprox_model_release. Special tokens inside the text are not recognised. */
 LAPROX_API laprox_result laprox_model_tokenize(const laprox_model *model, const char *text, size_t bytes,
                                                bool add_bos, uint32_t **tokens, size_t *count);
-/** Tokens to text, zero-terminated (it may hold zero bytes before; *bytes counts). Special tokens give
- * nothing. Free *text with laprox_model_release. */
+/** Tokens to text, zero-terminated (it may hold zero bytes before; *bytes counts). Special tokens give nothing. Free
+ *  *text with laprox_model_release. */
 LAPROX_API laprox_result laprox_model_detokenize(const laprox_model *model, const uint32_t *tokens,
                                                  size_t count, char **text, size_t *bytes);
 LAPROX_API void laprox_model_release(const laprox_model *model, void *pointer);
@@ -135,14 +133,13 @@ LAPROX_API void laprox_session_destroy(laprox_session *session);
 /** A copy with memory of its own: one document, many questions. */
 LAPROX_API laprox_result laprox_session_fork(const laprox_session *session, laprox_session **out);
 
-/** Reads `count` tokens after those read so far, layer by layer. Fails with INVALID_ARGUMENT on an empty
- * prompt, a token outside the vocabulary, or when the model's context length would be exceeded. */
+/** Reads `count` tokens after those read so far, layer by layer. Fails with INVALID_ARGUMENT on an empty prompt, a token
+ *  outside the vocabulary, or when the model's context length would be exceeded. */
 LAPROX_API laprox_result laprox_session_prefill(laprox_session *session, const uint32_t *tokens,
                                                 size_t count);
 /** Reads one generated token. */
 LAPROX_API laprox_result laprox_session_decode(laprox_session *session, uint32_t token);
-/** Logits after the last token read, n_vocab floats; NULL before any. Valid until the next call on the
- * session. */
+/** Logits after the last token read, n_vocab floats; NULL before any. Valid until the next call on the session. */
 LAPROX_API const float *laprox_session_logits(const laprox_session *session);
 /** With keep_logits: [*count, n_vocab] of the last prefill. */
 LAPROX_API const float *laprox_session_prompt_logits(const laprox_session *session, size_t *count);
@@ -156,27 +153,26 @@ typedef struct laprox_eviction {
   double score_ms, select_ms, compact_ms;
 } laprox_eviction;
 
-/** Evicts to the policy's budget. Does nothing (and says so in `out`) where everything fits the budget. `out`
- * may be NULL. On failure the cache is unchanged. */
+/** Evicts to the policy's budget. Does nothing (and says so in `out`) where everything fits the budget. `out` may be
+ *  NULL. On failure the cache is unchanged. */
 LAPROX_API laprox_result laprox_session_evict(laprox_session *session, const laprox_policy *policy,
                                               laprox_eviction *out);
 
-/** laprox_session_prefill and laprox_session_evict in one, in little memory: the first prompt of a session is
- * cut after every layer, with exactly the set that an eviction afterwards would keep, and K and V take at
- * most what is kept plus one full layer. Later turns are read whole beside what is kept, and then evicted. On
- * failure a session that was empty is empty again. */
+/** laprox_session_prefill and laprox_session_evict in one, in little memory: the first prompt of a session is cut after
+ *  every layer, with exactly the set that an eviction afterwards would keep, and K and V take at most what is kept plus
+ *  one full layer. Later turns are read whole beside what is kept, and then evicted. On failure a session that was empty
+ *  is empty again. */
 LAPROX_API laprox_result laprox_session_prefill_evict(laprox_session *session, const uint32_t *tokens,
                                                       size_t count, const laprox_policy *policy,
                                                       laprox_eviction *out);
 
-/** For prompts of which not even one layer, or the hidden states, fit: reads `chunk` tokens (at least 1),
- * evicts to the budget, reads the next ones. A budget given as a share is one of the tokens read when the
- * whole prompt has been read. The cache holds budget + chunk entries per (layer, KV head) on average at most.
+/** For prompts of which not even one layer, or the hidden states, fit: reads `chunk` tokens (at least 1), evicts to the
+ *  budget, reads the next ones. A budget given as a share is one of the tokens read when the whole prompt has been read.
+ *  The cache holds budget + chunk entries per (layer, KV head) on average at most.
  *
- *  Approximate: a chunk's tokens attend to what is left of those before, and the last queries of each chunk,
- * not of the prompt, choose. `out` adds up the evictions; `kept` and the bytes after are those of the last
- * one. On failure a session that was empty is empty again, and another one keeps the chunks that were read.
- */
+ *  Approximate: a chunk's tokens attend to what is left of those before, and the last queries of each chunk, not of the
+ *  prompt, choose. `out` adds up the evictions; `kept` and the bytes after are those of the last one. On failure a
+ *  session that was empty is empty again, and another one keeps the chunks that were read. */
 LAPROX_API laprox_result laprox_session_prefill_chunks(laprox_session *session, const uint32_t *tokens,
                                                        size_t count, uint32_t chunk,
                                                        const laprox_policy *policy, laprox_eviction *out);
@@ -189,44 +185,43 @@ typedef struct laprox_session_memory {
 LAPROX_API laprox_session_memory laprox_session_get_memory(const laprox_session *session);
 /** Tokens read so far; the position of the next one. */
 LAPROX_API uint32_t laprox_session_n_tokens(const laprox_session *session);
-/** Of them, those read since the last eviction that had something to evict; all where there was none. Every
- * KV head still holds them. */
+/** Of them, those read since the last eviction that had something to evict; all where there was none. Every KV head
+ *  still holds them. */
 LAPROX_API uint32_t laprox_session_n_tail(const laprox_session *session);
 /** Entries of each (layer, KV head), layer-major, n_layers * n_kv_heads numbers. */
 LAPROX_API void laprox_session_kept_per_head(const laprox_session *session, uint32_t *counts);
 
-/** Writes what `laprox evict` reads: q of the last `window` tokens, K, V and o_proj of every layer, as
- * safetensors. The cache must not have been evicted. Written beside and renamed. */
+/** Writes what `laprox evict` reads: q of the last `window` tokens, K, V and o_proj of every layer, as safetensors.
+ *  The cache must not have been evicted. Written beside and renamed. */
 LAPROX_API laprox_result laprox_session_capture(const laprox_session *session, const char *path);
 /** Writes layers.{l}.cu_seqlens and layers.{l}.indices (true positions) of what is kept now. */
 LAPROX_API laprox_result laprox_session_dump_kept(const laprox_session *session, const char *path);
 /** Writes the prompt logits (all with keep_logits, else the last) as tensor `logits` F32 [T, n_vocab]. */
 LAPROX_API laprox_result laprox_session_dump_logits(const laprox_session *session, const char *path);
 
-/** Writes the whole state of a sequence, so that laprox_session_load goes on where this session is: the same
- * tokens with the same logits, bit for bit, and the same set at the next eviction. What was evicted stays
- * evicted.
+/** Writes the whole state of a sequence, so that laprox_session_load goes on where this session is: the same tokens
+ *  with the same logits, bit for bit, and the same set at the next eviction. What was evicted stays evicted.
  *
- *  safetensors: for each layer `layers.{l}.k` and `layers.{l}.v` [n_l, head_dim] in the cache's type, bit for
- * bit, head after head in order of positions; `layers.{l}.cu_seqlens` I32 [n_kv_heads + 1];
- * `layers.{l}.indices` I32 [n_l], true positions; `layers.{l}.q` F32 [n_heads, w, head_dim], the last w <=
- * window queries; and `logits` F32 [n_vocab] after the last token. `__metadata__` has format, model (a
- * fingerprint, see load), kv_dtype, n_tokens, n_tail and tail_room (how many of every head's last entries
- * were read since the last eviction, and the room behind them), window (w) and policy.
+ *  safetensors: for each layer `layers.{l}.k` and `layers.{l}.v` [n_l, head_dim] in the cache's type, bit for bit, head
+ *  after head in order of positions; `layers.{l}.cu_seqlens` I32 [n_kv_heads + 1]; `layers.{l}.indices` I32 [n_l], true
+ *  positions; `layers.{l}.q` F32 [n_heads, w, head_dim], the last w <= window queries; and `logits` F32 [n_vocab] after
+ *  the last token. `__metadata__` has format, model (a fingerprint, see load), kv_dtype, n_tokens, n_tail and tail_room
+ *  (how many of every head's last entries were read since the last eviction, and the room behind them), window (w) and
+ *  policy.
  *
- *  `policy` is only recorded, as text: what the cache was evicted with; NULL: nothing is recorded. Needs
- * logits, hence a session that has read something and whose last reading did not fail. Written beside and
- * renamed: on failure `path` is as it was. */
+ *  `policy` is only recorded, as text: what the cache was evicted with; NULL: nothing is recorded. Needs logits, hence
+ *  a session that has read something and whose last reading did not fail. Written beside and renamed: on failure `path`
+ *  is as it was. */
 LAPROX_API laprox_result laprox_session_save(const laprox_session *session, const laprox_policy *policy,
                                              const char *path);
-/** Brings an empty session (nothing read, INVALID_ARGUMENT otherwise) to where the saved one was. Chunk and
- * window of the two may differ; where this session's window is larger, policies that use all of it must wait
- * until as many tokens more have been read.
+/** Brings an empty session (nothing read, INVALID_ARGUMENT otherwise) to where the saved one was. Chunk and window of
+ *  the two may differ; where this session's window is larger, policies that use all of it must wait until as many tokens
+ *  more have been read.
  *
- *  The file need not be trusted: one that is damaged or inconsistent, and one of another model, cache type or
- * shape, is refused with FORMAT and a message that says what is wrong where; a sequence beyond this model's
- * context length with UNSUPPORTED. Models are told apart by a fingerprint of hyperparameters, vocabulary and
- * both ends of every tensor; the context length is not in it. On failure the session is still empty. */
+ *  The file need not be trusted: one that is damaged or inconsistent, and one of another model, cache type or shape, is
+ *  refused with FORMAT and a message that says what is wrong where; a sequence beyond this model's context length with
+ *  UNSUPPORTED. Models are told apart by a fingerprint of hyperparameters, vocabulary and both ends of every tensor;
+ *  the context length is not in it. On failure the session is still empty. */
 LAPROX_API laprox_result laprox_session_load(laprox_session *session, const char *path);
 
 /* ---- memory, before any is taken ---- */
@@ -240,7 +235,7 @@ typedef struct laprox_memory_plan_info {
   uint32_t n_generate;  /**< tokens read one by one after it */
   bool layerwise;       /**< laprox_session_prefill_evict; else prefill, then evict */
   uint32_t chunk; /**< laprox_session_prefill_chunks with so many tokens a chunk, whatever `layerwise` says;
-                       0: no */
+                             0: no */
   uint32_t
       tail; /**< evicts again when so many tokens have been generated since the last eviction; 0: never */
   uint64_t memory_bytes; /**< plan against so much of the device's memory at most; 0: all that is free */
@@ -256,9 +251,10 @@ typedef struct laprox_memory_plan {
   uint64_t kv_peak_bytes;    /**< K and V at most */
   uint64_t kv_steady_bytes;  /**< K and V after the eviction, with the generated tokens */
   uint64_t peak_bytes;       /**< all of it together at most */
-  uint64_t free_bytes; /**< what the device has for it: VK_EXT_memory_budget, else the size of its heap less
-                          what laprox has taken; the weights of a loaded model count as still to be taken. At
-                          most memory_bytes */
+  uint64_t
+      free_bytes; /**< what the device has for it: VK_EXT_memory_budget, else the size of its heap less what
+                                  laprox has taken; the weights of a loaded model count as still to be taken. At most
+                                  memory_bytes */
   bool fits;
   uint32_t largest_prompt; /**< tokens that would fit, everything else being equal; 0: none */
   uint32_t largest_budget; /**< entries per (layer, KV head) that would fit; 0: none */
@@ -299,8 +295,8 @@ typedef struct laprox_evict_file_report {
   uint32_t *kept_per_head; /**< n_layers * n_kv_heads; free with laprox_evict_file_report_finish */
 } laprox_evict_file_report;
 
-/** Runs a policy over a captured cache. Where a policy's window is not given it is the capture's; where it is
- * given it must not exceed the capture's. */
+/** Runs a policy over a captured cache. Where a policy's window is not given it is the capture's; where it is given it
+ *  must not exceed the capture's. */
 LAPROX_API laprox_result laprox_evict_file(laprox_device *device, const laprox_evict_file_info *info,
                                            laprox_evict_file_report *out);
 LAPROX_API void laprox_evict_file_report_finish(laprox_device *device, laprox_evict_file_report *report);

@@ -64,7 +64,8 @@ typedef struct laprox_buffer {
 typedef struct laprox_segment {
   uint32_t n_entries; /**< entries of every head; dense segments only */
   uint32_t head_rows; /**< rows from one head to the next, >= n_entries; dense segments only; 0 = n_entries */
-  const uint32_t *cu_seqlens; /**< ragged: n_layers x (n_kv_heads + 1) offsets in rows, each layer's from 0; else NULL */
+  const uint32_t
+      *cu_seqlens; /**< ragged: n_layers x (n_kv_heads + 1) offsets in rows, each layer's from 0; else NULL */
 } laprox_segment;
 
 #define LAPROX_MAX_SEGMENTS 2
@@ -73,24 +74,29 @@ typedef struct laprox_segment {
 typedef struct laprox_plan_info {
   laprox_shape shape;
   laprox_policy policy;
-  laprox_dtype cache_dtype;   /**< of K and V: F32, F16 or BF16; AUTO = F16 */
-  uint32_t n_segments;        /**< 1 or 2; a head's entries are those of segment 0, then those of segment 1, which may
+  laprox_dtype cache_dtype; /**< of K and V: F32, F16 or BF16; AUTO = F16 */
+  uint32_t
+      n_segments; /**< 1 or 2; a head's entries are those of segment 0, then those of segment 1, which may
                                    be dense with n_entries 0 */
   laprox_segment segments[LAPROX_MAX_SEGMENTS];
-  uint32_t n_tokens;          /**< tokens read so far, for budgets given as a share; 0 = entries of head 0 of layer 0 */
-  uint32_t query_rows;        /**< rows of the query ring, >= window; 0 = window */
-  uint32_t query_start;       /**< row of the window's first query; row (query_start + t) % query_rows holds query t */
-  float scale;                /**< of the attention logits; 0 = 1 / sqrt(head_dim) */
+  uint32_t
+      n_tokens; /**< tokens read so far, for budgets given as a share; 0 = entries of head 0 of layer 0 */
+  uint32_t query_rows; /**< rows of the query ring, >= window; 0 = window */
+  uint32_t
+      query_start; /**< row of the window's first query; row (query_start + t) % query_rows holds query t */
+  float scale;     /**< of the attention logits; 0 = 1 / sqrt(head_dim) */
   /** Selecting while a model is still being read. Scores of a layer are normalised by that layer's own sum, so the best
    *  of layers 0 … l are known once layer l is scored, and what is not among them never comes back: cutting after every
    *  layer ends with exactly the set that one selection over all layers gives, and peaks at what is kept plus one full
    *  layer. shape.n_layers counts the layers read so far; model_layers all that share the budget. */
-  uint32_t model_layers;     /**< 0 = shape.n_layers */
-  uint32_t first_layer;      /**< layers before it are not scored: the scores buffer holds their candidates' scores at
+  uint32_t model_layers; /**< 0 = shape.n_layers */
+  uint32_t
+      first_layer; /**< layers before it are not scored: the scores buffer holds their candidates' scores at
                                   laprox_plan_score_offset, and -1.0f behind them, before the selection steps run */
   const float *layer_scales; /**< of layers [0, first_layer): the scales of the results that scored them */
   bool retain_scores;        /**< a last step packs the kept candidates' scores to the front of each head's */
-  const uint32_t *head_sinks; /**< n_layers x n_kv_heads: leading entries that are protected as sinks in each head;
+  const uint32_t
+      *head_sinks; /**< n_layers x n_kv_heads: leading entries that are protected as sinks in each head;
                                    NULL = the policy's sinks, for caches whose first entries are the first positions */
 } laprox_plan_info;
 
@@ -98,22 +104,25 @@ typedef struct laprox_plan_info {
 typedef struct laprox_plan laprox_plan;
 
 /** Fails with UNSUPPORTED where a range would exceed the device's maxStorageBufferRange (the message gives both). */
-LAPROX_API laprox_result laprox_plan_create(laprox_context *context, const laprox_plan_info *info, laprox_plan **out);
+LAPROX_API laprox_result laprox_plan_create(laprox_context *context, const laprox_plan_info *info,
+                                            laprox_plan **out);
 LAPROX_API void laprox_plan_destroy(laprox_plan *plan);
 
 /** What a plan needs and does. All buffers need VK_BUFFER_USAGE_STORAGE_BUFFER_BIT, scratch and result TRANSFER_DST too,
  *  scores TRANSFER_SRC. What the application copies itself is its own matter. */
 typedef struct laprox_requirements {
-  VkDeviceSize alignment;     /**< of the offsets of scratch, scores, result, query and factor; K and V, packed ones too,
+  VkDeviceSize
+      alignment; /**< of the offsets of scratch, scores, result, query and factor; K and V, packed ones too,
                                    may begin at any multiple of 4 */
   VkDeviceSize scratch_bytes; /**< device-local; contents are worthless before and after */
-  VkDeviceSize scores_bytes;  /**< f32, candidates layer-major then head, each head's from a multiple of 1,024 on; pooled,
+  VkDeviceSize
+      scores_bytes; /**< f32, candidates layer-major then head, each head's from a multiple of 1,024 on; pooled,
                                    not yet divided by the layer's sum; -1 behind a head's last */
-  VkDeviceSize result_bytes;  /**< the result block: see laprox_result_layout */
-  VkDeviceSize factor_bytes;  /**< of one layer's value factor; 0 where the policy has no use for it */
-  VkDeviceSize query_bytes;   /**< of one layer's query ring, f32 */
-  uint64_t n_kept;            /**< entries that survive in all */
-  uint32_t budget;            /**< entries per (layer, KV head) on average; UINT32_MAX: everything is kept, there are
+  VkDeviceSize result_bytes; /**< the result block: see laprox_result_layout */
+  VkDeviceSize factor_bytes; /**< of one layer's value factor; 0 where the policy has no use for it */
+  VkDeviceSize query_bytes;  /**< of one layer's query ring, f32 */
+  uint64_t n_kept;           /**< entries that survive in all */
+  uint32_t budget; /**< entries per (layer, KV head) on average; UINT32_MAX: everything is kept, there are
                                    no steps, and no buffer is needed */
 } laprox_requirements;
 LAPROX_API void laprox_plan_requirements(const laprox_plan *plan, laprox_requirements *out);
@@ -123,17 +132,20 @@ LAPROX_API VkDeviceSize laprox_plan_score_offset(const laprox_plan *plan, uint32
 
 /** Byte offsets inside the result block. */
 typedef struct laprox_result_layout {
-  VkDeviceSize counters;   /**< uint32 n_layers x { non-finite scores, scale (float bits) }: a layer's final scores
+  VkDeviceSize
+      counters; /**< uint32 n_layers x { non-finite scores, scale (float bits) }: a layer's final scores
                                 are its pooled ones times the scale, 1 / their sum where the policy normalises */
-  VkDeviceSize cu_seqlens; /**< uint32 n_layers * n_kv_heads + 1: row offsets over the whole model, layer-major */
-  VkDeviceSize indices;    /**< uint32 n_kept: kept entries of each (layer, head), ascending; numbers of entries in
+  VkDeviceSize
+      cu_seqlens; /**< uint32 n_layers * n_kv_heads + 1: row offsets over the whole model, layer-major */
+  VkDeviceSize
+      indices; /**< uint32 n_kept: kept entries of each (layer, head), ascending; numbers of entries in
                                 the head, which are positions where the cache was dense */
 } laprox_result_layout;
 LAPROX_API void laprox_plan_result_layout(const laprox_plan *plan, laprox_result_layout *out);
 
 /** Buffers of one layer. Ranges of segments that hold no entries may be zero. */
 typedef struct laprox_layer_buffers {
-  laprox_buffer query;  /**< f32 [query_rows, n_heads, head_dim], after RoPE */
+  laprox_buffer query; /**< f32 [query_rows, n_heads, head_dim], after RoPE */
   laprox_buffer key[LAPROX_MAX_SEGMENTS];
   laprox_buffer value[LAPROX_MAX_SEGMENTS];
   laprox_buffer factor; /**< as laprox_value_factor writes it; unused for policies without value norms */
@@ -156,8 +168,8 @@ LAPROX_API void laprox_binding_destroy(laprox_binding *binding);
 /** Records steps [first, first + count). Every recording begins and ends with a barrier that covers compute and
  *  transfer reads and writes of device memory; for host reads of the result the application adds its own. Steps run
  *  in order, each once; they may be spread over command buffers and submits of one queue. */
-LAPROX_API laprox_result laprox_cmd_steps(VkCommandBuffer command_buffer, const laprox_binding *binding, uint32_t first,
-                                          uint32_t count);
+LAPROX_API laprox_result laprox_cmd_steps(VkCommandBuffer command_buffer, const laprox_binding *binding,
+                                          uint32_t first, uint32_t count);
 /** Steps of the whole pass. Each is short enough for the watchdogs of the device's class. */
 LAPROX_API uint32_t laprox_binding_n_steps(const laprox_binding *binding);
 /** The steps [*first, *first + *count) that score a layer: they read only that layer's K, V, queries and factor, so they
@@ -170,10 +182,12 @@ LAPROX_API uint64_t laprox_binding_step_cost(const laprox_binding *binding, uint
 /** One layer's kept entries packed into new buffers, K and V bit for bit, in the result's order. */
 typedef struct laprox_compaction_info {
   uint32_t layer;
-  laprox_layer_buffers source;  /**< query and factor are not used */
-  laprox_buffer result;         /**< the result block, selection done */
-  const uint32_t *cu_seqlens;   /**< the result's cu_seqlens, n_layers * n_kv_heads + 1, read back by the application */
-  bool in_place; /**< rows move to the front of their head's own rows in the source; for plans of one segment */
+  laprox_layer_buffers source; /**< query and factor are not used */
+  laprox_buffer result;        /**< the result block, selection done */
+  const uint32_t
+      *cu_seqlens; /**< the result's cu_seqlens, n_layers * n_kv_heads + 1, read back by the application */
+  bool
+      in_place; /**< rows move to the front of their head's own rows in the source; for plans of one segment */
   laprox_buffer key, value; /**< destinations otherwise: rows of the layer x head_dim elements */
 } laprox_compaction_info;
 typedef struct laprox_compaction laprox_compaction;
@@ -181,7 +195,8 @@ LAPROX_API laprox_result laprox_compaction_create(const laprox_plan *plan, const
                                                   laprox_compaction **out);
 LAPROX_API void laprox_compaction_destroy(laprox_compaction *compaction);
 /** Records it, with the same barriers as laprox_cmd_steps. */
-LAPROX_API laprox_result laprox_cmd_compact(VkCommandBuffer command_buffer, const laprox_compaction *compaction);
+LAPROX_API laprox_result laprox_cmd_compact(VkCommandBuffer command_buffer,
+                                            const laprox_compaction *compaction);
 
 /** The value factors of one layer: for query head h the upper triangular R_h with R_h^T R_h = W_h W_h^T, so that
  *  |v W_h| = |R_h v| (method: projected-value norm). Computed once per model on the host, in f64.
@@ -189,8 +204,9 @@ LAPROX_API laprox_result laprox_cmd_compact(VkCommandBuffer command_buffer, cons
  *  LAPROX_GQA_JOINT the heads of a group share one factor of the stacked W, so that inner products between heads are
  *  exact too. `factor` receives factor_bytes of the plan (laprox_value_factor_bytes).
  *  A singular W_h W_h^T (head_dim > model_dim, a dead head) is no error. Non-finite weights are. */
-LAPROX_API laprox_result laprox_value_factor(const laprox_host *host, const laprox_shape *shape, laprox_gqa gqa,
-                                             uint32_t model_dim, const float *output_weight, float *factor);
+LAPROX_API laprox_result laprox_value_factor(const laprox_host *host, const laprox_shape *shape,
+                                             laprox_gqa gqa, uint32_t model_dim, const float *output_weight,
+                                             float *factor);
 /** Bytes that laprox_value_factor writes for one layer; 0 for a shape without heads. Thread-safe. */
 LAPROX_API size_t laprox_value_factor_bytes(const laprox_shape *shape, laprox_gqa gqa);
 

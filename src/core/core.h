@@ -1,5 +1,4 @@
-/* core.h: what every room may use: failures, host memory, half precision, policies made concrete. No Vulkan.
- */
+/* core.h: what every room may use: failures, host memory, half precision, policies made concrete. No Vulkan. */
 #ifndef LPX_CORE_H
 #define LPX_CORE_H
 
@@ -11,19 +10,17 @@
 #define LPX_PRINTF(format_index, first)
 #endif
 
-/* Copies `from` (may be NULL) with every function filled in. An incomplete allocator is replaced as a whole.
- */
+/* Copies `from` (may be NULL) with every function filled in. An incomplete allocator is replaced as a whole. */
 laprox_host lpx_host_complete(const laprox_host *from);
 
-/* Sends one error message, at most 511 bytes, and returns `result`, so that `return lpx_fail(…)` is the
- * idiom. */
+/* Sends one error message, at most 511 bytes, and returns `result`, so that `return lpx_fail(…)` is the idiom. */
 laprox_result lpx_fail(const laprox_host *host, laprox_result result, const char *format, ...)
     LPX_PRINTF(3, 4);
 void lpx_warn(const laprox_host *host, const char *format, ...) LPX_PRINTF(2, 3);
 void lpx_inform(const laprox_host *host, const char *format, ...) LPX_PRINTF(2, 3);
 
-/* count x size zeroed bytes, or NULL on overflow or exhaustion (no message: the caller knows what it was
-   for). A request for 0 bytes returns a valid pointer. */
+/* count x size zeroed bytes, or NULL on overflow or exhaustion (no message: the caller knows what it was for).
+   A request for 0 bytes returns a valid pointer. */
 void *lpx_allocate(const laprox_host *host, size_t count, size_t size);
 /* Grows an array; the new part is not zeroed. NULL leaves the old one as it was. */
 void *lpx_reallocate(const laprox_host *host, void *pointer, size_t count, size_t size);
@@ -60,8 +57,8 @@ typedef struct lpx_rules {
 /* Decides every AUTO. Invalid combinations fail with a message that names the field. */
 laprox_result lpx_rules_resolve(const laprox_host *host, const laprox_policy *policy, lpx_rules *out);
 
-/* The budget b in entries for a cache that has read n_tokens; *out = UINT32_MAX when everything is kept (kind
-   full, no budget given, n_tokens <= window, or b >= n_tokens). */
+/* The budget b in entries for a cache that has read n_tokens; *out = UINT32_MAX when everything is kept (kind full,
+   no budget given, n_tokens <= window, or b >= n_tokens). */
 laprox_result lpx_budget_resolve(const laprox_host *host, const lpx_rules *rules, const laprox_budget *budget,
                                  uint32_t n_tokens, uint32_t *out);
 

@@ -9,8 +9,7 @@
 typedef struct flow_options {
   capture_options capture;
   laprox_policy policy;
-  uint32_t
-      tail; /* 0: one dense segment. Else two, a ragged prefix and a dense tail of so many entries: heads
+  uint32_t tail; /* 0: one dense segment. Else two, a ragged prefix and a dense tail of so many entries: heads
                differ in length, some have no prefix, with three layers or more the second has none at all */
 } flow_options;
 
