@@ -145,8 +145,8 @@ typedef enum laprox_switch {
 /** Cache entries that a (layer, KV head) keeps on average, the window included. Exactly n_layers x n_kv_heads x
  *  budget entries survive. Set one field; with both zero everything is kept. */
 typedef struct laprox_budget {
-  uint32_t
-      tokens; /**< entries; at least window + 1 and at least window + sinks + floor, else INVALID_ARGUMENT */
+  /** entries; at least window + 1 and at least window + sinks + floor, else INVALID_ARGUMENT */
+  uint32_t tokens;
   double share; /**< 0 … 1 of the tokens read so far, rounded to nearest and raised to that least value */
 } laprox_budget;
 

@@ -84,9 +84,9 @@ typedef struct laprox_model_info {
   const char *path;            /**< GGUF v2 or v3, architecture llama, weights F32, F16, BF16 or Q8_0 */
   laprox_progress_fn progress; /**< may be NULL */
   void *progress_user;
-  bool
-      without_weights; /**< hyperparameters and tokenizer only, nothing on the device: for laprox_plan_memory.
-                             Sessions need a model with weights. */
+  /** hyperparameters and tokenizer only, nothing on the device: for laprox_plan_memory. Sessions need a model
+   *  with weights. */
+  bool without_weights;
 } laprox_model_info;
 
 LAPROX_API laprox_result laprox_model_load(laprox_device *device, const laprox_model_info *info,
@@ -236,8 +236,8 @@ typedef struct laprox_memory_plan_info {
   bool layerwise;       /**< laprox_session_prefill_evict; else prefill, then evict */
   uint32_t chunk; /**< laprox_session_prefill_chunks with so many tokens a chunk, whatever `layerwise` says;
                              0: no */
-  uint32_t
-      tail; /**< evicts again when so many tokens have been generated since the last eviction; 0: never */
+  /** evicts again when so many tokens have been generated since the last eviction; 0: never */
+  uint32_t tail;
   uint64_t memory_bytes; /**< plan against so much of the device's memory at most; 0: all that is free */
 } laprox_memory_plan_info;
 
@@ -251,10 +251,9 @@ typedef struct laprox_memory_plan {
   uint64_t kv_peak_bytes;    /**< K and V at most */
   uint64_t kv_steady_bytes;  /**< K and V after the eviction, with the generated tokens */
   uint64_t peak_bytes;       /**< all of it together at most */
-  uint64_t
-      free_bytes; /**< what the device has for it: VK_EXT_memory_budget, else the size of its heap less what
-                                  laprox has taken; the weights of a loaded model count as still to be taken. At most
-                                  memory_bytes */
+  /** what the device has for it: VK_EXT_memory_budget, else the size of its heap less what laprox has taken;
+   *  the weights of a loaded model count as still to be taken. At most memory_bytes */
+  uint64_t free_bytes;
   bool fits;
   uint32_t largest_prompt; /**< tokens that would fit, everything else being equal; 0: none */
   uint32_t largest_budget; /**< entries per (layer, KV head) that would fit; 0: none */

@@ -64,8 +64,8 @@ typedef struct laprox_buffer {
 typedef struct laprox_segment {
   uint32_t n_entries; /**< entries of every head; dense segments only */
   uint32_t head_rows; /**< rows from one head to the next, >= n_entries; dense segments only; 0 = n_entries */
-  const uint32_t
-      *cu_seqlens; /**< ragged: n_layers x (n_kv_heads + 1) offsets in rows, each layer's from 0; else NULL */
+  /** ragged: n_layers x (n_kv_heads + 1) offsets in rows, each layer's from 0; else NULL */
+  const uint32_t *cu_seqlens;
 } laprox_segment;
 
 #define LAPROX_MAX_SEGMENTS 2
@@ -75,29 +75,29 @@ typedef struct laprox_plan_info {
   laprox_shape shape;
   laprox_policy policy;
   laprox_dtype cache_dtype; /**< of K and V: F32, F16 or BF16; AUTO = F16 */
-  uint32_t
-      n_segments; /**< 1 or 2; a head's entries are those of segment 0, then those of segment 1, which may
-                                   be dense with n_entries 0 */
+  /** 1 or 2; a head's entries are those of segment 0, then those of segment 1, which may be dense with
+   *  n_entries 0 */
+  uint32_t n_segments;
   laprox_segment segments[LAPROX_MAX_SEGMENTS];
-  uint32_t
-      n_tokens; /**< tokens read so far, for budgets given as a share; 0 = entries of head 0 of layer 0 */
+  /** tokens read so far, for budgets given as a share; 0 = entries of head 0 of layer 0 */
+  uint32_t n_tokens;
   uint32_t query_rows; /**< rows of the query ring, >= window; 0 = window */
-  uint32_t
-      query_start; /**< row of the window's first query; row (query_start + t) % query_rows holds query t */
-  float scale;     /**< of the attention logits; 0 = 1 / sqrt(head_dim) */
+  /** row of the window's first query; row (query_start + t) % query_rows holds query t */
+  uint32_t query_start;
+  float scale; /**< of the attention logits; 0 = 1 / sqrt(head_dim) */
   /** Selecting while a model is still being read. Scores of a layer are normalised by that layer's own sum, so the best
    *  of layers 0 … l are known once layer l is scored, and what is not among them never comes back: cutting after every
    *  layer ends with exactly the set that one selection over all layers gives, and peaks at what is kept plus one full
    *  layer. shape.n_layers counts the layers read so far; model_layers all that share the budget. */
   uint32_t model_layers; /**< 0 = shape.n_layers */
-  uint32_t
-      first_layer; /**< layers before it are not scored: the scores buffer holds their candidates' scores at
-                                  laprox_plan_score_offset, and -1.0f behind them, before the selection steps run */
+  /** layers before it are not scored: the scores buffer holds their candidates' scores at
+   *  laprox_plan_score_offset, and -1.0f behind them, before the selection steps run */
+  uint32_t first_layer;
   const float *layer_scales; /**< of layers [0, first_layer): the scales of the results that scored them */
   bool retain_scores;        /**< a last step packs the kept candidates' scores to the front of each head's */
-  const uint32_t
-      *head_sinks; /**< n_layers x n_kv_heads: leading entries that are protected as sinks in each head;
-                                   NULL = the policy's sinks, for caches whose first entries are the first positions */
+  /** n_layers x n_kv_heads: leading entries that are protected as sinks in each head; NULL = the policy's
+   *  sinks, for caches whose first entries are the first positions */
+  const uint32_t *head_sinks;
 } laprox_plan_info;
 
 /** Kernels and sizes for one cache shape. No device memory. */
@@ -111,13 +111,13 @@ LAPROX_API void laprox_plan_destroy(laprox_plan *plan);
 /** What a plan needs and does. All buffers need VK_BUFFER_USAGE_STORAGE_BUFFER_BIT, scratch and result TRANSFER_DST too,
  *  scores TRANSFER_SRC. What the application copies itself is its own matter. */
 typedef struct laprox_requirements {
-  VkDeviceSize
-      alignment; /**< of the offsets of scratch, scores, result, query and factor; K and V, packed ones too,
-                                   may begin at any multiple of 4 */
+  /** of the offsets of scratch, scores, result, query and factor; K and V, packed ones too, may begin at any
+   *  multiple of 4 */
+  VkDeviceSize alignment;
   VkDeviceSize scratch_bytes; /**< device-local; contents are worthless before and after */
-  VkDeviceSize
-      scores_bytes; /**< f32, candidates layer-major then head, each head's from a multiple of 1,024 on; pooled,
-                                   not yet divided by the layer's sum; -1 behind a head's last */
+  /** f32, candidates layer-major then head, each head's from a multiple of 1,024 on; pooled, not yet divided
+   *  by the layer's sum; -1 behind a head's last */
+  VkDeviceSize scores_bytes;
   VkDeviceSize result_bytes; /**< the result block: see laprox_result_layout */
   VkDeviceSize factor_bytes; /**< of one layer's value factor; 0 where the policy has no use for it */
   VkDeviceSize query_bytes;  /**< of one layer's query ring, f32 */
@@ -132,14 +132,14 @@ LAPROX_API VkDeviceSize laprox_plan_score_offset(const laprox_plan *plan, uint32
 
 /** Byte offsets inside the result block. */
 typedef struct laprox_result_layout {
-  VkDeviceSize
-      counters; /**< uint32 n_layers x { non-finite scores, scale (float bits) }: a layer's final scores
-                                are its pooled ones times the scale, 1 / their sum where the policy normalises */
-  VkDeviceSize
-      cu_seqlens; /**< uint32 n_layers * n_kv_heads + 1: row offsets over the whole model, layer-major */
-  VkDeviceSize
-      indices; /**< uint32 n_kept: kept entries of each (layer, head), ascending; numbers of entries in
-                                the head, which are positions where the cache was dense */
+  /** uint32 n_layers x { non-finite scores, scale (float bits) }: a layer's final scores are its pooled ones
+   *  times the scale, 1 / their sum where the policy normalises */
+  VkDeviceSize counters;
+  /** uint32 n_layers * n_kv_heads + 1: row offsets over the whole model, layer-major */
+  VkDeviceSize cu_seqlens;
+  /** uint32 n_kept: kept entries of each (layer, head), ascending; numbers of entries in the head, which are
+   *  positions where the cache was dense */
+  VkDeviceSize indices;
 } laprox_result_layout;
 LAPROX_API void laprox_plan_result_layout(const laprox_plan *plan, laprox_result_layout *out);
 
@@ -184,10 +184,10 @@ typedef struct laprox_compaction_info {
   uint32_t layer;
   laprox_layer_buffers source; /**< query and factor are not used */
   laprox_buffer result;        /**< the result block, selection done */
-  const uint32_t
-      *cu_seqlens; /**< the result's cu_seqlens, n_layers * n_kv_heads + 1, read back by the application */
-  bool
-      in_place; /**< rows move to the front of their head's own rows in the source; for plans of one segment */
+  /** the result's cu_seqlens, n_layers * n_kv_heads + 1, read back by the application */
+  const uint32_t *cu_seqlens;
+  /** rows move to the front of their head's own rows in the source; for plans of one segment */
+  bool in_place;
   laprox_buffer key, value; /**< destinations otherwise: rows of the layer x head_dim elements */
 } laprox_compaction_info;
 typedef struct laprox_compaction laprox_compaction;

@@ -52,8 +52,8 @@ struct laprox_plan {
   uint32_t budget;
   uint64_t n_kept;
 
-  uint32_t
-      *tables; /* the head table, (n_heads_all + 1) rows, then block_heads and runs, as they stand in state */
+  /* the head table, (n_heads_all + 1) rows, then block_heads and runs, as they stand in state */
+  uint32_t *tables;
   lpx_layer_items *layers;
   uint32_t n_blocks;
   uint32_t strip_tiles; /* tiles whose attention part is held at once */

@@ -59,8 +59,8 @@ laprox_result lpx_cache_write_lists(const lpx_cache *cache, uint32_t layer, lpx_
 /* What an eviction needs besides the cache. */
 typedef struct lpx_cache_eviction {
   const laprox_policy *policy;
-  const lpx_buffer
-      *queries; /* n_layers rings, f32 [query_rows, n_heads, head_dim]; NULL for policies without */
+  /* n_layers rings, f32 [query_rows, n_heads, head_dim]; NULL for policies without */
+  const lpx_buffer *queries;
   uint32_t query_rows, query_end; /* query_end: row behind the last token's */
   const lpx_buffer *factors;      /* n_layers; NULL for policies without */
   float scale;                    /* 0: 1 / sqrt(head_dim) */
