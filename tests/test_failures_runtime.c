@@ -37,8 +37,8 @@ static const laprox_session_info session_info = {.chunk = 32};
 
 /* ---- the calls, one by one ---- */
 
-/* The last one reads the prompt another way, into a session that is empty. */
-typedef enum call { IMPORT, LOAD, CREATE, PREFILL, FORK, EVICT, DECODE, CUT_LAYERS } call;
+/* The last two read the prompt in other ways, into a session that is empty. */
+typedef enum call { IMPORT, LOAD, CREATE, PREFILL, FORK, EVICT, DECODE, CUT_LAYERS, CUT_CHUNKS } call;
 
 static laprox_result run_call(stage *s, call which) {
   switch (which) {
@@ -61,6 +61,8 @@ static laprox_result run_call(stage *s, call which) {
     return laprox_session_evict(s->fork, &policy, NULL);
   case DECODE:
     return laprox_session_decode(s->fork, tokens[0]);
+  case CUT_CHUNKS:
+    return laprox_session_prefill_chunks(s->session, tokens, N_TOKENS, 40, &policy, NULL);
   default:
     return laprox_session_prefill_evict(s->session, tokens, N_TOKENS, &policy, NULL);
   }
@@ -177,16 +179,18 @@ static const sweep_case sweeps[] = {
     {"import, memory", IMPORT, FAIL_MEMORY, 0, 3},
     {"load, Vulkan", LOAD, FAIL_VULKAN, 6, 100},
     {"load, memory", LOAD, FAIL_MEMORY, 6, 100},
-    {"create, Vulkan", CREATE, FAIL_VULKAN, 8, 60},
-    {"create, memory", CREATE, FAIL_MEMORY, 10, 10},
+    {"create, Vulkan", CREATE, FAIL_VULKAN, 5, 60},
+    {"create, memory", CREATE, FAIL_MEMORY, 5, 10},
     {"prefill, Vulkan", PREFILL, FAIL_VULKAN, 6, 50},
     {"prefill, memory", PREFILL, FAIL_MEMORY, 6, 10},
     {"fork, Vulkan", FORK, FAIL_VULKAN, 0, 30},
     {"fork, memory", FORK, FAIL_MEMORY, 0, 10},
     {"evict, Vulkan", EVICT, FAIL_VULKAN, 0, 60},
     {"evict, memory", EVICT, FAIL_MEMORY, 0, 20},
-    {"cut layers, Vulkan", CUT_LAYERS, FAIL_VULKAN, 5, 300},
-    {"cut layers, memory", CUT_LAYERS, FAIL_MEMORY, 5, 50},
+    {"cut layers, Vulkan", CUT_LAYERS, FAIL_VULKAN, 3, 300},
+    {"cut layers, memory", CUT_LAYERS, FAIL_MEMORY, 3, 50},
+    {"cut chunks, Vulkan", CUT_CHUNKS, FAIL_VULKAN, 3, 300},
+    {"cut chunks, memory", CUT_CHUNKS, FAIL_MEMORY, 3, 50},
     {"decode, Vulkan", DECODE, FAIL_VULKAN, 0, 20},
     {"decode, memory", DECODE, FAIL_MEMORY, 0, 1},
 };
