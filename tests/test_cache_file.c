@@ -508,7 +508,7 @@ static void test_other_models(void **state) {
   assert_true(model_file_change(MODEL, OTHER, "llama.rope.freq_base", 0x461c4001));
   expect_refused_by(OTHER);
   uint8_t *data = read_file(MODEL, &n);
-  memcpy(data + find_text(data, n, "filler299"), "fillet299", 9);
+  data[find_text(data, n, "filler299") + 5] = 't';
   write_file(OTHER, data, n);
   expect_refused_by(OTHER);
   free(data);
