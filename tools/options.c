@@ -78,7 +78,7 @@ typedef struct option_spec {
 
 static const option_spec specs[] = {
     {OPTION_PROMPT, 'p', "prompt", "TEXT", PROMPTED, 0,
-     "the prompt; with --file what follows the file, a question"},
+     "the prompt; with --file, what follows the file's text"},
     {OPTION_FILE, 'f', "file", "FILE", PROMPTED, 0,
      "the prompt or its beginning from a file, as it stands; - is standard input"},
     {OPTION_IDS, 0, "ids", "1,2,3", PROMPTED, 0, "the prompt as token ids; no BOS is added"},
@@ -112,16 +112,15 @@ static const option_spec specs[] = {
      "draw from the likeliest tokens of this much probability [1]"},
     {OPTION_KV, 0, "kv", "f16|f32", PROMPTED | COMMAND_EVAL, 0, "element type of the KV cache [f16]"},
     {OPTION_PREFILL, 0, "prefill", "HOW", COMMAND_RUN, 0,
-     "layerwise: evict after every layer, in little memory; oneshot: at the end; the same result "
-     "[layerwise]"},
+     "evict after every layer (layerwise) or at the end (oneshot); the result is the same [layerwise]"},
     {OPTION_CHUNK_EVICT, 0, "chunk-evict", "N", COMMAND_RUN, 0,
      "evict after every N tokens of the prompt: least memory, but approximate"},
     {OPTION_EVICT_BEFORE_QUESTION, 0, "evict-before-question", NULL, COMMAND_RUN, 0,
      "evict the document of --file before --prompt is read"},
     {OPTION_TAIL, 0, "tail", "N", COMMAND_RUN, 0,
-     "evict again when N entries have come after the last eviction; without it they pile up"},
+     "evict again when N entries have come since the last time; otherwise they pile up"},
     {OPTION_INTERACTIVE, 0, "interactive", NULL, COMMAND_RUN, 0,
-     "go on with questions from standard input, one a line, each evicted to the budget with all before"},
+     "questions from standard input, one a line; each is evicted with all that came before"},
     {OPTION_SAVE_CACHE, 0, "save-cache", "FILE", COMMAND_RUN, 0,
      "write the cache as it is before the first generated token (safetensors)"},
     {OPTION_LOAD_CACHE, 0, "load-cache", "FILE", COMMAND_RUN, 0,

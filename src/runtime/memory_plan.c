@@ -115,6 +115,10 @@ static laprox_result note_last_cut(course *c, uint64_t hidden) {
 
 /* ---- the course of a run ---- */
 
+static uint32_t lesser(uint64_t a, uint64_t b) {
+  return (uint32_t)(a < b ? a : b);
+}
+
 static uint64_t hidden_bytes(const estimate *e, uint64_t n_tokens) {
   return n_tokens * e->model->model_dim * sizeof(float);
 }
@@ -129,9 +133,14 @@ static laprox_result note_chunks(course *c) {
     if (n > 2 * (uint64_t)chunk) note(c, cache_bytes(e, n) + layer_bytes(e, n - 2 * chunk), 0);
     return LAPROX_OK;
   }
-  const uint32_t before = c->budget < n - chunk ? c->budget : n - chunk;
-  note(c, cache_bytes(e, (uint64_t)before + chunk), c->out->hidden_bytes + (before ? c->factor_bytes : 0));
-  return note_eviction(c, before, chunk, chunk, c->budget);
+  /* The first eviction is that of as many chunks as exceed the budget; the others have one chunk each. */
+  const uint32_t first = lesser(((uint64_t)c->budget / chunk + 1) * chunk, n);
+  const uint32_t prefix = first > chunk ? chunk : 0, rest = lesser(chunk, n - first);
+  note(c, cache_bytes(e, first), c->out->hidden_bytes);
+  const laprox_result result = note_eviction(c, prefix, first - prefix, first - prefix, c->budget);
+  if (result || !rest) return result;
+  note(c, cache_bytes(e, (uint64_t)c->budget + rest), c->out->hidden_bytes + c->factor_bytes);
+  return note_eviction(c, c->budget, rest, rest, c->budget);
 }
 
 static laprox_result note_prompt(course *c) {
@@ -143,10 +152,6 @@ static laprox_result note_prompt(course *c) {
   if (evicts && e->info->layerwise) return note_last_cut(c, c->out->hidden_bytes);
   note(c, cache_bytes(e, n), c->out->hidden_bytes);
   return evicts ? note_eviction(c, 0, n, n, c->budget) : LAPROX_OK;
-}
-
-static uint32_t lesser(uint64_t a, uint64_t b) {
-  return (uint32_t)(a < b ? a : b);
 }
 
 /* The question is one tail, exactly as long; generated tokens grow it in steps, layer by layer. */

@@ -18,14 +18,18 @@
 
 enum { EXEC_FAILED = 126 };
 
-static _Noreturn void become(const char *folder, const char *const *arguments, program_output output, int out,
-                             int err) {
-  int none = open("/dev/null", O_RDONLY);
+/* The standard streams of the program to be. */
+typedef struct streams {
+  int in, out, err;
+} streams;
+
+static _Noreturn void become(const char *folder, const char *const *arguments, program_output output,
+                             streams s) {
   int full = open("/dev/full", O_WRONLY);
-  if (none < 0 || full < 0 || chdir(folder) != 0) _exit(EXEC_FAILED);
-  dup2(none, 0);
-  dup2(output == OUTPUT_FULL ? full : out, 1);
-  dup2(err, 2);
+  if (s.in < 0 || full < 0 || chdir(folder) != 0) _exit(EXEC_FAILED);
+  dup2(s.in, 0);
+  dup2(output == OUTPUT_FULL ? full : s.out, 1);
+  dup2(s.err, 2);
   for (int i = 3; i < 64; i++) close(i);
   if (output == OUTPUT_CLOSED) close(1);
   execv(arguments[0], (char *const *)(uintptr_t)arguments);
@@ -44,14 +48,14 @@ static char *whole(FILE *file, size_t *n_bytes) {
   return text;
 }
 
-void program_start(program_run *run, const char *folder, const char *const *arguments,
-                   program_output output) {
+static void start(program_run *run, const char *folder, const char *const *arguments, program_output output,
+                  int in) {
   FILE *out = tmpfile(), *err = tmpfile();
   assert_true(out && err);
   *run = (program_run){.status = -1};
   pid_t child = fork();
   assert_true(child >= 0);
-  if (child == 0) become(folder, arguments, output, fileno(out), fileno(err));
+  if (child == 0) become(folder, arguments, output, (streams){in, fileno(out), fileno(err)});
   int status = 0;
   assert_int_equal(waitpid(child, &status, 0), child);
   if (WIFEXITED(status)) run->status = WEXITSTATUS(status);
@@ -60,6 +64,24 @@ void program_start(program_run *run, const char *folder, const char *const *argu
   run->err = whole(err, &run->err_bytes);
   fclose(out);
   fclose(err);
+}
+
+void program_start(program_run *run, const char *folder, const char *const *arguments,
+                   program_output output) {
+  int none = open("/dev/null", O_RDONLY);
+  start(run, folder, arguments, output, none);
+  close(none);
+}
+
+void program_start_reading(program_run *run, const char *folder, const char *const *arguments,
+                           const char *input) {
+  FILE *in = tmpfile();
+  assert_non_null(in);
+  assert_true(fputs(input, in) >= 0);
+  assert_int_equal(fflush(in), 0);
+  rewind(in);
+  start(run, folder, arguments, OUTPUT_KEPT, fileno(in));
+  fclose(in);
 }
 
 void program_finish(program_run *run) {

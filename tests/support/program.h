@@ -19,6 +19,9 @@ typedef struct program_run {
 
 /* arguments[0] is the program; NULL ends them. Runs in `folder`, with standard input empty. */
 void program_start(program_run *run, const char *folder, const char *const *arguments, program_output output);
+/* The same with a text on standard input, and standard output kept. */
+void program_start_reading(program_run *run, const char *folder, const char *const *arguments,
+                           const char *input);
 void program_finish(program_run *run);
 
 /* A new folder under the system's place for temporary files. */
