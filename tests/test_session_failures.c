@@ -145,6 +145,23 @@ static void test_cancelled_prefill(void **state) {
   assert_int_equal(device_bytes(), rig.bytes);
 }
 
+/* Fewer tokens than a window: their queries can be overwritten just as well. */
+static void test_cancelled_short(void **state) {
+  (void)state;
+  stop counter = {0};
+  const laprox_session_info info = {.progress = count_calls, .progress_user = &counter};
+  const laprox_policy policy = {.budget.tokens = 40};
+  laprox_session *session = make_with(&info);
+  read_tokens(session, 20);
+  counter = (stop){.stop_at = 2};
+  assert_int_equal(laprox_session_prefill(session, rig.tokens + 20, 100), LAPROX_ERROR_CANCELLED);
+  counter = (stop){0};
+  assert_int_equal(laprox_session_capture(session, NEVER), LAPROX_ERROR_INVALID_ARGUMENT);
+  evict(session, &policy); /* nothing to evict, so nothing to score */
+  assert_int_equal(count_kept(session), N_HEADS * 20);
+  laprox_session_destroy(session);
+}
+
 /* What is cut layer by layer and stopped leaves an empty session, and so does a prefill before it that was
  * stopped. */
 static void test_cancelled_layerwise(void **state) {
@@ -339,10 +356,10 @@ static int tear_down(void **state) {
 
 int main(void) {
   static const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_bad_prompts),        cmocka_unit_test(test_context_limit),
-      cmocka_unit_test(test_bad_infos),          cmocka_unit_test(test_cancelled_prefill),
-      cmocka_unit_test(test_cancelled_eviction), cmocka_unit_test(test_cancelled_layerwise),
-      cmocka_unit_test(test_without_memory),
+      cmocka_unit_test(test_bad_prompts),         cmocka_unit_test(test_context_limit),
+      cmocka_unit_test(test_bad_infos),           cmocka_unit_test(test_cancelled_prefill),
+      cmocka_unit_test(test_cancelled_eviction),  cmocka_unit_test(test_cancelled_short),
+      cmocka_unit_test(test_cancelled_layerwise), cmocka_unit_test(test_without_memory),
   };
   return cmocka_run_group_tests_name("session failures", tests, reading_setup, tear_down);
 }

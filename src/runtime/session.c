@@ -211,7 +211,8 @@ static void lose_queries(laprox_session *session, uint32_t count) {
 
 laprox_result lpx_session_check_queries(const laprox_session *session, uint32_t window) {
   const uint32_t n_tokens = session->cache.n_tokens;
-  if (n_tokens <= window || n_tokens - window >= session->first_query) return LAPROX_OK;
+  const uint32_t first = n_tokens > window ? n_tokens - window : 0;
+  if (first >= session->first_query) return LAPROX_OK;
   return lpx_fail(
       &session->context->host, LAPROX_ERROR_INVALID_ARGUMENT,
       "the queries of the last %u tokens are lost, because reading after them failed: %u tokens more must "

@@ -55,7 +55,8 @@ laprox_result laprox_session_evict(laprox_session *session, const laprox_policy 
   lpx_rules rules;
   lpx_cache_eviction eviction;
   laprox_result result = prepare(session, policy, session->cache.n_tokens, &rules, &eviction);
-  if (!result && (rules.kind == LAPROX_POLICY_LAPROX || rules.kind == LAPROX_POLICY_SNAPKV))
+  const bool scored = rules.kind == LAPROX_POLICY_LAPROX || rules.kind == LAPROX_POLICY_SNAPKV;
+  if (!result && scored && session->cache.n_tokens > rules.window)
     result = lpx_session_check_queries(session, rules.window);
   if (result) return result;
   return lpx_cache_evict(&session->cache, &eviction, out ? out : &unwanted);
