@@ -1,4 +1,5 @@
-/* test_evict_file.c: whole evictions of made-up captures on the device, held against the f64 reference.
+/* test_evict_file.c: whole evictions of captures, made-up and real ones, on the device, held against the f64
+ * reference.
  *
  * LAPROX_DEVICE chooses the device. The validation layer is on, and a word from it fails the test;
  * LAPROX_TEST_VALIDATION=0 runs without, for machines that have no such layer. */
@@ -26,6 +27,9 @@ typedef struct evict_case {
   capture_options capture;
   laprox_policy policy;
 } evict_case;
+
+#define REAL(n, type)                                                                                        \
+  { .shape = {4, 4, 2, 64}, .n_tokens = n, .window = 32, .model_dim = 256, .dtype = type }
 
 /* Shapes are n_layers, n_heads, n_kv_heads, head_dim. */
 static const evict_case scenarios[] = {
@@ -162,6 +166,24 @@ static const evict_case scenarios[] = {
      {.pool_width = 1, .budget.share = 0.5}},
 };
 #define N_SCENARIOS (sizeof scenarios / sizeof *scenarios)
+
+/* The shipped model has read so many tokens of the demonstration's document. */
+static const evict_case real_scenarios[] = {
+    {"real, 2,000 tokens", REAL(2000, LAPROX_DTYPE_F16), {.budget.share = 0.05}},
+    {"real, f32", REAL(801, LAPROX_DTYPE_F32), {.budget.share = 0.1}},
+    {"real, joint", REAL(700, LAPROX_DTYPE_F16), {.gqa = LAPROX_GQA_JOINT, .budget.share = 0.1}},
+    {"real, within layers, attention-mean, sinks, floor",
+     REAL(1111, LAPROX_DTYPE_F16),
+     {.scope = LAPROX_SCOPE_LAYER,
+      .gqa = LAPROX_GQA_ATTENTION_MEAN,
+      .sinks = 4,
+      .floor = 6,
+      .budget.share = 0.2}},
+    {"real, snapkv",
+     REAL(500, LAPROX_DTYPE_F16),
+     {.kind = LAPROX_POLICY_SNAPKV, .pool = LAPROX_POOL_MAX, .budget.tokens = 60}},
+};
+#define N_REAL (sizeof real_scenarios / sizeof *real_scenarios)
 
 /* ---- the device ---- */
 
@@ -375,8 +397,35 @@ static void expect_result(const evict_case *scenario, const capture_cache *captu
   ref_scores_finish(&scores);
 }
 
-static void test_scenario(void **state) {
-  const evict_case *scenario = *state;
+/* ---- captures of the shipped model ---- */
+
+static char *data_path(char path[1024], const char *name) {
+  snprintf(path, 1024, "%s/%s", getenv("LAPROX_TEST_DATA"), name);
+  return path;
+}
+
+static void capture_document(const capture_options *options) {
+  char path[1024];
+  size_t n_bytes, n_tokens;
+  uint32_t *tokens = NULL;
+  laprox_model *model = NULL;
+  laprox_session *session = NULL;
+  const laprox_model_info info = {.path = data_path(path, "model-f16.gguf")};
+  assert_int_equal(laprox_model_load(rig.device, &info, &model), LAPROX_OK);
+  unsigned char *text = read_file(data_path(path, "demo.txt"), &n_bytes);
+  assert_int_equal(laprox_model_tokenize(model, (char *)text, n_bytes, true, &tokens, &n_tokens), LAPROX_OK);
+  assert_true(n_tokens >= options->n_tokens);
+  const laprox_session_info session_info = {.kv_dtype = options->dtype, .window = options->window};
+  assert_int_equal(laprox_session_create(model, &session_info, &session), LAPROX_OK);
+  assert_int_equal(laprox_session_prefill(session, tokens, options->n_tokens), LAPROX_OK);
+  assert_int_equal(laprox_session_capture(session, INPUT), LAPROX_OK);
+  laprox_session_destroy(session);
+  laprox_model_release(model, tokens);
+  laprox_model_destroy(model);
+  free(text);
+}
+
+static void run_scenario(const evict_case *scenario, bool real) {
   laprox_context *context = laprox_device_context(rig.device);
   uint64_t bytes_before = laprox_context_memory(context).bytes;
   laprox_evict_file_info info = {
@@ -385,7 +434,12 @@ static void test_scenario(void **state) {
   capture_cache capture;
   int n_errors = rig.n_errors;
   capture_init(&capture, &scenario->capture);
-  assert_int_equal(capture_write(&capture, &rig.host, INPUT), LAPROX_OK);
+  if (real) {
+    capture_document(&scenario->capture);
+    assert_int_equal(capture_read(&capture, &rig.host, INPUT), LAPROX_OK);
+  } else {
+    assert_int_equal(capture_write(&capture, &rig.host, INPUT), LAPROX_OK);
+  }
   assert_int_equal(laprox_evict_file(rig.device, &info, &report), LAPROX_OK);
   info.output = OUTPUT_AGAIN;
   assert_int_equal(laprox_evict_file(rig.device, &info, &report_again), LAPROX_OK);
@@ -398,12 +452,22 @@ static void test_scenario(void **state) {
   capture_finish(&capture);
 }
 
+static void test_scenario(void **state) {
+  run_scenario(*state, false);
+}
+
+static void test_real(void **state) {
+  run_scenario(*state, true);
+}
+
+/* cmocka's state is not const; it is not written. */
+static struct CMUnitTest test_of(const evict_case *scenario, CMUnitTestFunction run) {
+  return (struct CMUnitTest){scenario->name, run, NULL, NULL, (void *)(uintptr_t)scenario};
+}
+
 int main(void) {
-  struct CMUnitTest tests[N_SCENARIOS];
-  for (size_t i = 0; i < N_SCENARIOS; i++) {
-    evict_case *scenario =
-        (evict_case *)(uintptr_t)&scenarios[i]; /* cmocka's state is not const; it is not written */
-    tests[i] = (struct CMUnitTest){scenario->name, test_scenario, NULL, NULL, scenario};
-  }
+  struct CMUnitTest tests[N_SCENARIOS + N_REAL];
+  for (size_t i = 0; i < N_SCENARIOS; i++) tests[i] = test_of(&scenarios[i], test_scenario);
+  for (size_t i = 0; i < N_REAL; i++) tests[N_SCENARIOS + i] = test_of(&real_scenarios[i], test_real);
   return cmocka_run_group_tests_name("evict_file", tests, set_up, tear_down);
 }

@@ -62,6 +62,10 @@ void capture_finish(capture_cache *capture);
 /* Same bytes in a file (support/capture_file.c). */
 laprox_result capture_write(const capture_cache *capture, const laprox_host *host, const char *path);
 
+/* Replaces what stands in a capture of the same shape by a file's tensors; queries and projections may be F32 there
+   whatever the cache's type. */
+laprox_result capture_read(capture_cache *capture, const laprox_host *host, const char *path);
+
 /* Deterministic numbers for tests: uniform 64 bits; uniform 0 … 1; about normal. */
 uint64_t random_bits(uint64_t *state);
 double random_uniform(uint64_t *state);
