@@ -2,6 +2,7 @@
  * memory. */
 #include "runtime/session.h"
 #include "support/gpu.h"
+#include "support/sequence.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -134,6 +135,124 @@ static void test_same_set(void **state) {
   assert_int_equal(gpu->n_errors, 0);
 }
 
+/* ---- captures, and the f64 reference ---- */
+
+typedef struct captured {
+  capture_options options;
+  laprox_policy policy;
+} captured;
+
+static void upload_rows(const test_sequence *sequence, const lpx_buffer *to, const capture_tensor *from,
+                        uint32_t n) {
+  const size_t row_bytes = from->bytes / (size_t)(from->dims[0] * from->dims[1]);
+  for (size_t head = 0; head < from->dims[0]; head++)
+    assert_int_equal(
+        lpx_queue_upload(sequence->device->queue,
+                         lpx_buffer_part(lpx_buffer_whole(to), head * n * row_bytes, n * row_bytes),
+                         (const uint8_t *)from->data + head * (size_t)from->dims[1] * row_bytes,
+                         n * row_bytes),
+        LAPROX_OK);
+}
+
+/* The same tokens as the sequence has read, cut after every layer. */
+static void read_layerwise(const test_sequence *sequence, const laprox_policy *policy, uint32_t n,
+                           lpx_cache *cache) {
+  const lpx_cache_eviction eviction = {.policy = policy,
+                                       .queries = sequence->queries,
+                                       .query_rows = sequence->query_rows,
+                                       .query_end = n % sequence->query_rows,
+                                       .factors = policy->gqa == LAPROX_GQA_JOINT ? sequence->joint_factors
+                                                                                  : sequence->factors,
+                                       .scale = (float)sequence->world.options.scale};
+  const ref_rules rules = ref_rules_decide(policy);
+  const uint32_t budget = ref_budget(&rules, &policy->budget, n);
+  lpx_layerwise layerwise;
+  assert_int_equal(lpx_cache_init(sequence->device, &sequence->cache.shape, sequence->cache.dtype, cache),
+                   LAPROX_OK);
+  assert_int_equal(lpx_layerwise_init(cache, &eviction, n, budget, &layerwise), LAPROX_OK);
+  for (uint32_t l = 0; l < cache->shape.n_layers; l++) {
+    assert_int_equal(lpx_layerwise_begin_layer(&layerwise, l), LAPROX_OK);
+    upload_rows(sequence, &cache->layers[l].tail_key, &sequence->world.layers[l].key, n);
+    upload_rows(sequence, &cache->layers[l].tail_value, &sequence->world.layers[l].value, n);
+    assert_int_equal(lpx_layerwise_end_layer(&layerwise, l), LAPROX_OK);
+  }
+  cache->n_tokens = n;
+  lpx_layerwise_finish(&layerwise);
+  const double full_layer = 2.0 * cache->shape.n_kv_heads * n * (double)lpx_cache_row_bytes(cache);
+  const double kept =
+      2.0 * cache->shape.n_layers * cache->shape.n_kv_heads * budget * (double)lpx_cache_row_bytes(cache);
+  /* Small buffers are rounded up by the device: a hundred bytes each. */
+  assert_true((double)cache->peak_bytes <= 1.05 * (kept + full_layer) + 200.0 * cache->shape.n_layers);
+}
+
+static void test_captures(void **state) {
+  static const captured captures[] = {
+      {{{4, 4, 2, 32},
+        640,
+        .model_dim = 40,
+        .dtype = LAPROX_DTYPE_F16,
+        .pattern = CAPTURE_NEEDLES,
+        .seed = 41},
+       {.budget.tokens = 48}},
+      {{{8, 4, 2, 16}, 1400, .model_dim = 24, .dtype = LAPROX_DTYPE_F16, .seed = 42},
+       {.budget.share = 0.025}},
+      {{{6, 4, 4, 16}, 700, .model_dim = 24, .dtype = LAPROX_DTYPE_F32, .pattern = CAPTURE_TIES, .seed = 43},
+       {.budget.share = 0.1, .pool_width = 1}},
+      {{{3, 6, 2, 32},
+        333,
+        .model_dim = 40,
+        .dtype = LAPROX_DTYPE_BF16,
+        .pattern = CAPTURE_NEEDLES,
+        .seed = 44},
+       {.budget.share = 0.5, .gqa = LAPROX_GQA_JOINT}},
+      {{{5, 2, 2, 32}, 400, .model_dim = 40, .dtype = LAPROX_DTYPE_F16, .pattern = CAPTURE_EQUAL, .seed = 45},
+       {.budget.share = 0.3, .sinks = 3}},
+      {{{5, 4, 2, 16}, 500, .model_dim = 24, .dtype = LAPROX_DTYPE_F32, .seed = 46},
+       {.budget.share = 0.2, .floor = 20, .sinks = 5}},
+      {{{4, 4, 2, 16},
+        450,
+        .model_dim = 24,
+        .dtype = LAPROX_DTYPE_F16,
+        .pattern = CAPTURE_HALF_ZERO,
+        .seed = 47},
+       {.budget.share = 0.4, .scope = LAPROX_SCOPE_LAYER, .floor = 7}},
+      {{{4, 6, 3, 16}, 300, .model_dim = 24, .dtype = LAPROX_DTYPE_F16, .seed = 48},
+       {.budget.share = 0.25, .scope = LAPROX_SCOPE_HEAD, .sinks = 2}},
+      {{{4, 4, 2, 16}, 380, .model_dim = 24, .dtype = LAPROX_DTYPE_F32, .seed = 49},
+       {.budget.share = 0.15, .kind = LAPROX_POLICY_SNAPKV, .scope = LAPROX_SCOPE_GLOBAL, .floor = 4}},
+      {{{4, 4, 2, 16},
+        380,
+        .model_dim = 24,
+        .dtype = LAPROX_DTYPE_F16,
+        .spoil = CAPTURE_NAN_VALUE | CAPTURE_INF_KEY,
+        .seed = 50},
+       {.budget.share = 0.2, .gqa = LAPROX_GQA_ATTENTION_MEAN}},
+      {{{7, 2, 1, 16},
+        1100,
+        .model_dim = 24,
+        .dtype = LAPROX_DTYPE_F16,
+        .pattern = CAPTURE_NEEDLES,
+        .seed = 51},
+       {.budget.share = 0.05, .window = 16}},
+  };
+  test_gpu *gpu = *state;
+  for (size_t i = 0; i < sizeof captures / sizeof *captures; i++) {
+    test_sequence one_shot, gradual;
+    lpx_cache cache;
+    const uint32_t n = captures[i].options.n_tokens;
+    sequence_init(&one_shot, gpu->device, &captures[i].options, 32, NULL);
+    sequence_grow(&one_shot, n);
+    read_layerwise(&one_shot, &captures[i].policy, n, &cache);
+    sequence_evict(&one_shot, &captures[i].policy, NULL);
+    gradual = one_shot;
+    gradual.cache = cache;
+    sequence_expect_same(&one_shot, &gradual);
+    lpx_cache_finish(&cache);
+    sequence_finish(&one_shot);
+  }
+  assert_int_equal(gpu->n_errors, 0);
+}
+
 /* A budget that keeps everything, later turns, and tokens that can't be read. */
 static void test_edges(void **state) {
   test_gpu *gpu = *state;
@@ -171,6 +290,7 @@ static void test_edges(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(test_same_set, test_gpu_setup, test_gpu_teardown),
+      cmocka_unit_test_setup_teardown(test_captures, test_gpu_setup, test_gpu_teardown),
       cmocka_unit_test_setup_teardown(test_edges, test_gpu_setup, test_gpu_teardown),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
