@@ -1,8 +1,7 @@
-/* test_cache.c: caches that grow and are evicted again and again, held against the f64 reference; their
- * memory; and what is left after failures. */
+/* test_cache.c: caches that grow and are evicted again and again, held against the f64 reference, and their
+ * memory. */
 #include "core/core.h"
 #include "support/gpu.h"
-#include "support/host.h"
 #include "support/sequence.h"
 
 #include <setjmp.h>
@@ -12,6 +11,14 @@
 #include <string.h>
 
 #include <cmocka.h>
+
+#if defined(__SANITIZE_ADDRESS__)
+#define SANITIZED
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SANITIZED
+#endif
+#endif
 
 #define MAX_STAGES 4
 
@@ -527,7 +534,7 @@ static void test_peak_of_growth(void **state) {
 /* AddressSanitizer keeps freed memory for a while: nothing can be said there. */
 static uint64_t resident_bytes(void) {
   unsigned long long pages = 0;
-#if defined(__linux__) && !defined(__SANITIZE_ADDRESS__)
+#if defined(__linux__) && !defined(SANITIZED)
   FILE *file = fopen("/proc/self/statm", "r");
   if (!file) return 0;
   if (fscanf(file, "%*s %llu", &pages) != 1) pages = 0;
@@ -582,139 +589,6 @@ static void test_memory_of_the_process(void **state) {
   free(pattern);
 }
 
-/* ---- host memory that runs out ---- */
-
-typedef struct failing_rig {
-  test_host host;
-  laprox_instance *instance;
-  laprox_device *device;
-} failing_rig;
-
-static void failing_init(failing_rig *rig) {
-  test_host_init(&rig->host);
-  const laprox_instance_info info = {.host = rig->host.host};
-  assert_int_equal(laprox_instance_create(&info, &rig->instance), LAPROX_OK);
-  assert_int_equal(laprox_device_open(rig->instance, getenv("LAPROX_DEVICE"), &rig->device), LAPROX_OK);
-}
-
-static void failing_finish(failing_rig *rig) {
-  laprox_device_destroy(rig->device);
-  laprox_instance_destroy(rig->instance);
-  assert_int_equal(rig->host.n_live, 0);
-}
-
-static const capture_options failing_options = {
-    {3, 4, 2, 16}, 300, .model_dim = 16, .dtype = LAPROX_DTYPE_F16, .seed = 60};
-
-/* Two sequences in the same state, ready to be evicted again. */
-static void make_twins(const failing_rig *rig, const laprox_policy *policy, test_sequence *twin,
-                       test_sequence *sequence) {
-  test_sequence *const both[] = {twin, sequence};
-  for (int i = 0; i < 2; i++) {
-    sequence_init(both[i], rig->device, &failing_options, 32, NULL);
-    sequence_grow(both[i], 150);
-    sequence_evict(both[i], policy, NULL);
-    sequence_grow(both[i], 50);
-  }
-}
-
-static void test_eviction_without_memory(void **state) {
-  (void)state;
-  const laprox_policy policy = {.floor = 3, .sinks = 1, .budget.tokens = 50};
-  failing_rig rig;
-  test_sequence twin, sequence;
-  failing_init(&rig);
-  make_twins(&rig, &policy, &twin, &sequence);
-  sequence_evict(&twin, &policy, NULL);
-  unsigned n_failures = 0;
-  for (laprox_result result = LAPROX_ERROR_OUT_OF_MEMORY; result; n_failures++) {
-    const uint64_t bytes = laprox_context_memory(laprox_device_context(rig.device)).bytes;
-    const long n_live = rig.host.n_live;
-    const unsigned n_errors = rig.host.n_errors;
-    laprox_eviction out;
-    float *scores = NULL;
-    rig.host.fail_at = rig.host.n_allocated + 1 + n_failures;
-    result = sequence_try_evict(&sequence, &policy, &scores, &out);
-    rig.host.fail_at = 0;
-    if (!result) {
-      lpx_release(&rig.host.host, scores);
-      break;
-    }
-    assert_int_equal(result, LAPROX_ERROR_OUT_OF_MEMORY);
-    assert_null(scores);
-    assert_int_equal(rig.host.n_errors, n_errors + 1);
-    assert_int_equal(rig.host.n_live, n_live);
-    assert_int_equal(laprox_context_memory(laprox_device_context(rig.device)).bytes, bytes);
-    assert_int_equal(sequence.cache.n_tail, 50);
-    if (n_failures % 8 == 0) sequence_expect_rows(&sequence);
-  }
-  print_message("%u allocations failed in turn\n", n_failures);
-  assert_true(n_failures > 20);
-  sequence_expect_same(&twin, &sequence);
-  sequence_finish(&twin);
-  sequence_finish(&sequence);
-  failing_finish(&rig);
-}
-
-/* Growth that fails after some layers leaves tails of different capacity, which must not be noticed. */
-static void test_growth_without_memory(void **state) {
-  (void)state;
-  const laprox_policy policy = {.budget.tokens = 45};
-  failing_rig rig;
-  failing_init(&rig);
-  for (unsigned n = 1, failed = 1; failed; n++) {
-    test_sequence sequence;
-    sequence_init(&sequence, rig.device, &failing_options, 32, NULL);
-    sequence_grow(&sequence, 100);
-    if (n % 2) sequence_evict(&sequence, &policy, NULL);
-    sequence_grow(&sequence, 1);
-    const long n_live = rig.host.n_live;
-    rig.host.fail_at = rig.host.n_allocated + n;
-    failed = lpx_cache_reserve(&sequence.cache, 90, n % 4 < 2) != LAPROX_OK;
-    rig.host.fail_at = 0;
-    assert_int_equal(rig.host.n_live, n_live);
-    sequence_expect_rows(&sequence);
-    if (n % 3 == 0) sequence_evict(&sequence, &policy, NULL);
-    sequence_grow(&sequence, 40);
-    for (uint32_t l = 0; l < 3 && failed; l++)
-      assert_int_equal(sequence.cache.layers[l].tail_capacity, sequence.cache.n_tail);
-    for (int i = 0; i < 60; i++) sequence_grow(&sequence, 1);
-    sequence_expect_rows(&sequence);
-    sequence_evict(&sequence, &policy, NULL);
-    sequence_finish(&sequence);
-    assert_true(n < 100);
-  }
-  failing_finish(&rig);
-}
-
-static void test_copy_without_memory(void **state) {
-  (void)state;
-  const laprox_policy policy = {.budget.tokens = 45};
-  failing_rig rig;
-  test_sequence twin, sequence;
-  failing_init(&rig);
-  make_twins(&rig, &policy, &twin, &sequence);
-  const long n_live = rig.host.n_live;
-  const uint64_t bytes = laprox_context_memory(laprox_device_context(rig.device)).bytes;
-  lpx_cache copy;
-  laprox_result result = LAPROX_ERROR_OUT_OF_MEMORY;
-  for (unsigned n = 1; result; n++) {
-    rig.host.fail_at = rig.host.n_allocated + n;
-    result = lpx_cache_copy(&sequence.cache, &copy);
-    rig.host.fail_at = 0;
-    if (!result) break;
-    assert_int_equal(result, LAPROX_ERROR_OUT_OF_MEMORY);
-    assert_int_equal(rig.host.n_live, n_live);
-    assert_int_equal(laprox_context_memory(laprox_device_context(rig.device)).bytes, bytes);
-  }
-  assert_int_equal(copy.bytes, sequence.cache.bytes);
-  lpx_cache_finish(&copy);
-  assert_int_equal(rig.host.n_live, n_live);
-  sequence_finish(&twin);
-  sequence_finish(&sequence);
-  failing_finish(&rig);
-}
-
 /* ---- all of them ---- */
 
 /* A state of the group would take the place of the tests' own. */
@@ -750,9 +624,6 @@ int main(void) {
       cmocka_unit_test(test_range_too_small),
       cmocka_unit_test(test_bytes_at_5_percent),
       cmocka_unit_test(test_peak_of_growth),
-      cmocka_unit_test(test_eviction_without_memory),
-      cmocka_unit_test(test_growth_without_memory),
-      cmocka_unit_test(test_copy_without_memory),
   };
   enum { N_OTHERS = sizeof others / sizeof *others };
   struct CMUnitTest tests[N_OTHERS + N_SCENARIOS + N_SPLITS];

@@ -3,6 +3,7 @@
 // The sum of a layer's scores from its blocks' sums, by a fixed tree, and its inverse, with which the selection scales.
 // One workgroup.
 #include "index.glsl"
+#include "finite.glsl"
 
 layout(set = 0, binding = 0) readonly buffer Work { float work[]; };
 layout(set = 0, binding = 1) buffer State { uint state[]; };
@@ -28,7 +29,9 @@ void main() {
     if (gl_LocalInvocationIndex < width) tree[gl_LocalInvocationIndex] += tree[gl_LocalInvocationIndex + width];
   }
   if (gl_LocalInvocationIndex != 0) return;
-  const uint scale = floatBitsToUint(push.normalize != 0 && tree[0] > 0.0 ? 1.0 / tree[0] : 1.0);
+  const float inverse = 1.0 / tree[0]; // infinite for the smallest sums there are, and then no scale
+  const bool scaled = push.normalize != 0 && tree[0] > 0.0 && inverse > 0.0 && is_finite(inverse);
+  const uint scale = floatBitsToUint(scaled ? inverse : 1.0);
   state[push.inverse] = scale;
   result[push.scale] = scale;
 }

@@ -136,6 +136,9 @@ void lpx_reduce_append(laprox_binding *binding, uint32_t layer);
 
 laprox_result lpx_select_init(laprox_plan *plan);
 void lpx_select_append(laprox_binding *binding);
+/* A result block that was read back: fails where it is not what a selection can come to. Nothing that a device
+   says may lead beyond an array. */
+laprox_result lpx_select_check(const laprox_plan *plan, const uint32_t *result_words);
 
 laprox_result lpx_compact_init(laprox_plan *plan);
 void lpx_compact_append_scores(laprox_binding *binding);

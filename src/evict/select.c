@@ -114,3 +114,22 @@ void lpx_select_append(laprox_binding *binding) {
   append_small(binding, &plan->protect, &push, plan->n_heads_all);
   lpx_program_mark_step(binding->program);
 }
+
+laprox_result lpx_select_check(const laprox_plan *plan, const uint32_t *result_words) {
+  const uint32_t *cu_seqlens = result_words + plan->result.cu_seqlens;
+  const uint32_t *indices = result_words + plan->result.indices;
+  bool good = cu_seqlens[0] == 0 && cu_seqlens[plan->n_heads_all] == plan->n_kept;
+  for (uint32_t head = 0; head < plan->n_heads_all && good; head++)
+    good = cu_seqlens[head] < cu_seqlens[head + 1] && cu_seqlens[head + 1] <= plan->n_kept;
+  for (uint32_t head = 0; head < plan->n_heads_all && good; head++) {
+    uint32_t least = 0, n_entries = plan->tables[(size_t)head * HEAD_WORDS + HEAD_N_ENTRIES];
+    for (uint32_t row = cu_seqlens[head]; row < cu_seqlens[head + 1] && good; row++) {
+      good = indices[row] >= least && indices[row] < n_entries;
+      least = indices[row] + 1;
+    }
+  }
+  if (good) return LAPROX_OK;
+  return lpx_fail(&plan->context->host, LAPROX_ERROR_VULKAN,
+                  "%s chose impossible entries: its driver computes wrongly",
+                  plan->context->properties.deviceName);
+}

@@ -150,8 +150,9 @@ static laprox_result score_and_select(eviction_run *run, laprox_eviction *out) {
   out->select_ms = (double)(lpx_now_ns() - scored_ns) * 1e-6;
   run->result_words = lpx_allocate(&run->context->host, run->needs.result_bytes, 1);
   if (!run->result_words) return lpx_fail_memory(&run->context->host, "the kept entries");
-  return lpx_queue_download(run->queue, lpx_buffer_whole(&run->result), run->result_words,
-                            run->needs.result_bytes);
+  const laprox_result result = lpx_queue_download(run->queue, lpx_buffer_whole(&run->result),
+                                                  run->result_words, run->needs.result_bytes);
+  return result ? result : lpx_select_check(run->plan, run->result_words);
 }
 
 /* The layer's kept rows in buffers of their own; positions and offsets follow. */

@@ -176,6 +176,7 @@ static laprox_result choose(cut *c) {
   if (!result)
     result =
         lpx_queue_download(c->queue, lpx_buffer_whole(&c->result), c->result_words, c->needs.result_bytes);
+  if (!result) result = lpx_select_check(c->plan, c->result_words);
   return result;
 }
 
