@@ -114,7 +114,7 @@ static const char *const ways[][4] = {{"--budget", "5%", "--prefill", "layerwise
                                       {"--budget", "5%", "--chunk-evict", "256"},
                                       {"--kv", "f16", "--policy", "full"}};
 
-static void expect_plan_kept(const char *prompt, const char *const way[4], const char *kept) {
+static json_t *expect_plan_kept(const char *prompt, const char *const way[4], const char *kept) {
   json_t *plan = RUN("", "--ids", prompt, "-n", "40", way[0], way[1], way[2], way[3], "--dry-run");
   json_t *done = RUN("", "--ids", prompt, "-n", "40", way[0], way[1], way[2], way[3], "--dump-kept", kept);
   const char *peak = "memory_bytes.peak";
@@ -126,7 +126,7 @@ static void expect_plan_kept(const char *prompt, const char *const way[4], const
   if (!strcmp(text_at(done, "stopped"), "length"))
     expect_near(number_at(done, "kv_bytes.at_end"), number_at(plan, "plan.kv.steady"), "kv_bytes.at_end");
   json_decref(plan);
-  json_decref(done);
+  return done;
 }
 
 /* Whichever way a prompt is read, the plan is what is taken. */
@@ -134,8 +134,13 @@ static void test_plans(void **state) {
   (void)state;
   for (size_t i = 0; i < 3; i++) {
     static const char *const kept[4] = {"layerwise.st", "oneshot.st", "chunks.st", "full.st"};
-    for (size_t w = 0; w < 4; w++) expect_plan_kept(ids[i], ways[w], kept[w]);
+    json_t *done[4];
+    for (size_t w = 0; w < 4; w++) done[w] = expect_plan_kept(ids[i], ways[w], kept[w]);
     expect_same_files(kept[0], kept[1]);
+    assert_true(json_equal(at(done[0], "token_ids"), at(done[1], "token_ids")));
+    assert_string_equal(text_at(done[0], "text"), text_at(done[1], "text"));
+    assert_true(number_at(done[0], "memory_bytes.peak") < number_at(done[1], "memory_bytes.peak"));
+    for (size_t w = 0; w < 4; w++) json_decref(done[w]);
   }
 }
 
@@ -191,7 +196,7 @@ static void test_tail(void **state) {
   json_t *free_tail = RUN("", "--ids", ids[0], "--budget", "64", "-n", "60");
   assert_int_equal(json_array_size(at(bounded, "token_ids")), 60);
   assert_true(number_at(bounded, "most_entries") == 64 + 16);
-  assert_true(number_at(bounded, "evictions") == 1 + 58 / 16);
+  assert_true(number_at(bounded, "evictions") == 1 + 3);
   assert_true(number_at(free_tail, "most_entries") == 64 + 59);
   assert_true(number_at(free_tail, "evictions") == 1);
   json_decref(bounded);
@@ -314,18 +319,9 @@ static void test_talk_text(void **state) {
 
 static void test_context_is_full(void **state) {
   (void)state;
-  static const char *const small[] = {"run",
-                                      "small.gguf",
-                                      "-p",
-                                      "A document of some sixty tokens, for every "
-                                      "letter of it is a token of its own.",
-                                      "--interactive",
-                                      "--budget",
-                                      "40",
-                                      "-n",
-                                      "8",
-                                      "--json",
-                                      NULL};
+  static const char document[] = "For every letter of this document of some eighty there is a token.";
+  const char *const small[] = {"run", "small.gguf", "-p",     document, "--interactive", "--budget", "40",
+                               "-n",  "8",          "--json", NULL};
   expect_refusal(small, "What?\nWhy is it that a question can be too long?\n",
                  "small.gguf reads 100 at most");
 }

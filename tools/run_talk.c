@@ -9,41 +9,41 @@
 
 enum { MAX_LINE_BYTES = 16 << 20 };
 
+typedef struct line {
+  char *text;
+  size_t n, room;
+} line;
+
 typedef struct talk {
   run *r;
-  char *line;
-  size_t n_line, line_room;
   cli_prompt next; /* what is to be read next */
   json_t *turns;
   uint32_t n_turns;
 } talk;
 
-static int append_character(talk *t, int character) {
-  if (t->n_line == t->line_room) {
-    const size_t room = 2 * t->line_room + 256;
-    char *larger = room <= MAX_LINE_BYTES ? realloc(t->line, room) : NULL;
-    if (!larger) return fail_impossible("standard input: a line of more than %zu bytes", t->n_line);
-    t->line = larger;
-    t->line_room = room;
+static int append_character(line *to, int character) {
+  if (to->n == to->room) {
+    const size_t room = 2 * to->room + 256;
+    char *larger = room <= MAX_LINE_BYTES ? realloc(to->text, room) : NULL;
+    if (!larger) return fail_impossible("standard input: a line of more than %zu bytes", to->n);
+    to->text = larger;
+    to->room = room;
   }
-  t->line[t->n_line++] = (char)character;
+  to->text[to->n++] = (char)character;
   return EXIT_DONE;
 }
 
-/* The next line that is not empty, without its end; *at_end where there is none. */
-static int read_line(talk *t, bool *at_end) {
+/* The next line that is not empty, without its end; none at the end of the input. */
+static int read_line(line *to, bool prompts) {
   int status = EXIT_DONE, character = 0;
-  *at_end = false;
-  for (t->n_line = 0; !status && !(t->n_line && character == '\n');) {
-    if (t->n_line == 0 && isatty(STDIN_FILENO) && !t->r->c->opt.json) fputs("> ", stderr);
+  for (to->n = 0; !status && character != EOF && !to->n;) {
+    if (prompts) fputs("> ", stderr);
     while (!status && (character = getc(stdin)) != EOF && character != '\n')
-      status = append_character(t, character);
-    if (t->n_line && t->line[t->n_line - 1] == '\r') t->n_line--;
-    if (character == EOF) break;
+      status = append_character(to, character);
+    if (to->n && to->text[to->n - 1] == '\r') to->n--;
   }
   if (!status && interrupted()) return fail_impossible("interrupted");
   if (!status && ferror(stdin)) return fail_impossible("standard input: %s", strerror(errno));
-  *at_end = t->n_line == 0;
   return status;
 }
 
@@ -52,11 +52,11 @@ static bool is_too_much(const run *r, size_t n) {
   return r->c->opt.has_budget && laprox_session_n_tail(r->session) + n > r->c->opt.tail;
 }
 
-static int read_question(talk *t) {
+static int read_question(talk *t, const line *question) {
   run *r = t->r;
   const bool before = r->c->opt.evict_before_question;
   const bool is_first = !laprox_session_n_tokens(r->session) && !t->next.n;
-  int status = cli_tokenize(r->c, t->line, t->n_line, is_first, &t->next);
+  int status = cli_tokenize(r->c, question->text, question->n, is_first, &t->next);
   if (!status && before && is_too_much(r, 0)) status = run_evict(r);
   if (!status) status = run_read(r, t->next.tokens, t->next.n, !before && is_too_much(r, t->next.n));
   return status;
@@ -78,9 +78,9 @@ static int carry_on(talk *t, const answer *a) {
   return EXIT_DONE;
 }
 
-static int take_turn(talk *t) {
+static int take_turn(talk *t, const line *question) {
   answer a = {0};
-  int status = read_question(t);
+  int status = read_question(t, question);
   if (!status) run_take_stock(t->r);
   if (!status) status = run_answer(t->r, &a);
   if (!status) status = add_turn(t, &a);
@@ -103,11 +103,13 @@ static int begin(talk *t) {
 
 int run_talk(run *r) {
   talk t = {.r = r};
-  bool at_end = false;
+  line question = {0};
+  const bool prompts = isatty(STDIN_FILENO) && !r->c->opt.json;
   int status = begin(&t);
-  while (!status && !at_end) {
-    status = read_line(&t, &at_end);
-    if (!status && !at_end) status = take_turn(&t);
+  while (!status) {
+    status = read_line(&question, prompts);
+    if (status || !question.n) break;
+    status = take_turn(&t, &question);
   }
   if (!status) {
     status = run_report_talk(r, t.turns, t.n_turns);
@@ -115,6 +117,6 @@ int run_talk(run *r) {
   }
   json_decref(t.turns);
   cli_prompt_finish(&t.next);
-  free(t.line);
+  free(question.text);
   return status;
 }
