@@ -54,11 +54,11 @@ static void test_chunk_lengths(void **state) {
     uint32_t chunk;
     laprox_dtype dtype;
   } cases[] = {{70, 1, LAPROX_DTYPE_F32},    {151, 7, LAPROX_DTYPE_F32},  {151, 7, LAPROX_DTYPE_F16},
-               {300, 64, LAPROX_DTYPE_F32},  {600, 64, LAPROX_DTYPE_F16}, {300, 4096, LAPROX_DTYPE_F32},
-               {600, 256, LAPROX_DTYPE_F16}, {300, 129, LAPROX_DTYPE_F16}};
+               {300, 64, LAPROX_DTYPE_F32},  {400, 64, LAPROX_DTYPE_F16}, {300, 4096, LAPROX_DTYPE_F32},
+               {400, 256, LAPROX_DTYPE_F16}, {300, 129, LAPROX_DTYPE_F16}};
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     const double tolerance = cases[i].dtype == LAPROX_DTYPE_F16 ? TOLERANCE_F16 : TOLERANCE_F32;
-    const laprox_session_info whole_info = {.kv_dtype = cases[i].dtype, .chunk = 600},
+    const laprox_session_info whole_info = {.kv_dtype = cases[i].dtype, .chunk = 400},
                               info = {.kv_dtype = cases[i].dtype, .chunk = cases[i].chunk};
     laprox_session *whole = make_with(&whole_info), *chunked = make_with(&info);
     read_tokens(whole, cases[i].n_tokens);
@@ -251,7 +251,7 @@ static void test_capture(void **state) {
       {.kind = LAPROX_POLICY_SNAPKV, .budget.share = 0.05},
       {.kind = LAPROX_POLICY_SNAPKV, .scope = LAPROX_SCOPE_GLOBAL, .window = 20, .budget.share = 0.4},
   };
-  laprox_session *session = make_at(1300);
+  laprox_session *session = make_at(900);
   decode_tokens(session, 45); /* a dense prefix and a tail */
   assert_int_equal(laprox_session_capture(session, CAPTURE), LAPROX_OK);
   for (size_t i = 0; i < sizeof policies / sizeof *policies; i++) {
@@ -262,9 +262,10 @@ static void test_capture(void **state) {
     assert_int_equal(laprox_session_evict(fork, &policies[i], &out), LAPROX_OK);
     assert_int_equal(laprox_session_dump_kept(fork, KEPT), LAPROX_OK);
     assert_int_equal(laprox_evict_file(rig.gpu->device, &info, &report), LAPROX_OK);
-    assert_int_equal(report.n_tokens, 1345);
+    assert_int_equal(report.n_tokens, 945);
     assert_int_equal(report.eviction.kept, out.kept);
-    assert_int_equal(out.kept, N_HEADS * (uint64_t)floor(policies[i].budget.share * 1345 + 0.5));
+    const double wanted = floor(policies[i].budget.share * 945 + 0.5);
+    assert_int_equal(out.kept, N_HEADS * (uint64_t)fmax(wanted, 33));
     expect_same_lists(KEPT, EVICTED);
     laprox_evict_file_report_finish(rig.gpu->device, &report);
     assert_int_equal(laprox_session_capture(fork, CAPTURE), LAPROX_ERROR_INVALID_ARGUMENT); /* evicted */
@@ -396,7 +397,7 @@ static void test_needles(void **state) {
   FILE *file = fopen(data_path(path, "prompts/needle_1024.jsonl"), "r");
   unsigned n_asked = 0, n_right[2] = {0};
   assert_non_null(file);
-  while (n_asked < 5) {
+  while (n_asked < 4) {
     json_error_t error;
     json_t *task = json_loadf(file, JSON_DISABLE_EOF_CHECK, &error);
     assert_non_null(task);
