@@ -313,7 +313,7 @@ static void test_talk_text(void **state) {
       " 48213. Question: What is the secret number of the rusty lantern? Answer:\n");
   assert_int_equal(done.status, 0);
   assert_string_equal(done.out, " 48213\n");
-  assert_non_null(strstr(done.err, "1 turns"));
+  assert_non_null(strstr(done.err, "1 turn\n"));
   program_finish(&done);
 }
 

@@ -86,7 +86,8 @@ int run_report(run *r, const answer *a) {
 int run_report_talk(run *r, json_t *turns, uint32_t n_turns) {
   run_take_stock(r);
   if (!r->c->opt.json) {
-    fprintf(stderr, "\nprompt    %u tokens in %u turns\n", laprox_session_n_tokens(r->session), n_turns);
+    fprintf(stderr, "\nprompt    %u tokens in %u turn%s\n", laprox_session_n_tokens(r->session), n_turns,
+            n_turns == 1 ? "" : "s");
     print_common(r);
     return EXIT_DONE;
   }
