@@ -88,7 +88,7 @@ static json_int_t number(const json_t *row, const char *key) {
 
 static void test_eval(void **state) {
   (void)state;
-  write_tasks("tasks.jsonl", 4);
+  write_tasks("tasks.jsonl", 3);
   json_t *root =
       run_json((const char *const[]){"eval", "MODEL", "--tasks", "tasks.jsonl", "--budgets", "100%,10%",
                                      "--policies", "laprox,streaming", "--json", NULL});
@@ -101,10 +101,10 @@ static void test_eval(void **state) {
     assert_string_equal(json_string_value(json_object_get(row, "policy")), policies[i]);
     assert_string_equal(json_string_value(json_object_get(row, "budget")), budgets[i]);
     assert_string_equal(json_string_value(json_object_get(row, "task")), "single");
-    assert_int_equal(number(row, "n"), 4);
+    assert_int_equal(number(row, "n"), 3);
     assert_in_range(number(row, "n_tokens"), 450, 512);
     assert_int_equal(number(row, "kv_bytes") > 500000, i == 0);
-    if (i < 2) assert_int_equal(number(row, "correct"), 4);
+    if (i < 2) assert_int_equal(number(row, "correct"), 3);
     if (i == 2) assert_in_range(number(row, "correct"), 0, 1);
   }
   json_decref(root);
