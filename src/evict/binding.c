@@ -26,7 +26,7 @@ VkDeviceSize lpx_segment_bytes(const laprox_plan *plan, uint32_t layer, uint32_t
     const VkDeviceSize end = (VkDeviceSize)row[HEAD_ROW + 2 * segment] + row[HEAD_ROWS + 2 * segment];
     if (end > rows) rows = end;
   }
-  return rows * plan->shape.head_dim * (plan->dtype == LAPROX_DTYPE_F32 ? 4 : 2);
+  return rows * lpx_plan_row_bytes(plan);
 }
 
 static laprox_result check_buffer(const laprox_plan *plan, const char *what, laprox_buffer buffer,

@@ -15,7 +15,7 @@ typedef struct scores_push {
 } scores_push;
 
 static uint32_t row_words(const laprox_plan *plan) {
-  return plan->shape.head_dim / (plan->dtype == LAPROX_DTYPE_F32 ? 1 : 2);
+  return (uint32_t)lpx_plan_row_bytes(plan) / 4;
 }
 
 laprox_result lpx_compact_init(laprox_plan *plan) {
@@ -62,7 +62,7 @@ static void append_in_place(laprox_compaction *compaction, const laprox_compacti
   uint32_t residual = 0;
   const laprox_buffer range =
       lpx_head_group_range(plan, info->layer, 0, head, end, rows, &push.first_row, &residual);
-  push.residual = residual * (plan->dtype == LAPROX_DTYPE_F32 ? 4 : 2) / 4;
+  push.residual = (uint32_t)laprox_dtype_bytes(plan->dtype, residual) / 4;
   const laprox_buffer ranges[] = {range,
                                   lpx_buffer_part(info->result, 0, (VkDeviceSize)plan->result.n_words * 4)};
   lpx_program_dispatch(compaction->program, &plan->compact_in_place, ranges, &push, sizeof push,
@@ -70,14 +70,10 @@ static void append_in_place(laprox_compaction *compaction, const laprox_compacti
                        range.size);
 }
 
-static VkDeviceSize row_bytes(const laprox_plan *plan) {
-  return (VkDeviceSize)plan->shape.head_dim * (plan->dtype == LAPROX_DTYPE_F32 ? 4 : 2);
-}
-
 /* Fewer heads where what two segments keep of them would not fit one binding of the destination. */
 static uint32_t limit_end(const laprox_plan *plan, const uint32_t *cu_seqlens, uint32_t head, uint32_t end) {
   const VkDeviceSize room = plan->context->max_range - plan->context->range_alignment;
-  while (end > head + 1 && (cu_seqlens[end] - cu_seqlens[head]) * row_bytes(plan) > room) end--;
+  while (end > head + 1 && (cu_seqlens[end] - cu_seqlens[head]) * lpx_plan_row_bytes(plan) > room) end--;
   return end;
 }
 
@@ -97,15 +93,15 @@ static void append_heads(laprox_compaction *compaction, const laprox_compaction_
   uint64_t n_groups = 0;
   for (uint32_t h = head; h < end; h++)
     n_groups += (cu_seqlens[h + 1] - cu_seqlens[h] + COMPACT_ROWS - 1) / COMPACT_ROWS;
-  const VkDeviceSize to_bytes = (cu_seqlens[end] - cu_seqlens[head]) * row_bytes(plan);
+  const VkDeviceSize to_bytes = (cu_seqlens[end] - cu_seqlens[head]) * lpx_plan_row_bytes(plan);
   if (!to_bytes || lpx_head_group_empty(plan, info->layer, segment, head, end)) return;
   VkDeviceSize to_before = 0;
   uint32_t residual = 0;
   const laprox_buffer source_range =
       lpx_head_group_range(plan, info->layer, segment, head, end, source, &push.source_row, &residual);
-  push.source_residual = residual * (plan->dtype == LAPROX_DTYPE_F32 ? 4 : 2) / 4;
+  push.source_residual = (uint32_t)laprox_dtype_bytes(plan->dtype, residual) / 4;
   const laprox_buffer to_range = lpx_buffer_aligned_part(
-      plan->context, to, (cu_seqlens[head] - cu_seqlens[0]) * row_bytes(plan), to_bytes, &to_before);
+      plan->context, to, (cu_seqlens[head] - cu_seqlens[0]) * lpx_plan_row_bytes(plan), to_bytes, &to_before);
   push.to_residual = (uint32_t)(to_before / 4);
   const laprox_buffer ranges[] = {
       source_range, lpx_buffer_part(info->result, 0, (VkDeviceSize)plan->result.n_words * 4), to_range};
@@ -149,7 +145,7 @@ static laprox_result check_info(const laprox_plan *plan, const laprox_compaction
   if (info->in_place && plan->n_segments != 1)
     return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
                     "laprox_compaction_create: a cache of two segments can't be packed in place");
-  return check_buffers(plan, info, (cu_seqlens[plan->shape.n_kv_heads] - cu_seqlens[0]) * row_bytes(plan));
+  return check_buffers(plan, info, (cu_seqlens[plan->shape.n_kv_heads] - cu_seqlens[0]) * lpx_plan_row_bytes(plan));
 }
 
 /* Whether bindings of different dispatches may overlap: they are rounded down to the device's alignment,

@@ -117,6 +117,9 @@ bool lpx_head_group_next(const laprox_plan *plan, uint32_t layer, uint32_t item_
 /* How many items of this cost one dispatch may take. */
 uint32_t lpx_items_at_once(const laprox_plan *plan, uint64_t item_cost);
 
+/* Of one entry of K or V. */
+VkDeviceSize lpx_plan_row_bytes(const laprox_plan *plan);
+
 /* Whether the policy looks at attention, and at values. */
 bool lpx_plan_uses_attention(const laprox_plan *plan);
 bool lpx_plan_uses_values(const laprox_plan *plan);

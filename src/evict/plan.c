@@ -23,8 +23,8 @@ static uint32_t divide_up(uint32_t a, uint32_t b) {
   return a / b + (a % b != 0);
 }
 
-static uint32_t element_bytes(const laprox_plan *plan) {
-  return plan->dtype == LAPROX_DTYPE_F32 ? 4 : 2;
+VkDeviceSize lpx_plan_row_bytes(const laprox_plan *plan) {
+  return laprox_dtype_bytes(plan->dtype, plan->shape.head_dim);
 }
 
 /* ---- tables ---- */
@@ -104,10 +104,8 @@ static void fill_runs(const laprox_plan *plan, lpx_selection *selection, const u
       if (block_heads[block + count] / selection->heads_per_problem != problem ||
           (block + count) % binding_blocks == 0)
         break;
-    if (out) {
-      out[2 * selection->n_runs] = block;
-      out[2 * selection->n_runs + 1] = count;
-    }
+    out[2 * selection->n_runs] = block;
+    out[2 * selection->n_runs + 1] = count;
     selection->n_runs++;
   }
 }
@@ -288,7 +286,7 @@ static uint64_t group_bytes(const laprox_plan *plan, uint32_t layer, uint32_t se
   const uint32_t *first = lpx_head_row(plan, layer, head), *last = lpx_head_row(plan, layer, end_head - 1);
   const uint64_t rows =
       (uint64_t)last[HEAD_ROW + 2 * segment] + last[HEAD_ROWS + 2 * segment] - first[HEAD_ROW + 2 * segment];
-  return rows * plan->shape.head_dim * element_bytes(plan);
+  return rows * lpx_plan_row_bytes(plan);
 }
 
 bool lpx_head_group_empty(const laprox_plan *plan, uint32_t layer, uint32_t segment, uint32_t head,
@@ -308,12 +306,12 @@ laprox_buffer lpx_head_group_range(const laprox_plan *plan, uint32_t layer, uint
                                    uint32_t end_head, laprox_buffer whole, uint32_t *first_row,
                                    uint32_t *residual) {
   *first_row = lpx_head_row(plan, layer, head)[HEAD_ROW + 2 * segment];
-  const VkDeviceSize row_bytes = (VkDeviceSize)plan->shape.head_dim * element_bytes(plan);
+  const VkDeviceSize row_bytes = lpx_plan_row_bytes(plan);
   VkDeviceSize before = 0;
   const laprox_buffer range =
       lpx_buffer_aligned_part(plan->context, whole, *first_row * row_bytes,
                               group_bytes(plan, layer, segment, head, end_head), &before);
-  *residual = (uint32_t)(before / element_bytes(plan));
+  *residual = (uint32_t)(before / laprox_dtype_bytes(plan->dtype, 1));
   return range;
 }
 

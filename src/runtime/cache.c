@@ -8,7 +8,7 @@
 #define TAIL_STEP 32
 
 uint64_t lpx_cache_row_bytes(const lpx_cache *cache) {
-  return (uint64_t)cache->shape.head_dim * (cache->dtype == LAPROX_DTYPE_F32 ? 4 : 2);
+  return laprox_dtype_bytes(cache->dtype, cache->shape.head_dim);
 }
 
 void lpx_cache_count_bytes(lpx_cache *cache) {

@@ -23,7 +23,7 @@ typedef struct course {
 /* K and V of so many entries in each head of a layer. */
 static uint64_t layer_bytes(const estimate *e, uint64_t n_entries) {
   const laprox_shape *shape = &e->model->shape;
-  const uint64_t element_bytes = e->session.kv_dtype == LAPROX_DTYPE_F32 ? 4 : 2;
+  const uint64_t element_bytes = laprox_dtype_bytes(e->session.kv_dtype, 1);
   return 2 * n_entries * shape->n_kv_heads * shape->head_dim * element_bytes;
 }
 
