@@ -145,7 +145,8 @@ static laprox_result check_info(const laprox_plan *plan, const laprox_compaction
   if (info->in_place && plan->n_segments != 1)
     return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
                     "laprox_compaction_create: a cache of two segments can't be packed in place");
-  return check_buffers(plan, info, (cu_seqlens[plan->shape.n_kv_heads] - cu_seqlens[0]) * lpx_plan_row_bytes(plan));
+  return check_buffers(plan, info,
+                       (cu_seqlens[plan->shape.n_kv_heads] - cu_seqlens[0]) * lpx_plan_row_bytes(plan));
 }
 
 /* Whether bindings of different dispatches may overlap: they are rounded down to the device's alignment,

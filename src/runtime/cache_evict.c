@@ -1,7 +1,7 @@
 /* cache_evict.c: one eviction of a cache: plan, score, select, read the counts back, pack layer by layer,
  * free. */
-#include "evict/evict.h"
 #include "runtime/cache.h"
+#include "runtime/pass.h"
 
 #include <string.h>
 
@@ -10,14 +10,10 @@ typedef struct eviction_run {
   const lpx_cache_eviction *eviction;
   laprox_context *context;
   lpx_queue *queue;
-  laprox_plan *plan;
-  laprox_binding *binding;
-  laprox_requirements needs;
-  lpx_buffer scratch, scores, result;
+  lpx_pass pass;
   uint32_t *cu_seqlens; /* of the plan's segments: n_layers x (n_kv_heads + 1) */
   uint32_t *head_sinks;
   laprox_layer_buffers *layers;
-  uint32_t *result_words; /* the result block, read back */
 } eviction_run;
 
 static uint32_t leading_sinks(const lpx_cache *cache, uint32_t layer, uint32_t head, uint32_t n_sinks) {
@@ -93,7 +89,7 @@ static laprox_result make_plan(eviction_run *run) {
   result =
       lpx_budget_resolve(&run->context->host, &rules, &eviction->policy->budget, cache->n_tokens, &budget);
   if (result || budget == UINT32_MAX) {
-    run->needs.budget = budget;
+    run->pass.needs.budget = budget;
     return result;
   }
   if (eviction->queries && eviction->query_rows < rules.window)
@@ -106,26 +102,7 @@ static laprox_result make_plan(eviction_run *run) {
   if (!result) result = lpx_cache_reserve(run->cache, 0, true);
   if (!result) result = describe(run, &rules, &info);
   info.head_sinks = run->head_sinks;
-  if (!result) result = laprox_plan_create(run->context, &info, &run->plan);
-  if (!result) laprox_plan_requirements(run->plan, &run->needs);
-  return result;
-}
-
-static laprox_result make_binding(eviction_run *run) {
-  const laprox_requirements *needs = &run->needs;
-  laprox_context *context = run->context;
-  laprox_result result =
-      lpx_buffer_init(context, LPX_MEMORY_DEVICE, needs->scratch_bytes, "eviction scratch", &run->scratch);
-  if (!result)
-    result = lpx_buffer_init(context, LPX_MEMORY_DEVICE, needs->scores_bytes, "scores", &run->scores);
-  if (!result)
-    result = lpx_buffer_init(context, LPX_MEMORY_DEVICE, needs->result_bytes, "kept entries", &run->result);
-  if (result) return result;
-  const laprox_binding_info info = {.layers = run->layers,
-                                    .scratch = lpx_buffer_whole(&run->scratch),
-                                    .scores = lpx_buffer_whole(&run->scores),
-                                    .result = lpx_buffer_whole(&run->result)};
-  return laprox_binding_create(run->plan, &info, &run->binding);
+  return result ? result : lpx_pass_init(run->context, &info, &run->pass);
 }
 
 static laprox_result report_progress(const eviction_run *run, double fraction) {
@@ -140,19 +117,15 @@ static laprox_result score_and_select(eviction_run *run, laprox_eviction *out) {
   uint64_t scored_ns = start_ns;
   for (uint32_t l = 0; l <= n_layers; l++) {
     uint32_t first, count;
-    laprox_binding_layer_steps(run->binding, l, &first, &count);
-    laprox_result result = lpx_queue_run_steps(run->queue, run->binding->program, first, count, NULL);
+    laprox_binding_layer_steps(run->pass.binding, l, &first, &count);
+    laprox_result result = lpx_queue_run_steps(run->queue, run->pass.binding->program, first, count, NULL);
     if (!result) result = report_progress(run, (double)l / (n_layers + 1));
     if (result) return result;
     if (l + 1 == n_layers) scored_ns = lpx_now_ns();
   }
   out->score_ms = (double)(scored_ns - start_ns) * 1e-6;
   out->select_ms = (double)(lpx_now_ns() - scored_ns) * 1e-6;
-  run->result_words = lpx_allocate(&run->context->host, run->needs.result_bytes, 1);
-  if (!run->result_words) return lpx_fail_memory(&run->context->host, "the kept entries");
-  const laprox_result result = lpx_queue_download(run->queue, lpx_buffer_whole(&run->result),
-                                                  run->result_words, run->needs.result_bytes);
-  return result ? result : lpx_select_check(run->plan, run->result_words);
+  return lpx_pass_read_result(run->queue, &run->pass);
 }
 
 /* The layer's kept rows in buffers of their own; positions and offsets follow. */
@@ -169,18 +142,18 @@ static laprox_result pack(eviction_run *run, uint32_t layer, const uint32_t *cu_
   if (result) return result;
   const laprox_compaction_info info = {.layer = layer,
                                        .source = run->layers[layer],
-                                       .result = lpx_buffer_whole(&run->result),
+                                       .result = lpx_buffer_whole(&run->pass.result),
                                        .cu_seqlens = cu_seqlens,
                                        .key = lpx_buffer_whole(&packed->prefix_key),
                                        .value = lpx_buffer_whole(&packed->prefix_value)};
   laprox_compaction *compaction = NULL;
-  result = laprox_compaction_create(run->plan, &info, &compaction);
+  result = laprox_compaction_create(run->pass.plan, &info, &compaction);
   if (!result) result = lpx_queue_run(run->queue, compaction->program, NULL);
   laprox_compaction_destroy(compaction);
   packed->positions = lpx_allocate(&run->context->host, own[n_heads] - own[0], sizeof *packed->positions);
   if (!result && !packed->positions) result = lpx_fail_memory(&run->context->host, "positions");
   if (result) return result;
-  const uint32_t *indices = run->result_words + run->plan->result.indices;
+  const uint32_t *indices = run->pass.result_words + run->pass.plan->result.indices;
   for (uint32_t head = 0; head < n_heads; head++)
     for (uint32_t row = own[head]; row < own[head + 1]; row++)
       packed->positions[row - own[0]] = lpx_cache_position(cache, layer, head, indices[row]);
@@ -211,7 +184,7 @@ static laprox_result compact(eviction_run *run, laprox_eviction *out) {
   const laprox_host *host = &run->context->host;
   const uint32_t n_layers = cache->shape.n_layers;
   const uint64_t start_ns = lpx_now_ns();
-  const uint32_t *cu_seqlens = run->result_words + run->plan->result.cu_seqlens;
+  const uint32_t *cu_seqlens = run->pass.result_words + run->pass.plan->result.cu_seqlens;
   lpx_cache_layer *packed = lpx_allocate(host, n_layers, sizeof *packed);
   if (!packed) return lpx_fail_memory(host, "an eviction");
   laprox_result result = LAPROX_OK;
@@ -240,18 +213,19 @@ static laprox_result compact(eviction_run *run, laprox_eviction *out) {
 
 /* Pooled and scaled scores of all candidates, heads after heads. */
 static laprox_result read_scores(eviction_run *run) {
-  const laprox_plan *plan = run->plan;
+  const laprox_plan *plan = run->pass.plan;
   const laprox_host *host = &run->context->host;
-  float *blocks = lpx_allocate(host, run->needs.scores_bytes, 1);
-  float *scores = lpx_allocate(host, run->needs.scores_bytes, 1);
+  float *blocks = lpx_allocate(host, run->pass.needs.scores_bytes, 1);
+  float *scores = lpx_allocate(host, run->pass.needs.scores_bytes, 1);
   laprox_result result = blocks && scores ? LAPROX_OK : lpx_fail_memory(host, "scores");
-  if (!result && run->needs.scores_bytes)
-    result = lpx_queue_download(run->queue, lpx_buffer_whole(&run->scores), blocks, run->needs.scores_bytes);
+  if (!result && run->pass.needs.scores_bytes)
+    result = lpx_queue_download(run->queue, lpx_buffer_whole(&run->pass.scores), blocks,
+                                run->pass.needs.scores_bytes);
   size_t n = 0;
   for (uint32_t i = 0; i < plan->n_heads_all && !result; i++) {
     const uint32_t *row = plan->tables + (size_t)i * HEAD_WORDS;
     float scale;
-    memcpy(&scale, run->result_words + plan->result.counters + 2 * (i / plan->shape.n_kv_heads) + 1,
+    memcpy(&scale, run->pass.result_words + plan->result.counters + 2 * (i / plan->shape.n_kv_heads) + 1,
            sizeof scale);
     for (uint32_t c = 0; c < row[HEAD_N_CANDIDATES]; c++)
       scores[n++] = blocks[(size_t)row[HEAD_FIRST_BLOCK] * BLOCK_ENTRIES + c] * scale;
@@ -265,23 +239,18 @@ static laprox_result read_scores(eviction_run *run) {
 }
 
 static void report(const eviction_run *run, laprox_eviction *out) {
-  out->budget = run->needs.budget;
-  out->kept = run->needs.n_kept;
+  out->budget = run->pass.needs.budget;
+  out->kept = run->pass.needs.n_kept;
   for (uint32_t l = 0; l < run->cache->shape.n_layers; l++)
-    out->nonfinite_scores += run->result_words[run->plan->result.counters + 2 * l];
+    out->nonfinite_scores += run->pass.result_words[run->pass.plan->result.counters + 2 * l];
 }
 
 static void finish(eviction_run *run) {
   const laprox_host *host = &run->context->host;
-  laprox_binding_destroy(run->binding);
-  laprox_plan_destroy(run->plan);
-  lpx_buffer_finish(run->context, &run->scratch);
-  lpx_buffer_finish(run->context, &run->scores);
-  lpx_buffer_finish(run->context, &run->result);
+  lpx_pass_finish(run->context, &run->pass);
   lpx_release(host, run->cu_seqlens);
   lpx_release(host, run->head_sinks);
   lpx_release(host, run->layers);
-  lpx_release(host, run->result_words);
 }
 
 static uint64_t count_entries(const lpx_cache *cache) {
@@ -304,11 +273,11 @@ laprox_result lpx_cache_evict(lpx_cache *cache, const lpx_cache_eviction *evicti
   if (eviction->scores) *eviction->scores = NULL;
   laprox_result result = make_plan(&run);
   const uint64_t n_entries = count_entries(cache);
-  if (!result && (run.needs.budget == UINT32_MAX || run.needs.n_kept == n_entries)) {
-    out->budget = run.needs.budget == UINT32_MAX ? cache->n_tokens : run.needs.budget;
+  if (!result && (run.pass.needs.budget == UINT32_MAX || run.pass.needs.n_kept == n_entries)) {
+    out->budget = run.pass.needs.budget == UINT32_MAX ? cache->n_tokens : run.pass.needs.budget;
     out->kept = n_entries;
   } else if (!result) {
-    result = make_binding(&run);
+    result = lpx_pass_bind(run.context, run.layers, &run.pass);
     if (!result) result = score_and_select(&run, out);
     if (!result && eviction->scores) result = read_scores(&run);
     if (!result) report(&run, out);

@@ -1,6 +1,6 @@
 /* layerwise.c: the running selection and the packing of layers in little memory. */
 #include "runtime/layerwise.h"
-#include "evict/evict.h"
+#include "runtime/pass.h"
 
 #include <string.h>
 
@@ -11,13 +11,9 @@ typedef struct cut {
   laprox_context *context;
   lpx_queue *queue;
   uint32_t newest;
-  laprox_plan *plan;
-  laprox_binding *binding;
-  laprox_requirements needs;
-  lpx_buffer scratch, scores, result;
+  lpx_pass pass;
   laprox_layer_buffers *layers;
   uint32_t *old_cu_seqlens; /* newest + 1 times (n_kv_heads + 1) */
-  uint32_t *result_words;
 } cut;
 
 static uint32_t n_heads(const lpx_cache *cache) {
@@ -112,9 +108,7 @@ static laprox_result make_plan(cut *c) {
                            .layer_scales = layerwise->layer_scales,
                            .retain_scores = true};
   info.shape.n_layers = c->newest + 1;
-  const laprox_result result = laprox_plan_create(c->context, &info, &c->plan);
-  if (!result) laprox_plan_requirements(c->plan, &c->needs);
-  return result;
+  return lpx_pass_init(c->context, &info, &c->pass);
 }
 
 /* Scores of the layers before go to where the new plan wants them; everything else is no candidate. */
@@ -125,16 +119,17 @@ static laprox_result carry_scores(cut *c) {
   lpx_program *program = NULL;
   laprox_result result = lpx_program_create(c->context, "carrying scores", &program);
   if (result) return result;
-  lpx_program_fill(program, lpx_buffer_whole(&c->scores), bits);
+  lpx_program_fill(program, lpx_buffer_whole(&c->pass.scores), bits);
   lpx_program_barrier(program);
   for (uint32_t i = 0; i < c->newest * n_heads(c->cache); i++) {
     const uint32_t layer = i / n_heads(c->cache), head = i % n_heads(c->cache);
     const VkDeviceSize bytes =
-        (VkDeviceSize)lpx_head_row(c->plan, layer, head)[HEAD_N_CANDIDATES] * sizeof(float);
+        (VkDeviceSize)lpx_head_row(c->pass.plan, layer, head)[HEAD_N_CANDIDATES] * sizeof(float);
     lpx_program_copy(
         program,
         lpx_buffer_part(lpx_buffer_whole(&c->layerwise->scores), c->layerwise->score_offsets[i], bytes),
-        lpx_buffer_part(lpx_buffer_whole(&c->scores), laprox_plan_score_offset(c->plan, layer, head), bytes));
+        lpx_buffer_part(lpx_buffer_whole(&c->pass.scores),
+                        laprox_plan_score_offset(c->pass.plan, layer, head), bytes));
   }
   result = lpx_program_finish_building(program);
   if (!result) result = lpx_queue_run(c->queue, program, NULL);
@@ -142,48 +137,26 @@ static laprox_result carry_scores(cut *c) {
   return result;
 }
 
-static laprox_result make_binding(cut *c) {
-  const laprox_requirements *needs = &c->needs;
-  laprox_result result =
-      lpx_buffer_init(c->context, LPX_MEMORY_DEVICE, needs->scratch_bytes, "eviction scratch", &c->scratch);
-  if (!result)
-    result = lpx_buffer_init(c->context, LPX_MEMORY_DEVICE, needs->scores_bytes, "scores", &c->scores);
-  if (!result)
-    result = lpx_buffer_init(c->context, LPX_MEMORY_DEVICE, needs->result_bytes, "kept entries", &c->result);
-  if (!result) result = carry_scores(c);
-  if (result) return result;
-  const laprox_binding_info info = {.layers = c->layers,
-                                    .scratch = lpx_buffer_whole(&c->scratch),
-                                    .scores = lpx_buffer_whole(&c->scores),
-                                    .result = lpx_buffer_whole(&c->result)};
-  return laprox_binding_create(c->plan, &info, &c->binding);
-}
-
 static laprox_result choose(cut *c) {
   laprox_eviction *report = &c->layerwise->report;
   uint32_t first, count, select_first, select_count;
-  laprox_binding_layer_steps(c->binding, c->newest, &first, &count);
-  laprox_binding_layer_steps(c->binding, c->newest + 1, &select_first, &select_count);
+  laprox_binding_layer_steps(c->pass.binding, c->newest, &first, &count);
+  laprox_binding_layer_steps(c->pass.binding, c->newest + 1, &select_first, &select_count);
   const uint64_t start_ns = lpx_now_ns();
   /* From step 0: the tables come before the first layer's own steps. */
-  laprox_result result = lpx_queue_run_steps(c->queue, c->binding->program, 0, first + count, NULL);
+  laprox_result result = lpx_queue_run_steps(c->queue, c->pass.binding->program, 0, first + count, NULL);
   const uint64_t scored_ns = lpx_now_ns();
-  if (!result) result = lpx_queue_run_steps(c->queue, c->binding->program, select_first, select_count, NULL);
+  if (!result)
+    result = lpx_queue_run_steps(c->queue, c->pass.binding->program, select_first, select_count, NULL);
   report->score_ms += (double)(scored_ns - start_ns) * 1e-6;
   report->select_ms += (double)(lpx_now_ns() - scored_ns) * 1e-6;
-  c->result_words = lpx_allocate(&c->context->host, c->needs.result_bytes, 1);
-  if (!result && !c->result_words) result = lpx_fail_memory(&c->context->host, "the kept entries");
-  if (!result)
-    result =
-        lpx_queue_download(c->queue, lpx_buffer_whole(&c->result), c->result_words, c->needs.result_bytes);
-  if (!result) result = lpx_select_check(c->plan, c->result_words);
-  return result;
+  return result ? result : lpx_pass_read_result(c->queue, &c->pass);
 }
 
 /* ---- packing ---- */
 
 static const uint32_t *new_rows(const cut *c, uint32_t layer) {
-  return c->result_words + c->plan->result.cu_seqlens + (size_t)layer * n_heads(c->cache);
+  return c->pass.result_words + c->pass.plan->result.cu_seqlens + (size_t)layer * n_heads(c->cache);
 }
 
 static uint32_t kept_rows(const cut *c, uint32_t layer, uint32_t head) {
@@ -202,11 +175,11 @@ static bool has_shrunk(const cut *c, uint32_t layer) {
 static laprox_result pack_in_place(cut *c, uint32_t layer) {
   const laprox_compaction_info info = {.layer = layer,
                                        .source = c->layers[layer],
-                                       .result = lpx_buffer_whole(&c->result),
-                                       .cu_seqlens = c->result_words + c->plan->result.cu_seqlens,
+                                       .result = lpx_buffer_whole(&c->pass.result),
+                                       .cu_seqlens = c->pass.result_words + c->pass.plan->result.cu_seqlens,
                                        .in_place = true};
   laprox_compaction *compaction = NULL;
-  laprox_result result = laprox_compaction_create(c->plan, &info, &compaction);
+  laprox_result result = laprox_compaction_create(c->pass.plan, &info, &compaction);
   if (!result) result = lpx_queue_run(c->queue, compaction->program, NULL);
   laprox_compaction_destroy(compaction);
   return result;
@@ -215,7 +188,7 @@ static laprox_result pack_in_place(cut *c, uint32_t layer) {
 /* Positions and offsets of what a layer keeps. */
 static laprox_result update_books(cut *c, uint32_t layer) {
   lpx_cache_layer *to = &c->cache->layers[layer];
-  const uint32_t *rows = new_rows(c, layer), *indices = c->result_words + c->plan->result.indices;
+  const uint32_t *rows = new_rows(c, layer), *indices = c->pass.result_words + c->pass.plan->result.indices;
   const uint32_t *old = old_rows(c, layer);
   uint32_t *positions = lpx_allocate(&c->context->host, layer_rows(c, layer), sizeof *positions);
   if (!positions) return lpx_fail_memory(&c->context->host, "positions");
@@ -378,28 +351,22 @@ static laprox_result pack(cut *c) {
 static void carry_on(cut *c) {
   lpx_layerwise *layerwise = c->layerwise;
   lpx_buffer_finish(c->context, &layerwise->scores);
-  layerwise->scores = c->scores;
-  c->scores = (lpx_buffer){0};
+  layerwise->scores = c->pass.scores;
+  c->pass.scores = (lpx_buffer){0};
   for (uint32_t i = 0; i < (c->newest + 1) * n_heads(c->cache); i++)
     layerwise->score_offsets[i] =
-        laprox_plan_score_offset(c->plan, i / n_heads(c->cache), i % n_heads(c->cache));
-  const uint32_t *counters = c->result_words + c->plan->result.counters + 2 * (size_t)c->newest;
+        laprox_plan_score_offset(c->pass.plan, i / n_heads(c->cache), i % n_heads(c->cache));
+  const uint32_t *counters = c->pass.result_words + c->pass.plan->result.counters + 2 * (size_t)c->newest;
   memcpy(&layerwise->layer_scales[c->newest], counters + 1, sizeof(float));
   layerwise->report.nonfinite_scores += counters[0];
-  layerwise->report.budget = c->needs.budget;
-  layerwise->report.kept = c->needs.n_kept;
+  layerwise->report.budget = c->pass.needs.budget;
+  layerwise->report.kept = c->pass.needs.n_kept;
 }
 
 static void finish(cut *c) {
-  const laprox_host *host = &c->context->host;
-  laprox_binding_destroy(c->binding);
-  laprox_plan_destroy(c->plan);
-  lpx_buffer_finish(c->context, &c->scratch);
-  lpx_buffer_finish(c->context, &c->scores);
-  lpx_buffer_finish(c->context, &c->result);
-  lpx_release(host, c->layers);
-  lpx_release(host, c->old_cu_seqlens);
-  lpx_release(host, c->result_words);
+  lpx_pass_finish(c->context, &c->pass);
+  lpx_release(&c->context->host, c->layers);
+  lpx_release(&c->context->host, c->old_cu_seqlens);
 }
 
 laprox_result lpx_layerwise_end_layer(lpx_layerwise *layerwise, uint32_t layer) {
@@ -411,7 +378,8 @@ laprox_result lpx_layerwise_end_layer(lpx_layerwise *layerwise, uint32_t layer) 
            .newest = layer};
   laprox_result result = describe(&c);
   if (!result) result = make_plan(&c);
-  if (!result) result = make_binding(&c);
+  if (!result) result = lpx_pass_bind(c.context, c.layers, &c.pass);
+  if (!result) result = carry_scores(&c);
   if (!result) result = choose(&c);
   const uint64_t start_ns = lpx_now_ns();
   if (!result) result = pack(&c);

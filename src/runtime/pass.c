@@ -1,0 +1,43 @@
+/* pass.c: plan, buffers and result of one eviction. */
+#include "runtime/pass.h"
+
+laprox_result lpx_pass_init(laprox_context *context, const laprox_plan_info *info, lpx_pass *out) {
+  const laprox_result result = laprox_plan_create(context, info, &out->plan);
+  if (!result) laprox_plan_requirements(out->plan, &out->needs);
+  return result;
+}
+
+laprox_result lpx_pass_bind(laprox_context *context, const laprox_layer_buffers *layers, lpx_pass *pass) {
+  const laprox_requirements *needs = &pass->needs;
+  laprox_result result =
+      lpx_buffer_init(context, LPX_MEMORY_DEVICE, needs->scratch_bytes, "eviction scratch", &pass->scratch);
+  if (!result)
+    result = lpx_buffer_init(context, LPX_MEMORY_DEVICE, needs->scores_bytes, "scores", &pass->scores);
+  if (!result)
+    result = lpx_buffer_init(context, LPX_MEMORY_DEVICE, needs->result_bytes, "kept entries", &pass->result);
+  if (result) return result;
+  const laprox_binding_info info = {.layers = layers,
+                                    .scratch = lpx_buffer_whole(&pass->scratch),
+                                    .scores = lpx_buffer_whole(&pass->scores),
+                                    .result = lpx_buffer_whole(&pass->result)};
+  return laprox_binding_create(pass->plan, &info, &pass->binding);
+}
+
+laprox_result lpx_pass_read_result(lpx_queue *queue, lpx_pass *pass) {
+  const laprox_host *host = &pass->plan->context->host;
+  pass->result_words = lpx_allocate(host, pass->needs.result_bytes, 1);
+  if (!pass->result_words) return lpx_fail_memory(host, "the kept entries");
+  const laprox_result result = lpx_queue_download(queue, lpx_buffer_whole(&pass->result), pass->result_words,
+                                                  pass->needs.result_bytes);
+  return result ? result : lpx_select_check(pass->plan, pass->result_words);
+}
+
+void lpx_pass_finish(laprox_context *context, lpx_pass *pass) {
+  laprox_binding_destroy(pass->binding);
+  laprox_plan_destroy(pass->plan);
+  lpx_buffer_finish(context, &pass->scratch);
+  lpx_buffer_finish(context, &pass->scores);
+  lpx_buffer_finish(context, &pass->result);
+  lpx_release(&context->host, pass->result_words);
+  *pass = (lpx_pass){0};
+}
