@@ -17,7 +17,6 @@ laprox_host lpx_host_complete(const laprox_host *from);
 laprox_result lpx_fail(const laprox_host *host, laprox_result result, const char *format, ...)
     LPX_PRINTF(3, 4);
 void lpx_warn(const laprox_host *host, const char *format, ...) LPX_PRINTF(2, 3);
-void lpx_inform(const laprox_host *host, const char *format, ...) LPX_PRINTF(2, 3);
 
 /* count x size zeroed bytes, or NULL on overflow or exhaustion (no message: the caller knows what it was for).
    A request for 0 bytes returns a valid pointer. */

@@ -101,10 +101,3 @@ void lpx_warn(const laprox_host *host, const char *format, ...) {
   emit(host, LAPROX_MESSAGE_WARNING, format, arguments);
   va_end(arguments);
 }
-
-void lpx_inform(const laprox_host *host, const char *format, ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  emit(host, LAPROX_MESSAGE_INFO, format, arguments);
-  va_end(arguments);
-}
