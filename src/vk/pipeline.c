@@ -72,6 +72,7 @@ laprox_result lpx_pipeline_get(laprox_context *context, const char *shader, uint
   for (lpx_pipeline_entry *entry = atomic_load(&context->pipelines); entry; entry = entry->next)
     if (matches(entry, &wanted)) {
       out->pipeline = entry->pipeline;
+      out->shader = entry->shader->name;
       return LAPROX_OK;
     }
   lpx_pipeline_entry *made = lpx_allocate(&context->host, 1, sizeof *made);
@@ -86,6 +87,7 @@ laprox_result lpx_pipeline_get(laprox_context *context, const char *shader, uint
   while (!atomic_compare_exchange_weak(&context->pipelines, &made->next, made)) {
   }
   out->pipeline = made->pipeline;
+  out->shader = made->shader->name;
   return LAPROX_OK;
 }
 

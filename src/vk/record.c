@@ -19,6 +19,7 @@ typedef struct command {
       data; /* dispatch: first byte of the push constants in `bytes`; update: of its data; fill: the value */
   uint32_t first_range; /* dispatch: in `ranges` */
   VkPipeline pipeline;
+  const char *shader;
   uint32_t n_bindings;
   VkDescriptorSet set;
   laprox_buffer from, to;
@@ -148,6 +149,7 @@ void lpx_program_dispatch(lpx_program *program, const lpx_pipeline *pipeline, co
   dispatch->groups_x = n_groups < width ? groups : (uint32_t)width;
   dispatch->groups_y = (uint32_t)((n_groups + dispatch->groups_x - 1) / dispatch->groups_x);
   dispatch->pipeline = pipeline->pipeline;
+  dispatch->shader = pipeline->shader;
   dispatch->n_bindings = pipeline->n_bindings;
   dispatch->push_bytes = push_bytes;
   dispatch->data = append_bytes(program, push, push_bytes);
@@ -330,4 +332,25 @@ void lpx_program_record(const lpx_program *program, VkCommandBuffer command_buff
     for (uint32_t c = 0; c < program->steps[i].count; c++)
       record_command(program, &program->commands[program->steps[i].first + c], command_buffer);
   record_barrier(program->context, command_buffer);
+}
+
+uint32_t lpx_program_record_timed(const lpx_program *program, VkCommandBuffer command_buffer, uint32_t first,
+                                  uint32_t count, VkQueryPool pool, uint32_t n_queries, const char **names) {
+  uint32_t n = 0;
+  const char *shader = NULL;
+  const lpx_vk *vk = &program->context->vk;
+  record_barrier(program->context, command_buffer);
+  for (uint32_t i = first; i < first + count && i < program->n_steps; i++)
+    for (uint32_t c = 0; c < program->steps[i].count; c++) {
+      const command *item = &program->commands[program->steps[i].first + c];
+      if (item->kind == COMMAND_DISPATCH && item->shader != shader) {
+        if (shader && n + 1 < n_queries)
+          vk->CmdWriteTimestamp(command_buffer, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, pool, n++);
+        shader = names[n] = item->shader;
+      }
+      record_command(program, item, command_buffer);
+    }
+  record_barrier(program->context, command_buffer);
+  if (shader) vk->CmdWriteTimestamp(command_buffer, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, pool, n++);
+  return n;
 }

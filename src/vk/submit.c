@@ -140,34 +140,49 @@ static void add_device_time(const lpx_queue *queue, uint64_t *device_ns) {
   *device_ns += (uint64_t)((double)passed * (double)queue->context->properties.limits.timestampPeriod);
 }
 
+laprox_result lpx_queue_record(lpx_queue *queue, lpx_record_fn record, void *user, uint64_t *device_ns) {
+  const laprox_context *context = queue->context;
+  const bool timed = device_ns && queue->timestamps;
+  laprox_result result = begin(queue);
+  if (result) return result;
+  if (timed) {
+    context->vk.CmdResetQueryPool(queue->command_buffer, queue->timestamps, 0, 2);
+    context->vk.CmdWriteTimestamp(queue->command_buffer, VK_PIPELINE_STAGE_TOP_OF_PIPE_BIT, queue->timestamps,
+                                  0);
+  }
+  record(user, queue->command_buffer);
+  if (timed)
+    context->vk.CmdWriteTimestamp(queue->command_buffer, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT,
+                                  queue->timestamps, 1);
+  result = submit_and_wait(queue, "vkQueueSubmit");
+  if (!result && timed) add_device_time(queue, device_ns);
+  return result;
+}
+
+typedef struct steps {
+  const lpx_program *program;
+  uint32_t first, count;
+} steps;
+
+static void record_steps(void *user, VkCommandBuffer command_buffer) {
+  const steps *part = user;
+  lpx_program_record(part->program, command_buffer, part->first, part->count);
+}
+
 laprox_result lpx_queue_run_steps(lpx_queue *queue, const lpx_program *program, uint32_t begin_step,
                                   uint32_t n_steps, uint64_t *device_ns) {
-  laprox_context *context = queue->context;
   const uint32_t end = begin_step + n_steps;
-  const bool timed = device_ns && queue->timestamps;
-  for (uint32_t first = begin_step, count; first < end; first += count) {
+  laprox_result result = LAPROX_OK;
+  for (uint32_t first = begin_step, count; first < end && !result; first += count) {
     uint64_t cost = lpx_program_step_cost(program, first);
     for (count = 1; first + count < end; count++) {
       const uint64_t next = lpx_program_step_cost(program, first + count);
-      if (cost + next > context->submit_cost) break;
+      if (cost + next > queue->context->submit_cost) break;
       cost += next;
     }
-    laprox_result result = begin(queue);
-    if (result) return result;
-    if (timed) {
-      context->vk.CmdResetQueryPool(queue->command_buffer, queue->timestamps, 0, 2);
-      context->vk.CmdWriteTimestamp(queue->command_buffer, VK_PIPELINE_STAGE_TOP_OF_PIPE_BIT,
-                                    queue->timestamps, 0);
-    }
-    lpx_program_record(program, queue->command_buffer, first, count);
-    if (timed)
-      context->vk.CmdWriteTimestamp(queue->command_buffer, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT,
-                                    queue->timestamps, 1);
-    result = submit_and_wait(queue, "vkQueueSubmit");
-    if (result) return result;
-    if (timed) add_device_time(queue, device_ns);
+    result = lpx_queue_record(queue, record_steps, &(steps){program, first, count}, device_ns);
   }
-  return LAPROX_OK;
+  return result;
 }
 
 laprox_result lpx_queue_run(lpx_queue *queue, const lpx_program *program, uint64_t *device_ns) {

@@ -90,6 +90,7 @@ uint64_t lpx_context_free_bytes(laprox_context *context);
 
 typedef struct lpx_pipeline {
   VkPipeline pipeline;
+  const char *shader; /* its name in the table */
   uint32_t n_bindings;
 } lpx_pipeline;
 
@@ -134,6 +135,10 @@ uint64_t lpx_program_step_cost(const lpx_program *program, uint32_t step);
 /* Records steps with a leading and a trailing barrier. */
 void lpx_program_record(const lpx_program *program, VkCommandBuffer command_buffer, uint32_t first,
                         uint32_t count);
+/* The same with a timestamp in query i of the pool behind the i-th stretch of dispatches of one shader, whose
+   name names[i] receives. Returns how many there are; what is beyond n_queries belongs to the last one. */
+uint32_t lpx_program_record_timed(const lpx_program *program, VkCommandBuffer command_buffer, uint32_t first,
+                                  uint32_t count, VkQueryPool pool, uint32_t n_queries, const char **names);
 
 /* ---- our own queue (runtime and tools only) ---- */
 
@@ -146,6 +151,9 @@ laprox_result lpx_queue_run(lpx_queue *queue, const lpx_program *program, uint64
 /* The same for steps [first, first + count). */
 laprox_result lpx_queue_run_steps(lpx_queue *queue, const lpx_program *program, uint32_t first,
                                   uint32_t count, uint64_t *device_ns);
+/* One submit of what `record` records, which must be short enough for the device's watchdog. */
+typedef void (*lpx_record_fn)(void *user, VkCommandBuffer command_buffer);
+laprox_result lpx_queue_record(lpx_queue *queue, lpx_record_fn record, void *user, uint64_t *device_ns);
 /* Host memory to and from device buffers, through a bounded staging buffer. */
 laprox_result lpx_queue_upload(lpx_queue *queue, laprox_buffer to, const void *data, size_t bytes);
 laprox_result lpx_queue_download(lpx_queue *queue, laprox_buffer from, void *data, size_t bytes);
