@@ -3,6 +3,7 @@
 #include "evict/evict.h"
 #include "support/host.h"
 #include "support/sequence.h"
+#include "support/variants.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -22,7 +23,7 @@ typedef struct failing_rig {
 
 static void failing_init(failing_rig *rig) {
   test_host_init(&rig->host);
-  const laprox_instance_info info = {.host = rig->host.host};
+  const laprox_instance_info info = {.host = rig->host.host, .variants_off = test_variants_off()};
   assert_int_equal(laprox_instance_create(&info, &rig->instance), LAPROX_OK);
   assert_int_equal(laprox_device_open(rig->instance, getenv("LAPROX_DEVICE"), &rig->device), LAPROX_OK);
 }

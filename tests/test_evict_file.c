@@ -7,6 +7,7 @@
 #include "laprox/runtime.h"
 #include "reference/reference.h"
 #include "support/capture.h"
+#include "support/variants.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -204,7 +205,9 @@ static int set_up(void **state) {
   const char *validation = getenv("LAPROX_TEST_VALIDATION");
   (void)state;
   rig.host.message = on_message;
-  laprox_instance_info info = {.host = rig.host, .validation = !validation || strcmp(validation, "0") != 0};
+  laprox_instance_info info = {.host = rig.host,
+                               .validation = !validation || strcmp(validation, "0") != 0,
+                               .variants_off = test_variants_off()};
   if (laprox_instance_create(&info, &rig.instance) != LAPROX_OK) return -1;
   return laprox_device_open(rig.instance, getenv("LAPROX_DEVICE"), &rig.device) == LAPROX_OK ? 0 : -1;
 }

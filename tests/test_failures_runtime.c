@@ -10,6 +10,7 @@
 
 #include "shim/failing.h"
 #include "support/app.h"
+#include "support/variants.h"
 
 #include "laprox/runtime.h"
 
@@ -211,7 +212,7 @@ static void test_open(void **state) {
     laprox_instance *instance = NULL;
     laprox_device *device = NULL;
     failing_arm(&host, FAIL_MEMORY, n, VK_SUCCESS);
-    const laprox_instance_info info = {.host = host.host};
+    const laprox_instance_info info = {.host = host.host, .variants_off = test_variants_off()};
     laprox_result result = laprox_instance_create(&info, &instance);
     if (!result) result = laprox_device_open(instance, NULL, &device);
     struck = failing_has_struck(&host, FAIL_MEMORY);

@@ -3,6 +3,7 @@
 #include "core/core.h"
 #include "support/host.h"
 #include "support/reading.h"
+#include "support/variants.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -229,7 +230,7 @@ static void failing_init(failing_rig *failing) {
   char path[512];
   const laprox_model_info model_info = {.path = data_path(path, "model-f16.gguf")};
   test_host_init(&failing->host);
-  const laprox_instance_info info = {.host = failing->host.host};
+  const laprox_instance_info info = {.host = failing->host.host, .variants_off = test_variants_off()};
   assert_int_equal(laprox_instance_create(&info, &failing->instance), LAPROX_OK);
   assert_int_equal(laprox_device_open(failing->instance, getenv("LAPROX_DEVICE"), &failing->device),
                    LAPROX_OK);

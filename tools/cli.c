@@ -73,6 +73,11 @@ int cli_init(cli *c, command which, int argc, char **argv) {
   if (status) return status;
   const char *device = getenv("LAPROX_DEVICE");
   if (!c->opt.device && device && *device) c->opt.device = device;
+  const char *variants = getenv("LAPROX_VARIANTS");
+  if (c->opt.variants == UINT32_MAX && variants && *variants &&
+      !laprox_variants_parse(variants, &c->opt.variants))
+    return fail_usage("LAPROX_VARIANTS: \"%s\" is not a list of subgroup, storage16, matrix, all, baseline",
+                      variants);
   progress_init(&c->bar, !c->opt.json);
   c->host = (laprox_host){.message = on_message, .message_user = c};
   return EXIT_DONE;
@@ -90,7 +95,8 @@ int cli_finish(cli *c, int status) {
 }
 
 int cli_open_instance(cli *c) {
-  const laprox_instance_info info = {.host = c->host, .validation = c->opt.validate};
+  const laprox_instance_info info = {
+      .host = c->host, .validation = c->opt.validate, .variants_off = LAPROX_ALL_VARIANTS & ~c->opt.variants};
   laprox_result result = laprox_instance_create(&info, &c->instance);
   return result ? cli_fail(c, result) : EXIT_DONE;
 }

@@ -49,6 +49,7 @@ typedef enum option_id {
   OPTION_POLICIES,
   OPTION_LIMIT,
   OPTION_DEVICE,
+  OPTION_VARIANTS,
   OPTION_JSON,
   OPTION_VALIDATE,
   OPTION_HELP,
@@ -142,6 +143,8 @@ static const option_spec specs[] = {
     {OPTION_SCORES, 0, "scores", NULL, COMMAND_EVICT, 0, "write the scores too"},
     {OPTION_DEVICE, 0, "device", "N|NAME", ANY & ~COMMAND_DEVICES, 0,
      "Vulkan device by number or part of its name; also LAPROX_DEVICE"},
+    {OPTION_VARIANTS, 0, "variants", "LIST", ANY, 0,
+     "kernels beside the baseline: subgroup, storage16, matrix; all or baseline; also LAPROX_VARIANTS [all]"},
     {OPTION_VALIDATE, 0, "validate", NULL, ANY, 0, "with the Khronos validation layer"},
     {OPTION_JSON, 0, "json", NULL, ANY, 0, "the result as one JSON object on standard output"},
     {OPTION_HELP, 'h', "help", NULL, ANY, 0, "this text"},
@@ -487,6 +490,10 @@ static int set_option(const option_spec *spec, const char *value, options *out) 
   case OPTION_JSON:
     out->json = true;
     return EXIT_DONE;
+  case OPTION_VARIANTS:
+    if (laprox_variants_parse(value, &out->variants)) return EXIT_DONE;
+    return fail_usage("--variants: \"%s\" is not a list of subgroup, storage16, matrix, all, baseline",
+                      value);
   case OPTION_VALIDATE:
     out->validate = true;
     return EXIT_DONE;
@@ -613,7 +620,8 @@ static int check_combinations(command which, options *o) {
 int options_parse(command which, int argc, char **argv, options *out) {
   getopt_tables tables;
   bool given[N_SPECS] = {false};
-  *out = (options){.n_predict = 64,
+  *out = (options){.variants = UINT32_MAX,
+                   .n_predict = 64,
                    .geometry = "phone",
                    .n_tokens = 4096,
                    .budgets = {{"100%", {.share = 1}},

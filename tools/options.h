@@ -28,6 +28,7 @@ typedef struct listed_budget {
 typedef struct options {
   const char *input; /* the file that is not an option */
   const char *output, *device;
+  uint32_t variants; /* mask of laprox_variant; UINT32_MAX: not said */
   bool json, validate, help;
 
   laprox_policy policy;

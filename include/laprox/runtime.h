@@ -24,6 +24,8 @@ typedef struct laprox_instance_info {
   laprox_host host;
   bool validation; /**< the Khronos validation layer with synchronisation validation; its messages arrive as
                         LAPROX_MESSAGE_ERROR lines that begin with "validation: ". Fails where there is no such layer. */
+  uint32_t
+      variants_off; /**< mask of laprox_variant: kernels that devices opened from the instance don't use */
 } laprox_instance_info;
 
 LAPROX_API laprox_result laprox_instance_create(const laprox_instance_info *info, laprox_instance **out);

@@ -21,6 +21,45 @@
 extern "C" {
 #endif
 
+/** Kernels beyond the baseline, which every device has. Each gives the baseline's result; a context uses those that its
+ *  device has, the application has enabled and `variants_off` does not name. */
+typedef enum laprox_variant {
+  LAPROX_VARIANT_SUBGROUP = 1 << 0,  /**< shuffles and ballots in subgroups of one known, full size */
+  LAPROX_VARIANT_STORAGE16 = 1 << 1, /**< 16-bit floats in storage buffers and in arithmetic */
+  /** KHR cooperative matrices of f16 with f32 sums; only with LAPROX_VARIANT_STORAGE16 */
+  LAPROX_VARIANT_MATRIX = 1 << 2
+} laprox_variant;
+#define LAPROX_N_VARIANTS   3
+#define LAPROX_ALL_VARIANTS ((1u << LAPROX_N_VARIANTS) - 1)
+
+/** "subgroup", "storage16" or "matrix"; NULL for anything else. */
+LAPROX_API const char *laprox_variant_name(uint32_t variant);
+/** A list of such names ("subgroup,matrix"), "all" or "baseline" as a mask; false where a name is unknown. */
+LAPROX_API bool laprox_variants_parse(const char *names, uint32_t *variants);
+
+/** Optional extensions and features of a physical device that laprox has a use for, for the application to enable when
+ *  it creates its VkDevice: `extensions` among its own, `features` as pNext of VkDeviceCreateInfo (or the members merged
+ *  into its own chain), and the same again in laprox_context_info. The chain points into the struct, so it must stay
+ *  where laprox_features_query has filled it, and not be copied. */
+typedef struct laprox_features {
+  const char *extensions[8];
+  uint32_t n_extensions;
+  VkPhysicalDeviceFeatures2 features; /**< begins the chain; no feature of Vulkan 1.0 is asked for */
+  VkPhysicalDevice16BitStorageFeatures storage16;
+  VkPhysicalDeviceShaderFloat16Int8Features float16;
+  VkPhysicalDeviceVulkanMemoryModelFeatures memory_model;
+  VkPhysicalDeviceSubgroupSizeControlFeatures subgroup_size;
+  /** VkPhysicalDeviceCooperativeMatrixFeaturesKHR, which older Vulkan headers lack */
+  struct {
+    VkStructureType sType;
+    void *pNext;
+    VkBool32 cooperativeMatrix, cooperativeMatrixRobustBufferAccess;
+  } cooperative_matrix;
+} laprox_features;
+/** Fills `out` for a device of Vulkan 1.1 or later; asks for nothing where the device is older. Thread-safe. */
+LAPROX_API void laprox_features_query(PFN_vkGetInstanceProcAddr get_instance_proc_addr, VkInstance instance,
+                                      VkPhysicalDevice physical_device, laprox_features *out);
+
 /** A device with what laprox needs to know about it. */
 typedef struct laprox_context laprox_context;
 
@@ -32,8 +71,13 @@ typedef struct laprox_context_info {
   VkDevice device; /**< created with apiVersion 1.1 or later enabled; no feature or extension is required */
   PFN_vkGetInstanceProcAddr get_instance_proc_addr; /**< required: laprox never opens a loader of its own */
   VkPipelineCache pipeline_cache;                   /**< optional; used, never destroyed */
-  bool debug_utils;   /**< VK_EXT_debug_utils is enabled on the instance: objects get names */
-  bool memory_budget; /**< VK_EXT_memory_budget is enabled on the device: free memory is read from it */
+  bool debug_utils; /**< VK_EXT_debug_utils is enabled on the instance: objects get names */
+  /** device extensions that are enabled; NULL = none */
+  const char *const *extensions;
+  uint32_t n_extensions;
+  /** what the device was created with, with its pNext chain; NULL = no feature. Only read during the call. */
+  const VkPhysicalDeviceFeatures2 *features;
+  uint32_t variants_off; /**< mask of laprox_variant: kernels not to use */
 } laprox_context_info;
 
 /** Imports a device. Fails with LAPROX_ERROR_UNSUPPORTED where the device is below Vulkan 1.1 or lacks a compute
@@ -41,6 +85,8 @@ typedef struct laprox_context_info {
 LAPROX_API laprox_result laprox_context_create(const laprox_context_info *info, laprox_context **out);
 /** Everything made from the context must be gone, and no work of it pending. */
 LAPROX_API void laprox_context_destroy(laprox_context *context);
+/** The variants that the context uses beside the baseline, a mask of laprox_variant. Thread-safe. */
+LAPROX_API uint32_t laprox_context_variants(const laprox_context *context);
 
 /** Device memory that laprox has allocated on this context itself, in bytes: now, and at most so far. The
  *  application's own buffers are not in it. Thread-safe. */

@@ -17,6 +17,7 @@ struct laprox_instance {
   VkPhysicalDevice *physical_devices;
   laprox_device_description *descriptions;
   uint32_t *families; /* queue family of each device; UINT32_MAX: none */
+  uint32_t variants_off;
 };
 
 /* A function of the instance, called through a pointer of the right type. */
@@ -224,6 +225,7 @@ laprox_result laprox_instance_create(const laprox_instance_info *info, laprox_in
   laprox_instance *instance = lpx_allocate(&host, 1, sizeof *instance);
   if (!instance) return lpx_fail_memory(&host, "an instance");
   instance->host = host;
+  instance->variants_off = info->variants_off;
   laprox_result result = LAPROX_OK;
   instance->get_instance_proc_addr = lpx_loader_open();
   if (!instance->get_instance_proc_addr)
@@ -302,19 +304,19 @@ static laprox_result fail_no_device(const laprox_instance *instance, const char 
                   selector ? "matches " : "at all", selector ? selector : "", names);
 }
 
-static laprox_result create_vk_device(const laprox_instance *instance, uint32_t index, bool memory_budget,
-                                      VkDevice *out) {
+static laprox_result create_vk_device(const laprox_instance *instance, uint32_t index,
+                                      const laprox_features *features, VkDevice *out) {
   const float priority = 1.0f;
   const VkDeviceQueueCreateInfo queue = {.sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO,
                                          .queueFamilyIndex = instance->families[index],
                                          .queueCount = 1,
                                          .pQueuePriorities = &priority};
-  const char *extension = VK_EXT_MEMORY_BUDGET_EXTENSION_NAME;
   const VkDeviceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO,
+                                   .pNext = &features->features,
                                    .queueCreateInfoCount = 1,
                                    .pQueueCreateInfos = &queue,
-                                   .enabledExtensionCount = memory_budget,
-                                   .ppEnabledExtensionNames = &extension};
+                                   .enabledExtensionCount = features->n_extensions,
+                                   .ppEnabledExtensionNames = features->extensions};
   const VkResult result =
       INSTANCE_FUNCTION(instance, vkCreateDevice)(instance->physical_devices[index], &info, NULL, out);
   if (result)
@@ -332,9 +334,10 @@ laprox_result laprox_device_open(laprox_instance *instance, const char *selector
     return lpx_fail(&instance->host, LAPROX_ERROR_NO_DEVICE, "device %s can't be used: %s", description->name,
                     description->reason);
   const VkPhysicalDevice physical = instance->physical_devices[index];
-  const bool memory_budget = has_extension(instance, physical, VK_EXT_MEMORY_BUDGET_EXTENSION_NAME);
+  laprox_features features;
+  laprox_features_query(instance->get_instance_proc_addr, instance->instance, physical, &features);
   VkDevice device = VK_NULL_HANDLE;
-  laprox_result result = create_vk_device(instance, index, memory_budget, &device);
+  laprox_result result = create_vk_device(instance, index, &features, &device);
   if (result) return result;
   PFN_vkGetDeviceProcAddr get_device_proc_addr = INSTANCE_FUNCTION(instance, vkGetDeviceProcAddr);
   PFN_vkDestroyDevice destroy_device = (PFN_vkDestroyDevice)get_device_proc_addr(device, "vkDestroyDevice");
@@ -345,7 +348,10 @@ laprox_result laprox_device_open(laprox_instance *instance, const char *selector
                                                   .device = device,
                                                   .get_instance_proc_addr = instance->get_instance_proc_addr,
                                                   .debug_utils = instance->has_debug_utils,
-                                                  .memory_budget = memory_budget},
+                                                  .extensions = features.extensions,
+                                                  .n_extensions = features.n_extensions,
+                                                  .features = &features.features,
+                                                  .variants_off = instance->variants_off},
                                       .queue_family = instance->families[index]};
   get_queue(device, import.queue_family, 0, &import.queue);
   result = laprox_device_import(&import, out);

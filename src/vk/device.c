@@ -155,7 +155,7 @@ laprox_result laprox_context_create(const laprox_context_info *info, laprox_cont
     return result;
   }
   context->has_debug_utils = info->debug_utils && context->vk.SetDebugUtilsObjectNameEXT;
-  context->has_memory_budget = info->memory_budget;
+  lpx_features_read(context, info);
   result = create_layouts(context);
   if (result) {
     laprox_context_destroy(context);
@@ -174,6 +174,10 @@ void laprox_context_destroy(laprox_context *context) {
   }
   const laprox_host host = context->host;
   lpx_release(&host, context);
+}
+
+uint32_t laprox_context_variants(const laprox_context *context) {
+  return context->variants;
 }
 
 laprox_memory_use laprox_context_memory(const laprox_context *context) {

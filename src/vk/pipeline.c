@@ -20,6 +20,11 @@ static const lpx_shader *find_shader(const char *name) {
   return NULL;
 }
 
+bool lpx_shader_usable(const laprox_context *context, const char *shader) {
+  const lpx_shader *found = find_shader(shader);
+  return found && !(found->needs & ~context->variants);
+}
+
 static bool matches(const lpx_pipeline_entry *a, const lpx_pipeline_entry *b) {
   return a->shader == b->shader && a->n_bindings == b->n_bindings && a->n_constants == b->n_constants &&
          (!a->n_constants || !memcmp(a->constants, b->constants, a->n_constants * sizeof a->constants[0]));
@@ -42,9 +47,15 @@ static laprox_result create(laprox_context *context, lpx_pipeline_entry *entry) 
                                                .pMapEntries = map,
                                                .dataSize = entry->n_constants * 4,
                                                .pData = entry->constants};
+  const bool pinned = code->needs & (LAPROX_VARIANT_SUBGROUP | LAPROX_VARIANT_MATRIX);
+  const VkPipelineShaderStageRequiredSubgroupSizeCreateInfo size = {
+      .sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_REQUIRED_SUBGROUP_SIZE_CREATE_INFO,
+      .requiredSubgroupSize = context->subgroup_size};
   const VkComputePipelineCreateInfo info = {
       .sType = VK_STRUCTURE_TYPE_COMPUTE_PIPELINE_CREATE_INFO,
       .stage = {.sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO,
+                .pNext = pinned ? &size : NULL,
+                .flags = pinned ? VK_PIPELINE_SHADER_STAGE_CREATE_REQUIRE_FULL_SUBGROUPS_BIT : 0,
                 .stage = VK_SHADER_STAGE_COMPUTE_BIT,
                 .module = module,
                 .pName = "main",
@@ -68,6 +79,9 @@ laprox_result lpx_pipeline_get(laprox_context *context, const char *shader, uint
   if (!wanted.shader || n_bindings < 1 || n_bindings > LPX_MAX_BINDINGS || n_constants > LPX_MAX_CONSTANTS)
     return lpx_fail(&context->host, LAPROX_ERROR_INVALID_ARGUMENT, "no shader variant \"%s\" with %u buffers",
                     shader, n_bindings);
+  if (wanted.shader->needs & ~context->variants)
+    return lpx_fail(&context->host, LAPROX_ERROR_UNSUPPORTED, "shader variant \"%s\" needs what %s lacks",
+                    shader, context->properties.deviceName);
   if (n_constants) memcpy(wanted.constants, constants, n_constants * sizeof *constants);
   for (lpx_pipeline_entry *entry = atomic_load(&context->pipelines); entry; entry = entry->next)
     if (matches(entry, &wanted)) {

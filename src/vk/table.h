@@ -7,8 +7,29 @@
 #include <stdbool.h>
 #include <vulkan/vulkan_core.h>
 
+/* Headers before 1.3.255 lack the extension. */
+#ifndef VK_KHR_cooperative_matrix
+#define VK_KHR_COOPERATIVE_MATRIX_EXTENSION_NAME                          "VK_KHR_cooperative_matrix"
+#define VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_FEATURES_KHR ((VkStructureType)1000506000)
+#define VK_STRUCTURE_TYPE_COOPERATIVE_MATRIX_PROPERTIES_KHR               ((VkStructureType)1000506001)
+#define VK_COMPONENT_TYPE_FLOAT16_KHR                                     0
+#define VK_COMPONENT_TYPE_FLOAT32_KHR                                     1
+#define VK_SCOPE_SUBGROUP_KHR                                             3
+typedef struct VkCooperativeMatrixPropertiesKHR {
+  VkStructureType sType;
+  void *pNext;
+  uint32_t MSize, NSize, KSize;
+  uint32_t AType, BType, CType, ResultType;
+  VkBool32 saturatingAccumulation;
+  uint32_t scope;
+} VkCooperativeMatrixPropertiesKHR;
+typedef VkResult(VKAPI_PTR *PFN_vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR)(
+    VkPhysicalDevice, uint32_t *, VkCooperativeMatrixPropertiesKHR *);
+#endif
+
 #define LPX_INSTANCE_FUNCTIONS(X)                                                                            \
   X(GetPhysicalDeviceProperties)                                                                             \
+  X(GetPhysicalDeviceProperties2)                                                                            \
   X(GetPhysicalDeviceMemoryProperties)                                                                       \
   X(GetPhysicalDeviceMemoryProperties2)                                                                      \
   X(GetPhysicalDeviceQueueFamilyProperties)                                                                  \

@@ -17,6 +17,7 @@ typedef struct lpx_shader {
   const char *name;
   const uint32_t *code;
   size_t code_bytes;
+  uint32_t needs; /* mask of laprox_variant */
 } lpx_shader;
 extern const lpx_shader lpx_shaders[];
 extern const size_t lpx_n_shaders;
@@ -37,6 +38,13 @@ struct laprox_context {
   uint64_t
       dispatch_cost;    /* flops that one dispatch, and one submit, should not exceed: watchdogs bite after */
   uint64_t submit_cost; /* half a second on some phones, and desktops share the queue */
+  uint32_t variants;    /* mask of laprox_variant that may be used */
+  /* With LAPROX_VARIANT_SUBGROUP or _MATRIX: pipelines that need them run in full subgroups of this size. Else
+     what the device reports, which need not be true. */
+  uint32_t subgroup_size;
+  struct {
+    uint32_t m, n, k;
+  } matrix; /* with LAPROX_VARIANT_MATRIX: A is m x k, B k x n */
   VkPipelineCache pipeline_cache;
   bool has_debug_utils, has_memory_budget;
   VkDescriptorSetLayout set_layouts[LPX_MAX_BINDINGS + 1];
@@ -45,6 +53,9 @@ struct laprox_context {
   atomic_bool lost;
   atomic_uint_fast64_t bytes, peak_bytes;
 };
+
+/* What a context of these features and extensions can use; fills variants, subgroup_size and matrix. */
+void lpx_features_read(laprox_context *context, const laprox_context_info *info);
 
 /* Turns a VkResult into ours with one message "what: VK_ERROR_…". Remembers a lost device. VK_SUCCESS gives
    OK without a message. */
@@ -98,6 +109,8 @@ typedef struct lpx_pipeline {
    pipeline belongs to the context, which makes each only once. Thread-safe. */
 laprox_result lpx_pipeline_get(laprox_context *context, const char *shader, uint32_t n_bindings,
                                const uint32_t *constants, uint32_t n_constants, lpx_pipeline *out);
+/* Whether the variant is in this build and the context may use it. */
+bool lpx_shader_usable(const laprox_context *context, const char *shader);
 void lpx_pipelines_destroy(laprox_context *context);
 
 /* ---- programs: dispatches, copies and barriers prepared once, recorded any number of times ---- */

@@ -1,4 +1,5 @@
 #include "support/app.h"
+#include "support/variants.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -109,8 +110,13 @@ void app_device_init(const app_vulkan *app, VkDeviceSize arena_bytes, app_device
                                          .queueFamilyIndex = app->family,
                                          .queueCount = 1,
                                          .pQueuePriorities = &priority};
-  const VkDeviceCreateInfo info = {
-      .sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO, .queueCreateInfoCount = 1, .pQueueCreateInfos = &queue};
+  laprox_features_query(vkGetInstanceProcAddr, app->instance, app->gpu, &out->features);
+  const VkDeviceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO,
+                                   .pNext = &out->features.features,
+                                   .queueCreateInfoCount = 1,
+                                   .pQueueCreateInfos = &queue,
+                                   .enabledExtensionCount = out->features.n_extensions,
+                                   .ppEnabledExtensionNames = out->features.extensions};
   must(vkCreateDevice(app->gpu, &info, NULL, &out->device), "vkCreateDevice");
   vkGetDeviceQueue(out->device, app->family, 0, &out->queue);
   out->pool = app_pool(out, &out->commands);
@@ -132,7 +138,11 @@ laprox_context_info app_context_info(const app_vulkan *app, const app_device *de
                                .physical_device = device->gpu,
                                .device = device->device,
                                .get_instance_proc_addr = vkGetInstanceProcAddr,
-                               .debug_utils = app->messenger != VK_NULL_HANDLE};
+                               .debug_utils = app->messenger != VK_NULL_HANDLE,
+                               .extensions = device->features.extensions,
+                               .n_extensions = device->features.n_extensions,
+                               .features = &device->features.features,
+                               .variants_off = test_variants_off()};
 }
 
 laprox_buffer app_take(app_device *device, VkDeviceSize bytes, VkDeviceSize alignment, VkDeviceSize odd) {

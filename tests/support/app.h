@@ -28,7 +28,8 @@ typedef struct app_device {
   uint32_t family;
   VkCommandPool pool;
   VkCommandBuffer commands;
-  VkBuffer arena; /* host-visible: the host writes and reads it in place */
+  laprox_features features; /* what the device was created with */
+  VkBuffer arena;           /* host-visible: the host writes and reads it in place */
   VkDeviceMemory memory;
   VkDeviceSize arena_bytes, used_bytes;
   unsigned char *mapped;

@@ -1,4 +1,5 @@
 #include "support/gpu.h"
+#include "support/variants.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,7 +19,8 @@ int test_gpu_setup(void **state) {
   test_gpu *gpu = calloc(1, sizeof *gpu);
   if (!gpu) return -1;
   const laprox_instance_info info = {.host = {.message = on_message, .message_user = gpu},
-                                     .validation = true};
+                                     .validation = true,
+                                     .variants_off = test_variants_off()};
   if (laprox_instance_create(&info, &gpu->instance) ||
       laprox_device_open(gpu->instance, getenv("LAPROX_DEVICE"), &gpu->device)) {
     (void)fprintf(stderr, "no device for the test: %s\n", gpu->last_error);
