@@ -38,6 +38,16 @@ extern "C" {
 #define LAPROX_API
 #endif
 
+/** Number of the binary interface, raised when a program built with older headers could go wrong. It is the number in
+ *  the shared library's name, and part of the names under which the functions that make the first object
+ *  (laprox_context_create, laprox_instance_create, laprox_device_import) are really exported: with a library of another
+ *  number a program doesn't link or doesn't start, instead of misreading structs. */
+#define LAPROX_API_NUMBER 1
+
+#define LAPROX_JOIN_EXPANDED(name, number) name##_##number
+#define LAPROX_JOIN(name, number)          LAPROX_JOIN_EXPANDED(name, number)
+#define LAPROX_VERSIONED(name)             LAPROX_JOIN(name, LAPROX_API_NUMBER)
+
 /** What a call came to. Negative values are failures; texts by laprox_result_string(). */
 typedef enum laprox_result {
   LAPROX_OK = 0,

@@ -28,6 +28,7 @@ typedef struct laprox_instance_info {
       variants_off; /**< mask of laprox_variant: kernels that devices opened from the instance don't use */
 } laprox_instance_info;
 
+#define laprox_instance_create LAPROX_VERSIONED(laprox_instance_create)
 LAPROX_API laprox_result laprox_instance_create(const laprox_instance_info *info, laprox_instance **out);
 LAPROX_API void laprox_instance_destroy(laprox_instance *instance);
 
@@ -68,6 +69,7 @@ typedef struct laprox_device_import_info {
   VkQueue queue;
   uint32_t queue_family;
 } laprox_device_import_info;
+#define laprox_device_import LAPROX_VERSIONED(laprox_device_import)
 LAPROX_API laprox_result laprox_device_import(const laprox_device_import_info *info, laprox_device **out);
 LAPROX_API void laprox_device_destroy(laprox_device *device);
 LAPROX_API laprox_context *laprox_device_context(laprox_device *device);

@@ -80,6 +80,7 @@ typedef struct laprox_context_info {
   uint32_t variants_off; /**< mask of laprox_variant: kernels not to use */
 } laprox_context_info;
 
+#define laprox_context_create LAPROX_VERSIONED(laprox_context_create)
 /** Imports a device. Fails with LAPROX_ERROR_UNSUPPORTED where the device is below Vulkan 1.1 or lacks a compute
  *  queue, with INVALID_ARGUMENT where a handle is missing. Thread-safe. */
 LAPROX_API laprox_result laprox_context_create(const laprox_context_info *info, laprox_context **out);
