@@ -334,23 +334,27 @@ void lpx_program_record(const lpx_program *program, VkCommandBuffer command_buff
   record_barrier(program->context, command_buffer);
 }
 
+static void write_timestamp(const lpx_program *program, VkCommandBuffer command_buffer, VkQueryPool pool,
+                            uint32_t query) {
+  if (pool)
+    program->context->vk.CmdWriteTimestamp(command_buffer, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, pool, query);
+}
+
 uint32_t lpx_program_record_timed(const lpx_program *program, VkCommandBuffer command_buffer, uint32_t first,
                                   uint32_t count, VkQueryPool pool, uint32_t n_queries, const char **names) {
   uint32_t n = 0;
   const char *shader = NULL;
-  const lpx_vk *vk = &program->context->vk;
   record_barrier(program->context, command_buffer);
   for (uint32_t i = first; i < first + count && i < program->n_steps; i++)
     for (uint32_t c = 0; c < program->steps[i].count; c++) {
       const command *item = &program->commands[program->steps[i].first + c];
       if (item->kind == COMMAND_DISPATCH && item->shader != shader) {
-        if (shader && n + 1 < n_queries)
-          vk->CmdWriteTimestamp(command_buffer, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, pool, n++);
+        if (shader && n + 1 < n_queries) write_timestamp(program, command_buffer, pool, n++);
         shader = names[n] = item->shader;
       }
       record_command(program, item, command_buffer);
     }
   record_barrier(program->context, command_buffer);
-  if (shader) vk->CmdWriteTimestamp(command_buffer, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, pool, n++);
+  if (shader) write_timestamp(program, command_buffer, pool, n++);
   return n;
 }

@@ -149,7 +149,8 @@ uint64_t lpx_program_step_cost(const lpx_program *program, uint32_t step);
 void lpx_program_record(const lpx_program *program, VkCommandBuffer command_buffer, uint32_t first,
                         uint32_t count);
 /* The same with a timestamp in query i of the pool behind the i-th stretch of dispatches of one shader, whose
-   name names[i] receives. Returns how many there are; what is beyond n_queries belongs to the last one. */
+   name names[i] receives; a null pool gives the names alone. Returns how many there are; what is beyond n_queries
+   belongs to the last one. */
 uint32_t lpx_program_record_timed(const lpx_program *program, VkCommandBuffer command_buffer, uint32_t first,
                                   uint32_t count, VkQueryPool pool, uint32_t n_queries, const char **names);
 
