@@ -77,5 +77,7 @@ int cmd_capture(cli *c);
 int cmd_evict(cli *c);
 int cmd_eval(cli *c);
 int cmd_bench(cli *c);
+int cmd_tasks(cli *c);
+int cmd_report(cli *c);
 
 #endif

@@ -53,8 +53,8 @@ static int make_cells(eval *e) {
       status = add_cell(e, LAPROX_POLICY_FULL, o->budgets[b].text, o->budgets[b].amount);
   for (uint32_t p = 0; p < o->n_policies && !status; p++)
     for (uint32_t b = 0; b < o->n_budgets && !status; b++)
-      if (o->policies[p] != LAPROX_POLICY_FULL && o->budgets[b].amount.share < 1.0)
-        status = add_cell(e, o->policies[p], o->budgets[b].text, o->budgets[b].amount);
+      if (o->policies[p].policy.kind != LAPROX_POLICY_FULL && o->budgets[b].amount.share < 1.0)
+        status = add_cell(e, o->policies[p].policy.kind, o->budgets[b].text, o->budgets[b].amount);
   return status;
 }
 
@@ -131,7 +131,7 @@ static laprox_result try_task(eval *e, family *task, const char *prompt, size_t 
 /* ---- tasks ---- */
 
 static int try_line(eval *e, const char *line, size_t number) {
-  const char *path = e->c->opt.tasks, *name = NULL, *expected = NULL;
+  const char *path = e->c->opt.tasks[0], *name = NULL, *expected = NULL;
   json_error_t error;
   json_t *prompt = NULL, *root = json_loads(line, 0, &error);
   int status = EXIT_DONE;
@@ -183,7 +183,7 @@ static json_t *results_json(const eval *e) {
                                                "correct", (json_int_t)task->correct[i], "kv_bytes",
                                                (json_int_t)(task->kv_bytes[i] / n)));
     }
-  return json_pack("{s:s, s:s, s:s, s:o}", "model", e->c->opt.input, "tasks", e->c->opt.tasks, "device",
+  return json_pack("{s:s, s:s, s:s, s:o}", "model", e->c->opt.input, "tasks", e->c->opt.tasks[0], "device",
                    laprox_device_name(e->c->device), "results", results);
 }
 
@@ -219,7 +219,7 @@ int cmd_eval(cli *c) {
   if (!e) return fail_impossible("out of memory");
   e->c = c;
   int status = make_cells(e);
-  if (!status) status = cli_read_text(c->opt.tasks, &text);
+  if (!status) status = cli_read_text(c->opt.tasks[0], &text);
   if (!status) status = cli_open_device(c);
   if (!status) status = cli_load_model(c, false);
   if (!status) {

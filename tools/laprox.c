@@ -54,8 +54,21 @@ static const subcommand subcommands[] = {
      "Answers every task under every policy and budget; each prompt is read once.",
      "  laprox eval model.gguf --tasks needle_1024.jsonl\n"
      "  laprox eval model.gguf --tasks needle_1024.jsonl --budgets 100%,5% --policies laprox,snapkv "
-     "--json\n"},
-    {.name = "report"},
+     "--json\n"
+     "  laprox eval model.gguf --tasks tasks.jsonl --policies laprox,laprox+gqa=joint,laprox+no-normalize "
+     "--question both -o results.json\n"
+     "      settings compared, with the question known and unknown; goes on where it was stopped\n"
+     "  laprox eval model.gguf --fidelity 8 -o fidelity.json\n"
+     "      how far the evicted cache's predictions are from the full one's\n"},
+    {COMMAND_TASKS, "tasks", cmd_tasks, "laprox tasks MODEL.gguf -o TASKS.jsonl [options]",
+     "Makes prompts with known answers for eval, of a length in the model's own tokens.",
+     "  laprox tasks model.gguf -o needles.jsonl --task niah_single,niah_multikey --tokens 512,1024 -n 50\n"
+     "  laprox tasks model.gguf -o ruler.jsonl --tokens 4096 --wording ruler --seed 7\n"
+     "  laprox tasks model.gguf -o own.jsonl --task niah_single --haystack my_text.txt --tokens 8192\n"},
+    {COMMAND_REPORT, "report", cmd_report, "laprox report RESULTS.json ... -o PAGE.html [options]",
+     "Makes one page of eval's results: accuracy against memory, depths, what each head keeps.",
+     "  laprox report results.json -o report.html\n"
+     "  laprox report short.json long.json timing.json -o report.html\n"},
     {COMMAND_BENCH, "bench", cmd_bench, "laprox bench [options]",
      "Times eviction and decode attention on a cache of a model's shape, beside what the device can do.",
      "  laprox bench --geometry llama-3.1-8b --tokens 131072\n"

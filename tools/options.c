@@ -1,10 +1,8 @@
-/* options.c: the table of options, strict numbers, and the parser that fills `options`. */
+/* options.c: the table of options, and the parser that fills `options`. */
 #include "options.h"
 
-#include <errno.h>
 #include <float.h>
 #include <getopt.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -48,6 +46,16 @@ typedef enum option_id {
   OPTION_BUDGETS,
   OPTION_POLICIES,
   OPTION_LIMIT,
+  OPTION_QUESTION,
+  OPTION_TEMPLATE,
+  OPTION_TIMING,
+  OPTION_FIDELITY,
+  OPTION_TEXT,
+  OPTION_TASK,
+  OPTION_LENGTHS,
+  OPTION_COUNT,
+  OPTION_HAYSTACK,
+  OPTION_WORDING,
   OPTION_DEVICE,
   OPTION_VARIANTS,
   OPTION_JSON,
@@ -59,7 +67,7 @@ typedef enum option_id {
 enum {
   EVICTING = COMMAND_RUN | COMMAND_EVICT | COMMAND_BENCH,
   PROMPTED = COMMAND_RUN | COMMAND_CAPTURE,
-  ANY = 63
+  ANY = 255
 };
 
 #define POLICY(kind) (1u << LAPROX_POLICY_##kind)
@@ -135,11 +143,36 @@ static const option_spec specs[] = {
     {OPTION_GEOMETRY, 0, "geometry", "NAME", COMMAND_BENCH, 0,
      "llama-3.1-8b, qwen3-8b, qwen2.5-1.5b or phone [phone]"},
     {OPTION_TOKENS, 0, "tokens", "N", COMMAND_BENCH, 0, "tokens in the cache [4096]"},
-    {OPTION_TASKS, 0, "tasks", "FILE", COMMAND_EVAL, 0, "JSON lines with task, prompt and answer"},
+    {OPTION_OUTPUT, 'o', "output", "FILE", COMMAND_EVAL, 0,
+     "where the results go (JSON); a run that was stopped goes on where it was"},
+    {OPTION_OUTPUT, 'o', "output", "FILE", COMMAND_TASKS, 0, "where the prompts go (JSON lines)"},
+    {OPTION_OUTPUT, 'o', "output", "FILE", COMMAND_REPORT, 0, "where the page goes (HTML)"},
+    {OPTION_TASKS, 0, "tasks", "FILE", COMMAND_EVAL, 0,
+     "JSON lines of laprox tasks, RULER or LongBench; may be given several times"},
     {OPTION_BUDGETS, 0, "budgets", "100%,5%", COMMAND_EVAL, 0,
      "budgets, as --budget of run takes them [100%,20%,10%,5%]"},
-    {OPTION_POLICIES, 0, "policies", "A,B", COMMAND_EVAL, 0, "policies [laprox,snapkv,streaming]"},
+    {OPTION_POLICIES, 0, "policies", "A,B+gqa=joint", COMMAND_EVAL, 0,
+     "policies, options behind them [laprox,snapkv,streaming]"},
     {OPTION_LIMIT, 0, "limit", "N", COMMAND_EVAL, 0, "prompts of each kind of task at most; 0 = all [0]"},
+    {OPTION_QUESTION, 0, "question", "WHEN", COMMAND_EVAL, 0,
+     "at eviction the question is known, unknown (read afterwards), or both in turn [known]"},
+    {OPTION_FIDELITY, 0, "fidelity", "N", COMMAND_EVAL, 0,
+     "compare with the full cache on N passages of a text: divergence, agreement, perplexity [0]"},
+    {OPTION_TEXT, 0, "text", "FILE", COMMAND_EVAL, 0, "the text for --fidelity [prose of laprox's own]"},
+    {OPTION_TEMPLATE, 0, "template", "TEXT", COMMAND_EVAL, 0,
+     "prompt of LongBench lines, with {context} and {input} in it"},
+    {OPTION_TIMING, 0, "timing", "FILE", COMMAND_EVAL, 0,
+     "write how long everything took (JSON), which differs from run to run"},
+    {OPTION_TASK, 0, "task", "A,B", COMMAND_TASKS, 0,
+     "niah_single, niah_multikey, niah_multivalue, niah_multiquery, vt, cwe, fwe, passkey or all [all]"},
+    {OPTION_LENGTHS, 0, "tokens", "N,M", COMMAND_TASKS, 0,
+     "tokens of a prompt at most, in the model's own; several lengths are several prompts [1024]"},
+    {OPTION_COUNT, 'n', "count", "N", COMMAND_TASKS, 0, "prompts of each task and length [50]"},
+    {OPTION_SEED, 0, "seed", "N", COMMAND_TASKS, 0, "other prompts for another seed [0]"},
+    {OPTION_HAYSTACK, 0, "haystack", "WHAT", COMMAND_TASKS, 0,
+     "around needles: noise, prose (laprox's own), needles, or a text FILE [prose; passkey: noise]"},
+    {OPTION_WORDING, 0, "wording", "WHOSE", COMMAND_TASKS, 0,
+     "questions in the shipped model's wording where it knows one, or as in RULER: model, ruler [model]"},
     {OPTION_SCORES, 0, "scores", NULL, COMMAND_EVICT, 0, "write the scores too"},
     {OPTION_DEVICE, 0, "device", "N|NAME", ANY & ~COMMAND_DEVICES, 0,
      "Vulkan device by number or part of its name; also LAPROX_DEVICE"},
@@ -153,58 +186,7 @@ static const option_spec specs[] = {
 
 enum { N_SPECS = sizeof specs / sizeof *specs };
 
-/* ---- messages ---- */
-
-static int print_line(int status, const char *format, va_list arguments) {
-  char line[1024];
-  vsnprintf(line, sizeof line, format, arguments);
-  for (char *c = line; *c; c++)
-    if ((unsigned char)*c < 32 || *c == 127) *c = '?';
-  fprintf(stderr, "laprox: %s\n", line);
-  return status;
-}
-
-int fail_usage(const char *format, ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  int status = print_line(EXIT_USAGE, format, arguments);
-  va_end(arguments);
-  return status;
-}
-
-int fail_impossible(const char *format, ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  int status = print_line(EXIT_IMPOSSIBLE, format, arguments);
-  va_end(arguments);
-  return status;
-}
-
 /* ---- values ---- */
-
-bool parse_number(const char *text, uint64_t most, uint64_t *out) {
-  uint64_t value = 0;
-  if (!*text) return false;
-  for (const char *c = text; *c; c++) {
-    if (*c < '0' || *c > '9') return false;
-    uint64_t digit = (uint64_t)(*c - '0');
-    if (digit > most || value > (most - digit) / 10) return false;
-    value = value * 10 + digit;
-  }
-  *out = value;
-  return true;
-}
-
-bool parse_decimal(const char *text, double most, double *out) {
-  char *end = NULL;
-  /* strtod alone would take "nan", "0x10", " 1" and "-1". */
-  if (!*text || *text == '+' || *text == '-' || strspn(text, "0123456789.eE+-") != strlen(text)) return false;
-  errno = 0;
-  double value = strtod(text, &end);
-  if (*end || end == text || !(value >= 0 && value <= most)) return false;
-  *out = value;
-  return true;
-}
 
 static int need_number(const option_spec *spec, const char *text, uint64_t least, uint64_t most,
                        uint32_t *out) {
@@ -248,6 +230,13 @@ static const word gqa_words[] = {{"mean", LAPROX_GQA_MEAN},
 static const word prefill_words[] = {{"layerwise", 0}, {"oneshot", 1}, {NULL, 0}};
 static const word kv_words[] = {
     {"f16", LAPROX_DTYPE_F16}, {"f32", LAPROX_DTYPE_F32}, {"q8_0", -1}, {"q4_0", -1}, {NULL, 0}};
+
+static const word question_words[] = {
+    {"known", QUESTION_KNOWN}, {"unknown", QUESTION_UNKNOWN}, {"both", QUESTION_BOTH}, {NULL, 0}};
+static const word wording_words[] = {{"model", 0}, {"ruler", 1}, {NULL, 0}};
+
+const char *const option_family_names[N_FAMILY_NAMES] = {
+    "niah_single", "niah_multikey", "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe", "passkey"};
 
 /* A negative value is a word of a later version. */
 static int need_word(const option_spec *spec, const char *text, const word *words, int *out) {
@@ -330,7 +319,7 @@ static int need_list(const option_spec *spec, const char *text, options *out,
   int status = EXIT_DONE;
   while (!status) {
     size_t n = strcspn(text, ",");
-    char piece[32];
+    char piece[sizeof out->policies[0].text];
     if (n == 0 || n >= sizeof piece)
       return fail_usage("--%s: \"%s\" is not a list such as %s", spec->name, text, spec->argument);
     memcpy(piece, text, n);
@@ -345,16 +334,22 @@ static int need_list(const option_spec *spec, const char *text, options *out,
 static int add_budget(const option_spec *spec, const char *text, options *out) {
   if (out->n_budgets == MAX_LISTED) return fail_usage("--%s: more than %d", spec->name, MAX_LISTED);
   listed_budget *to = &out->budgets[out->n_budgets++];
-  snprintf(to->text, sizeof to->text, "%s", text);
+  if (strlen(text) >= sizeof to->text) return fail_usage("--%s: \"%s\" is too long", spec->name, text);
+  memcpy(to->text, text, strlen(text) + 1);
   return need_budget(text, &to->amount);
 }
 
-static int add_policy(const option_spec *spec, const char *text, options *out) {
-  int picked = 0;
-  if (out->n_policies == MAX_LISTED) return fail_usage("--%s: more than %d", spec->name, MAX_LISTED);
-  int status = need_word(spec, text, policy_words, &picked);
-  out->policies[out->n_policies++] = (laprox_policy_kind)picked;
-  return status;
+static int add_family(const option_spec *spec, const char *text, options *out) {
+  const bool all = strcmp(text, "all") == 0;
+  const uint32_t before = out->n_families;
+  for (uint32_t i = 0; i < N_FAMILY_NAMES && out->n_families < MAX_LISTED; i++)
+    if (all || strcmp(text, option_family_names[i]) == 0) out->families[out->n_families++] = i;
+  return out->n_families > before ? EXIT_DONE : fail_usage("--%s: unknown value \"%s\"", spec->name, text);
+}
+
+static int add_length(const option_spec *spec, const char *text, options *out) {
+  if (out->n_lengths == MAX_LISTED) return fail_usage("--%s: more than %d", spec->name, MAX_LISTED);
+  return need_number(spec, text, 1, 1u << 24, &out->lengths[out->n_lengths++]);
 }
 
 /* ---- parsing ---- */
@@ -389,6 +384,96 @@ static int set_policy_option(const option_spec *spec, const char *value, laprox_
   default:
     policy->normalize = LAPROX_SWITCH_OFF;
     return EXIT_DONE;
+  }
+}
+
+/* One option behind a policy's name, such as gqa=joint. */
+static int add_policy_option(const char *text, listed_policy *to) {
+  const size_t n = strcspn(text, "=");
+  const char *value = text[n] ? text + n + 1 : NULL;
+  const laprox_policy_kind kind = to->policy.kind;
+  for (int i = 0; i < N_SPECS; i++) {
+    const option_spec *spec = &specs[i];
+    const bool is_own = (spec->commands & COMMAND_EVICT) && spec->policies && spec->id != OPTION_BUDGET &&
+                        spec->id != OPTION_POLICY;
+    if (!(is_own || spec->id == OPTION_KV) || strlen(spec->name) != n || strncmp(spec->name, text, n) != 0)
+      continue;
+    if (!value != !spec->argument)
+      return fail_usage("--policies: %s %s a value", spec->name, value ? "takes no" : "needs");
+    if (spec->id == OPTION_KV) {
+      int picked = 0, status = need_word(spec, value, kv_words, &picked);
+      to->kv_dtype = (laprox_dtype)picked;
+      return status;
+    }
+    if (!(spec->policies & (1u << kind)))
+      return fail_usage("--policies: policy %s has no option %s", laprox_policy_name(kind), spec->name);
+    return set_policy_option(spec, value, &to->policy);
+  }
+  return fail_usage("--policies: \"%s\" is no option of a policy", text);
+}
+
+static int add_policy(const option_spec *spec, const char *text, options *out) {
+  char rest[sizeof out->policies[0].text];
+  int picked = 0;
+  if (out->n_policies == MAX_LISTED) return fail_usage("--%s: more than %d", spec->name, MAX_LISTED);
+  listed_policy *to = &out->policies[out->n_policies++];
+  *to = (listed_policy){0};
+  snprintf(to->text, sizeof to->text, "%s", text);
+  snprintf(rest, sizeof rest, "%s", text);
+  char *next = strchr(rest, '+');
+  if (next) *next++ = 0;
+  int status = need_word(spec, rest, policy_words, &picked);
+  to->policy.kind = (laprox_policy_kind)picked;
+  while (!status && next) {
+    char *option = next;
+    next = strchr(option, '+');
+    if (next) *next++ = 0;
+    status = add_policy_option(option, to);
+  }
+  return status;
+}
+
+/* What is made or answered by `tasks` and `eval`. */
+static int set_task_option(const option_spec *spec, const char *value, options *out) {
+  int picked = 0, status = EXIT_DONE;
+  switch (spec->id) {
+  case OPTION_TASKS:
+    if (out->n_tasks == MAX_LISTED) return fail_usage("--%s: more than %d", spec->name, MAX_LISTED);
+    return need_text(spec, value, &out->tasks[out->n_tasks++]);
+  case OPTION_BUDGETS:
+    out->n_budgets = 0;
+    return need_list(spec, value, out, add_budget);
+  case OPTION_POLICIES:
+    out->n_policies = 0;
+    return need_list(spec, value, out, add_policy);
+  case OPTION_LIMIT:
+    return need_number(spec, value, 0, UINT32_MAX, &out->limit);
+  case OPTION_QUESTION:
+    status = need_word(spec, value, question_words, &picked);
+    out->question = (question_mode)picked;
+    return status;
+  case OPTION_FIDELITY:
+    return need_number(spec, value, 0, 4096, &out->n_fidelity);
+  case OPTION_TEXT:
+    return need_text(spec, value, &out->text);
+  case OPTION_TEMPLATE:
+    return need_text(spec, value, &out->prompt_template);
+  case OPTION_TIMING:
+    return need_text(spec, value, &out->timing);
+  case OPTION_TASK:
+    out->n_families = 0;
+    return need_list(spec, value, out, add_family);
+  case OPTION_LENGTHS:
+    out->n_lengths = 0;
+    return need_list(spec, value, out, add_length);
+  case OPTION_COUNT:
+    return need_number(spec, value, 1, 100000, &out->n_prompts);
+  case OPTION_HAYSTACK:
+    return need_text(spec, value, &out->haystack);
+  default:
+    status = need_word(spec, value, wording_words, &picked);
+    out->ruler_wording = picked == 1;
+    return status;
   }
 }
 
@@ -475,15 +560,20 @@ static int set_option(const option_spec *spec, const char *value, options *out) 
   case OPTION_MEMORY:
     return set_run_option(spec, value, out);
   case OPTION_TASKS:
-    return need_text(spec, value, &out->tasks);
   case OPTION_BUDGETS:
-    out->n_budgets = 0;
-    return need_list(spec, value, out, add_budget);
   case OPTION_POLICIES:
-    out->n_policies = 0;
-    return need_list(spec, value, out, add_policy);
   case OPTION_LIMIT:
-    return need_number(spec, value, 0, UINT32_MAX, &out->limit);
+  case OPTION_QUESTION:
+  case OPTION_FIDELITY:
+  case OPTION_TEXT:
+  case OPTION_TEMPLATE:
+  case OPTION_TIMING:
+  case OPTION_TASK:
+  case OPTION_LENGTHS:
+  case OPTION_COUNT:
+  case OPTION_HAYSTACK:
+  case OPTION_WORDING:
+    return set_task_option(spec, value, out);
   case OPTION_SCORES:
     out->scores = true;
     return EXIT_DONE;
@@ -600,13 +690,16 @@ static int check_run(const options *o) {
 
 static int check_combinations(command which, options *o) {
   if (!(which & (COMMAND_DEVICES | COMMAND_BENCH)) && !o->input)
-    return fail_usage("which %s? (see --help)", which == COMMAND_EVICT ? "capture" : "model");
+    return fail_usage("which %s? (see --help)", which == COMMAND_EVICT    ? "capture"
+                                                : which == COMMAND_REPORT ? "results"
+                                                                          : "model");
   int status = which & PROMPTED ? check_prompt(o) : EXIT_DONE;
   if (!status && which == COMMAND_RUN) status = check_run(o);
   if (status) return status;
-  if ((which & (COMMAND_CAPTURE | COMMAND_EVICT)) && !o->output)
+  if ((which & (COMMAND_CAPTURE | COMMAND_EVICT | COMMAND_TASKS | COMMAND_REPORT)) && !o->output)
     return fail_usage("where to? (--output FILE)");
-  if (which == COMMAND_EVAL && !o->tasks) return fail_usage("which tasks? (--tasks FILE)");
+  if (which == COMMAND_EVAL && !o->n_tasks && !o->n_fidelity)
+    return fail_usage("which tasks? (--tasks FILE)");
   if (which == COMMAND_EVICT && !o->has_budget && o->policy.kind != LAPROX_POLICY_FULL)
     return fail_usage("how much is to be kept? (--budget 5%%)");
   if ((which & EVICTING) && o->policy.kind == LAPROX_POLICY_RANDOM) {
@@ -629,8 +722,16 @@ int options_parse(command which, int argc, char **argv, options *out) {
                                {"10%", {.share = 0.1}},
                                {"5%", {.share = 0.05}}},
                    .n_budgets = 4,
-                   .policies = {LAPROX_POLICY_LAPROX, LAPROX_POLICY_SNAPKV, LAPROX_POLICY_STREAMING},
-                   .n_policies = 3};
+                   .policies = {{"laprox", {.kind = LAPROX_POLICY_LAPROX}, 0},
+                                {"snapkv", {.kind = LAPROX_POLICY_SNAPKV}, 0},
+                                {"streaming", {.kind = LAPROX_POLICY_STREAMING}, 0}},
+                   .n_policies = 3,
+                   .question = QUESTION_KNOWN,
+                   .families = {0, 1, 2, 3, 4, 5, 6, 7},
+                   .n_families = N_FAMILY_NAMES,
+                   .lengths = {1024},
+                   .n_lengths = 1,
+                   .n_prompts = 50};
   make_tables(which, &tables);
   opterr = 0;
   for (int c; (c = getopt_long(argc, argv, tables.shorts, tables.longs, NULL)) != -1;) {
@@ -648,9 +749,13 @@ int options_parse(command which, int argc, char **argv, options *out) {
   }
   if (out->help) return EXIT_DONE;
   for (; optind < argc; optind++) {
-    if (out->input || which == COMMAND_DEVICES)
+    const bool is_listed = out->input && which == COMMAND_REPORT && out->n_more_inputs < MAX_LISTED;
+    if ((out->input && !is_listed) || which == COMMAND_DEVICES)
       return fail_usage("%s: too many arguments: %s", argv[0], argv[optind]);
-    out->input = argv[optind];
+    if (is_listed)
+      out->more_inputs[out->n_more_inputs++] = argv[optind];
+    else
+      out->input = argv[optind];
   }
   bool seeded = out->policy.kind == LAPROX_POLICY_RANDOM || which != COMMAND_EVICT;
   for (int i = 0; i < N_SPECS; i++)

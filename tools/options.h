@@ -14,7 +14,9 @@ typedef enum command {
   COMMAND_CAPTURE = 1 << 2,
   COMMAND_EVICT = 1 << 3,
   COMMAND_EVAL = 1 << 4,
-  COMMAND_BENCH = 1 << 5
+  COMMAND_BENCH = 1 << 5,
+  COMMAND_TASKS = 1 << 6,
+  COMMAND_REPORT = 1 << 7
 } command;
 
 enum { MAX_LISTED = 16 };
@@ -25,8 +27,19 @@ typedef struct listed_budget {
   laprox_budget amount;
 } listed_budget;
 
+/* A policy with options of its own and the cache it works on, as `laprox+gqa=joint+kv=f32` says it. */
+typedef struct listed_policy {
+  char text[96];
+  laprox_policy policy;
+  laprox_dtype kv_dtype; /* AUTO: what --kv says */
+} listed_policy;
+
+typedef enum question_mode { QUESTION_KNOWN = 1, QUESTION_UNKNOWN = 2, QUESTION_BOTH = 3 } question_mode;
+
 typedef struct options {
-  const char *input; /* the file that is not an option */
+  const char *input;                   /* the file that is not an option */
+  const char *more_inputs[MAX_LISTED]; /* of report */
+  uint32_t n_more_inputs;
   const char *output, *device;
   uint32_t variants; /* mask of laprox_variant; UINT32_MAX: not said */
   bool json, validate, help;
@@ -51,13 +64,28 @@ typedef struct options {
   const char *geometry; /* of bench */
   uint32_t n_tokens;
 
-  const char *tasks;
+  const char *tasks[MAX_LISTED]; /* files */
+  uint32_t n_tasks;
   listed_budget budgets[MAX_LISTED];
   uint32_t n_budgets;
-  laprox_policy_kind policies[MAX_LISTED];
+  listed_policy policies[MAX_LISTED];
   uint32_t n_policies;
-  uint32_t limit; /* prompts of a kind of task; 0: all */
+  uint32_t limit;         /* prompts of a kind of task; 0: all */
+  question_mode question; /* at eviction */
+  const char *prompt_template, *timing;
+  uint32_t n_fidelity; /* passages; 0: none */
+  const char *text;    /* for them; NULL: laprox's own */
+
+  const char *haystack;
+  uint32_t families[MAX_LISTED], n_families; /* of tasks; indices of the names that options_parse knows */
+  uint32_t lengths[MAX_LISTED], n_lengths;
+  uint32_t n_prompts;
+  bool ruler_wording;
 } options;
+
+/* What families of tasks are called, in the order of options.families. */
+enum { N_FAMILY_NAMES = 8 };
+extern const char *const option_family_names[N_FAMILY_NAMES];
 
 /* argv[0] is the subcommand. Returns EXIT_DONE or, after one line on standard error, EXIT_USAGE. */
 int options_parse(command which, int argc, char **argv, options *out);
