@@ -88,6 +88,17 @@ LAPROX_API laprox_result laprox_context_create(const laprox_context_info *info, 
 LAPROX_API void laprox_context_destroy(laprox_context *context);
 /** The variants that the context uses beside the baseline, a mask of laprox_variant. Thread-safe. */
 LAPROX_API uint32_t laprox_context_variants(const laprox_context *context);
+/** Why the context doesn't use a variant: "" where it does, NULL for what is no variant. Valid as long as the context. */
+LAPROX_API const char *laprox_context_variant_reason(const laprox_context *context, uint32_t variant);
+
+/** Runs kernels of a millisecond whose answers are known, submits them to `queue`, of the device and of that family, and
+ *  waits. Drivers have been seen that compute wrongly what they claim to support: a variant that fails is not used, with
+ *  one warning; fails with UNSUPPORTED where the baseline does, so that the device is of no use. laprox_device_open and
+ *  laprox_device_import do it themselves; an application that has no queue to spare goes by the driver's word.
+ *
+ *  Before anything else is made from the context; not thread-safe. */
+LAPROX_API laprox_result laprox_context_self_test(laprox_context *context, VkQueue queue,
+                                                  uint32_t queue_family);
 
 /** Device memory that laprox has allocated on this context itself, in bytes: now, and at most so far. The
  *  application's own buffers are not in it. Thread-safe. */

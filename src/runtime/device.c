@@ -373,7 +373,9 @@ laprox_result laprox_device_import(const laprox_device_import_info *info, laprox
   if (!device) return lpx_fail_memory(&host, "a device");
   laprox_result result = laprox_context_create(&info->context, &device->context);
   if (!result) result = lpx_queue_create(device->context, info->queue, info->queue_family, &device->queue);
+  if (!result) result = lpx_self_test(device->queue);
   if (result) {
+    lpx_queue_destroy(device->queue);
     laprox_context_destroy(device->context);
     lpx_release(&host, device);
     return result;

@@ -180,6 +180,12 @@ uint32_t laprox_context_variants(const laprox_context *context) {
   return context->variants;
 }
 
+const char *laprox_context_variant_reason(const laprox_context *context, uint32_t variant) {
+  for (uint32_t i = 0; i < LAPROX_N_VARIANTS; i++)
+    if (variant == 1u << i) return context->variant_reasons[i];
+  return NULL;
+}
+
 laprox_memory_use laprox_context_memory(const laprox_context *context) {
   laprox_context *mutable = (laprox_context *)(uintptr_t)context; /* C11 atomic_load takes no const object */
   return (laprox_memory_use){.bytes = atomic_load(&mutable->bytes),

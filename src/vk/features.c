@@ -2,6 +2,8 @@
    application has enabled. */
 #include "vk/vk.h"
 
+#include <stdarg.h>
+#include <stdio.h>
 #include <string.h>
 
 static const char *const variant_names[LAPROX_N_VARIANTS] = {"subgroup", "storage16", "matrix"};
@@ -39,6 +41,16 @@ static bool offers(const extension_list *list, const char *name) {
   for (uint32_t i = 0; i < list->count; i++)
     if (!strcmp(list->properties[i].extensionName, name)) return true;
   return false;
+}
+
+bool lpx_device_offers(PFN_vkGetInstanceProcAddr get_instance_proc_addr, VkInstance instance,
+                       VkPhysicalDevice physical_device, const char *extension) {
+  PFN_vkEnumerateDeviceExtensionProperties enumerate =
+      (PFN_vkEnumerateDeviceExtensionProperties)get_instance_proc_addr(
+          instance, "vkEnumerateDeviceExtensionProperties");
+  VkExtensionProperties found[512];
+  extension_list list = {.properties = found, .count = sizeof found / sizeof *found};
+  return enumerate && enumerate(physical_device, NULL, &list.count, found) >= 0 && offers(&list, extension);
 }
 
 static void enable(laprox_features *out, const char *extension) {
@@ -220,14 +232,38 @@ static bool find_matrix(laprox_context *context, PFN_vkGetInstanceProcAddr get_i
   return best.MSize != 0;
 }
 
+void lpx_variant_drop(laprox_context *context, uint32_t variant, const char *format, ...) {
+  for (uint32_t i = 0; i < LAPROX_N_VARIANTS; i++)
+    if (variant == 1u << i && !context->variant_reasons[i][0]) {
+      va_list arguments;
+      va_start(arguments, format);
+      (void)vsnprintf(context->variant_reasons[i], LPX_REASON_BYTES, format, arguments);
+      va_end(arguments);
+    }
+  context->variants &= ~variant;
+  if (variant == LAPROX_VARIANT_STORAGE16)
+    lpx_variant_drop(context, LAPROX_VARIANT_MATRIX, "needs storage16");
+}
+
 void lpx_features_read(laprox_context *context, const laprox_context_info *info) {
   const enabled on = read_enabled(info);
   context->has_memory_budget = is_listed(info, VK_EXT_MEMORY_BUDGET_EXTENSION_NAME);
-  const bool pinned = can_pin_subgroups(context, on.subgroup_size && on.full_subgroups);
-  if (pinned) context->variants |= LAPROX_VARIANT_SUBGROUP;
-  if (on.storage16 && on.float16) context->variants |= LAPROX_VARIANT_STORAGE16;
-  context->variants &= ~info->variants_off;
-  if (pinned && (context->variants & LAPROX_VARIANT_STORAGE16) && on.memory_model && on.matrix &&
-      find_matrix(context, info->get_instance_proc_addr))
-    context->variants |= LAPROX_VARIANT_MATRIX & ~info->variants_off;
+  context->variants = LAPROX_ALL_VARIANTS;
+  for (uint32_t i = 0; i < LAPROX_N_VARIANTS; i++)
+    if (info->variants_off >> i & 1) lpx_variant_drop(context, 1u << i, "left out as asked");
+  if (!can_pin_subgroups(context, on.subgroup_size && on.full_subgroups)) {
+    lpx_variant_drop(context, LAPROX_VARIANT_SUBGROUP,
+                     "no shuffles, ballots and full subgroups of one size, or not enabled");
+    lpx_variant_drop(context, LAPROX_VARIANT_MATRIX, "no full subgroups of one size, or not enabled");
+  }
+  if (!on.storage16 || !on.float16)
+    lpx_variant_drop(context, LAPROX_VARIANT_STORAGE16,
+                     "no 16-bit storage buffers with f16 arithmetic, or not enabled");
+  if (!on.memory_model || !on.matrix)
+    lpx_variant_drop(context, LAPROX_VARIANT_MATRIX,
+                     "no cooperative matrices with Vulkan's memory model, or not enabled");
+  lpx_quirks_apply(context, info->get_instance_proc_addr);
+  /* one driver crashes here, so only where they would be used */
+  if ((context->variants & LAPROX_VARIANT_MATRIX) && !find_matrix(context, info->get_instance_proc_addr))
+    lpx_variant_drop(context, LAPROX_VARIANT_MATRIX, "no cooperative matrices of f16 with f32 sums");
 }

@@ -24,6 +24,8 @@ extern const size_t lpx_n_shaders;
 
 typedef struct lpx_pipeline_entry lpx_pipeline_entry;
 
+#define LPX_REASON_BYTES 160
+
 struct laprox_context {
   laprox_host host;
   VkInstance instance;
@@ -39,6 +41,7 @@ struct laprox_context {
       dispatch_cost;    /* flops that one dispatch, and one submit, should not exceed: watchdogs bite after */
   uint64_t submit_cost; /* half a second on some phones, and desktops share the queue */
   uint32_t variants;    /* mask of laprox_variant that may be used */
+  char variant_reasons[LAPROX_N_VARIANTS][LPX_REASON_BYTES]; /* why not */
   /* With LAPROX_VARIANT_SUBGROUP or _MATRIX: pipelines that need them run in full subgroups of this size. Else
      what the device reports, which need not be true. */
   uint32_t subgroup_size;
@@ -56,6 +59,12 @@ struct laprox_context {
 
 /* What a context of these features and extensions can use; fills variants, subgroup_size and matrix. */
 void lpx_features_read(laprox_context *context, const laprox_context_info *info);
+/* Takes away one variant, and those that need it. The first reason stays. */
+void lpx_variant_drop(laprox_context *context, uint32_t variant, const char *format, ...) LPX_PRINTF(3, 4);
+bool lpx_device_offers(PFN_vkGetInstanceProcAddr get_instance_proc_addr, VkInstance instance,
+                       VkPhysicalDevice physical_device, const char *extension);
+/* Takes away what is known not to work on this driver. */
+void lpx_quirks_apply(laprox_context *context, PFN_vkGetInstanceProcAddr get_instance_proc_addr);
 
 /* Turns a VkResult into ours with one message "what: VK_ERROR_…". Remembers a lost device. VK_SUCCESS gives
    OK without a message. */
@@ -172,6 +181,8 @@ laprox_result lpx_queue_record(lpx_queue *queue, lpx_record_fn record, void *use
 laprox_result lpx_queue_upload(lpx_queue *queue, laprox_buffer to, const void *data, size_t bytes);
 laprox_result lpx_queue_download(lpx_queue *queue, laprox_buffer from, void *data, size_t bytes);
 laprox_context *lpx_queue_context(const lpx_queue *queue);
+/* laprox_context_self_test on a queue that is there. */
+laprox_result lpx_self_test(lpx_queue *queue);
 /* Device memory that the queue holds itself. */
 uint64_t lpx_queue_bytes(const lpx_queue *queue);
 
