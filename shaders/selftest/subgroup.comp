@@ -29,7 +29,7 @@ void main() {
   for (uint mask = 1; mask < SIZE; mask *= 2) folded = folded * 31 + subgroupShuffleXor(value, mask);
   shuffled[me] = folded;
   const float number = float(value % 1000u);
-  shuffled_floats[me] = uint(number + 1000.0 * subgroupShuffleXor(number, SIZE / 2));
+  shuffled_floats[me] = uint(number) + 1000 * uint(subgroupShuffleXor(number, SIZE / 2));
 
   const uvec4 ballot = subgroupBallot((value & 1) != 0);
   ballots[me] = subgroupBallotExclusiveBitCount(ballot) << 16 | subgroupBallotBitCount(ballot) << 8 |

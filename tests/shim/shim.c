@@ -2,6 +2,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 shim_state shim;
@@ -116,13 +117,42 @@ static void check_local_size(const VkShaderModuleCreateInfo *info) {
   }
 }
 
+static bool declares(const VkShaderModuleCreateInfo *info, uint32_t capability) {
+  const uint32_t n_words = (uint32_t)(info->codeSize / 4), op_capability = 17;
+  for (uint32_t at = 5; at + 1 < n_words && (info->pCode[at] & 0xffff) == op_capability; at += 2)
+    if (info->pCode[at + 1] == capability) return true;
+  return false;
+}
+
+static void mistake(uint32_t *code, uint32_t n_words) {
+  const uint32_t op_nop = 1 << 16;
+  for (uint32_t at = 5, length; at < n_words; at += length) {
+    length = code[at] >> 16;
+    if (!length) break;
+    if ((code[at] & 0xffff) != shim.mistaken_op) continue;
+    if (shim.mistaken_for)
+      code[at] = length << 16 | shim.mistaken_for;
+    else
+      for (uint32_t i = 0; i < length; i++) code[at + i] = op_nop;
+  }
+}
+
 static VKAPI_ATTR VkResult VKAPI_CALL create_ShaderModule(VkDevice device,
                                                           const VkShaderModuleCreateInfo *info,
                                                           const VkAllocationCallbacks *allocator,
                                                           VkShaderModule *out) {
   INJECT(vkCreateShaderModule, HOST, DEVICE);
   if (shim.limits.maxComputeWorkGroupInvocations) check_local_size(info);
-  const VkResult result = vkCreateShaderModule(device, info, allocator, out);
+  if (shim.refused_capability && declares(info, shim.refused_capability)) return VK_ERROR_INVALID_SHADER_NV;
+  VkShaderModuleCreateInfo mistaken = *info;
+  uint32_t *code = shim.mistaken_op ? malloc(info->codeSize) : NULL;
+  if (code) {
+    memcpy(code, info->pCode, info->codeSize);
+    mistake(code, (uint32_t)(info->codeSize / 4));
+    mistaken.pCode = code;
+  }
+  const VkResult result = vkCreateShaderModule(device, &mistaken, allocator, out);
+  free(code);
   shim.n_live += !result;
   return result;
 }
@@ -278,14 +308,27 @@ static void lower(VkPhysicalDeviceLimits *limits) {
   if (shim.small_limits || shim.max_range) shim.limits = *limits;
 }
 
+static void rename_device(VkPhysicalDeviceProperties *out) {
+  if (!shim.alias.vendor) return;
+  out->vendorID = shim.alias.vendor;
+  out->deviceID = shim.alias.device;
+  out->deviceType = shim.alias.type;
+}
+
 static VKAPI_ATTR void VKAPI_CALL get_properties(VkPhysicalDevice gpu, VkPhysicalDeviceProperties *out) {
   vkGetPhysicalDeviceProperties(gpu, out);
   lower(&out->limits);
+  rename_device(out);
 }
 
 static VKAPI_ATTR void VKAPI_CALL get_properties2(VkPhysicalDevice gpu, VkPhysicalDeviceProperties2 *out) {
   vkGetPhysicalDeviceProperties2(gpu, out);
   lower(&out->properties.limits);
+  rename_device(&out->properties);
+  VkBaseOutStructure *at = out->pNext;
+  while (at && at->sType != VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_DRIVER_PROPERTIES) at = at->pNext;
+  if (at && shim.alias.vendor)
+    ((VkPhysicalDeviceDriverProperties *)at)->driverID = (VkDriverId)shim.alias.driver;
 }
 
 static VKAPI_ATTR void VKAPI_CALL cmd_dispatch(VkCommandBuffer commands, uint32_t x, uint32_t y, uint32_t z) {
