@@ -423,11 +423,66 @@ static int tear_down(void **state) {
   return reading_teardown(state);
 }
 
+/* A document without logits, then a continuation of which every token's are wanted: those that reading all with them
+ * gives. */
+static void test_keep_logits(void **state) {
+  (void)state;
+  const laprox_session_info info = {.keep_logits = true, .kv_dtype = LAPROX_DTYPE_F32};
+  laprox_session *all = make_with(&info), *some = make_with(&info), *none = make();
+  size_t count = 0;
+  read_tokens(all, 110);
+  assert_int_equal(laprox_session_keep_logits(some, false), LAPROX_OK);
+  read_tokens(some, 100);
+  (void)laprox_session_prompt_logits(some, &count);
+  assert_int_equal(count, 0);
+  laprox_session *fork = fork_of(some);
+  assert_int_equal(laprox_session_keep_logits(fork, true), LAPROX_OK);
+  read_tokens(fork, 10);
+  const float *last = laprox_session_prompt_logits(fork, &count);
+  assert_int_equal(count, 10);
+  const float *whole = laprox_session_prompt_logits(all, &count);
+  assert_int_equal(count, 110);
+  for (size_t t = 0; t < 10; t++)
+    expect_near(last + t * rig.n_vocab, whole + (100 + t) * rig.n_vocab, TOLERANCE_F32);
+  assert_int_equal(laprox_session_keep_logits(none, true), LAPROX_ERROR_INVALID_ARGUMENT);
+  assert_non_null(strstr(rig.gpu->last_error, "keep_logits"));
+  rig.gpu->n_errors = 0;
+  laprox_session_destroy(all);
+  laprox_session_destroy(some);
+  laprox_session_destroy(none);
+  laprox_session_destroy(fork);
+}
+
+/* All positions before an eviction; afterwards each head's own, the window and the tail among them. */
+static void test_kept_positions(void **state) {
+  (void)state;
+  enum { N_READ = 200, N_MORE = 3 };
+  laprox_session *session = make_at(N_READ);
+  uint32_t counts[N_HEADS], positions[N_HEADS * (N_READ + N_MORE)];
+  laprox_session_kept_positions(session, 1, positions);
+  for (uint32_t i = 0; i < 2 * N_READ; i++) assert_int_equal(positions[i], i % N_READ);
+  evict_to(session, 50);
+  decode_tokens(session, N_MORE);
+  laprox_session_kept_per_head(session, counts);
+  for (uint32_t layer = 0; layer < N_LAYERS; layer++) {
+    const uint32_t *p = positions;
+    laprox_session_kept_positions(session, layer, positions);
+    for (uint32_t head = 2 * layer; head < 2 * layer + 2; p += counts[head++]) {
+      for (uint32_t i = 1; i < counts[head]; i++) assert_true(p[i] > p[i - 1]);
+      for (uint32_t i = 0; i < 32 + N_MORE; i++)
+        assert_int_equal(p[counts[head] - 1 - i], N_READ + N_MORE - 1 - i);
+    }
+  }
+  laprox_session_destroy(session);
+}
+
 int main(void) {
   static const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_decode_after_prefill),
       cmocka_unit_test(test_chunk_lengths),
       cmocka_unit_test(test_short_prompts),
+      cmocka_unit_test(test_keep_logits),
+      cmocka_unit_test(test_kept_positions),
       cmocka_unit_test(test_turns),
       cmocka_unit_test(test_turns_after_eviction),
       cmocka_unit_test(test_evictions_while_generating),

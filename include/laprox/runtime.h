@@ -147,6 +147,9 @@ LAPROX_API laprox_result laprox_session_decode(laprox_session *session, uint32_t
 LAPROX_API const float *laprox_session_logits(const laprox_session *session);
 /** With keep_logits: [*count, n_vocab] of the last prefill. */
 LAPROX_API const float *laprox_session_prompt_logits(const laprox_session *session, size_t *count);
+/** Whether the next prefills keep the logits of every token, in a session that was created with keep_logits or is a fork
+ *  of one (INVALID_ARGUMENT otherwise): none for a document, all for what is compared behind it. */
+LAPROX_API laprox_result laprox_session_keep_logits(laprox_session *session, bool keep);
 
 /** What an eviction did. */
 typedef struct laprox_eviction {
@@ -194,6 +197,9 @@ LAPROX_API uint32_t laprox_session_n_tokens(const laprox_session *session);
 LAPROX_API uint32_t laprox_session_n_tail(const laprox_session *session);
 /** Entries of each (layer, KV head), layer-major, n_layers * n_kv_heads numbers. */
 LAPROX_API void laprox_session_kept_per_head(const laprox_session *session, uint32_t *counts);
+/** True positions of a layer's entries, head after head as laprox_session_kept_per_head counts them, ascending in each. */
+LAPROX_API void laprox_session_kept_positions(const laprox_session *session, uint32_t layer,
+                                              uint32_t *positions);
 
 /** Writes what `laprox evict` reads: q of the last `window` tokens, K, V and o_proj of every layer, as safetensors.
  *  The cache must not have been evicted. Written beside and renamed. */

@@ -363,3 +363,19 @@ const float *laprox_session_prompt_logits(const laprox_session *session, size_t 
   *count = session->n_prompt_logits;
   return session->prompt_logits;
 }
+
+laprox_result laprox_session_keep_logits(laprox_session *session, bool keep) {
+  const VkDeviceSize row_bytes = (VkDeviceSize)session->model->n_vocab * sizeof(float);
+  if (keep && lpx_buffer_whole(&session->shared->logits).size < session->info.chunk * row_bytes)
+    return lpx_fail(&session->context->host, LAPROX_ERROR_INVALID_ARGUMENT,
+                    "laprox_session_keep_logits: the session was not created with keep_logits");
+  session->info.keep_logits = keep;
+  return LAPROX_OK;
+}
+
+void laprox_session_kept_positions(const laprox_session *session, uint32_t layer, uint32_t *positions) {
+  const lpx_cache *cache = &session->cache;
+  for (uint32_t head = 0; head < cache->shape.n_kv_heads; head++)
+    for (uint32_t i = 0; i < lpx_cache_head_entries(cache, layer, head); i++)
+      *positions++ = lpx_cache_position(cache, layer, head, i);
+}
