@@ -122,6 +122,10 @@ static void test_same_set(void **state) {
         .normalize = LAPROX_SWITCH_ON}},
       {352, {.budget.share = 0.10, .normalize = LAPROX_SWITCH_OFF, .pool = LAPROX_POOL_MAX}},
       {352, {.budget.share = 0.10, .kind = LAPROX_POLICY_STREAMING}},
+      {352, {.budget.tokens = 34, .kind = LAPROX_POLICY_STREAMING}},
+      {352, {.budget.share = 0.20, .kind = LAPROX_POLICY_ADAKV}},
+      {352, {.budget.tokens = 61, .kind = LAPROX_POLICY_PYRAMIDKV}},
+      {100, {.budget.tokens = 79, .kind = LAPROX_POLICY_PYRAMIDKV, .sinks = 3}},
       {352, {.budget.share = 0.10, .kind = LAPROX_POLICY_RANDOM, .seed = 3}},
       {352, {.budget.share = 0.40, .kind = LAPROX_POLICY_RANDOM, .scope = LAPROX_SCOPE_GLOBAL, .sinks = 5}},
       {352, {.budget.share = 0.97}},
@@ -164,7 +168,7 @@ static void read_layerwise(const test_sequence *sequence, const laprox_policy *p
                                        .factors = policy->gqa == LAPROX_GQA_JOINT ? sequence->joint_factors
                                                                                   : sequence->factors,
                                        .scale = (float)sequence->world.options.scale};
-  const ref_rules rules = ref_rules_decide(policy);
+  ref_rules rules = ref_rules_decide(policy);
   const uint32_t budget = ref_budget(&rules, &policy->budget, n);
   lpx_layerwise layerwise;
   assert_int_equal(lpx_cache_init(sequence->device, &sequence->cache.shape, sequence->cache.dtype, cache),

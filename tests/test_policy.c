@@ -46,6 +46,9 @@ static void defaults(void **state) {
                (lpx_rules)RULES(STREAMING, HEAD, 1, false, 4));
   expect_rules((laprox_policy){.kind = LAPROX_POLICY_RANDOM}, (lpx_rules)RULES(RANDOM, HEAD, 1, false, 0));
   expect_rules((laprox_policy){.kind = LAPROX_POLICY_FULL}, (lpx_rules)RULES(FULL, HEAD, 1, false, 0));
+  expect_rules((laprox_policy){.kind = LAPROX_POLICY_ADAKV}, (lpx_rules)RULES(ADAKV, LAYER, 7, false, 0));
+  expect_rules((laprox_policy){.kind = LAPROX_POLICY_PYRAMIDKV},
+               (lpx_rules)RULES(PYRAMIDKV, HEAD, 7, false, 0));
 }
 
 static void everything_given(void **state) {
@@ -85,7 +88,7 @@ static void invalid_policies(void **state) {
     laprox_policy policy;
     const char *field;
   } cases[] = {
-      {{.kind = (laprox_policy_kind)6}, "kind 6"},
+      {{.kind = (laprox_policy_kind)100}, "kind 100"},
       {{.kind = (laprox_policy_kind)-1}, "kind -1"},
       {{.scope = (laprox_scope)4}, "scope"},
       {{.gqa = (laprox_gqa)4}, "gqa"},
@@ -105,6 +108,10 @@ static void invalid_policies(void **state) {
       {{.kind = LAPROX_POLICY_STREAMING, .gqa = LAPROX_GQA_JOINT}, "gqa"},
       {{.kind = LAPROX_POLICY_STREAMING, .pool = LAPROX_POOL_AVERAGE}, "pool"},
       {{.kind = LAPROX_POLICY_STREAMING, .floor = 1}, "floor"},
+      {{.kind = LAPROX_POLICY_ADAKV, .scope = LAPROX_SCOPE_LAYER}, "scope"},
+      {{.kind = LAPROX_POLICY_ADAKV, .floor = 3}, "floor"},
+      {{.kind = LAPROX_POLICY_PYRAMIDKV, .gqa = LAPROX_GQA_MEAN}, "gqa"},
+      {{.kind = LAPROX_POLICY_PYRAMIDKV, .normalize = LAPROX_SWITCH_ON}, "normalize"},
       {{.kind = LAPROX_POLICY_FULL, .scope = LAPROX_SCOPE_GLOBAL}, "scope"},
       {{.kind = LAPROX_POLICY_FULL, .normalize = LAPROX_SWITCH_ON}, "normalize"},
   };
@@ -186,6 +193,49 @@ static void full_keeps_everything(void **state) {
   assert_int_equal(budget, UINT32_MAX);
 }
 
+/* The budget's sum exact, the line falling, its ends where the paper has them. */
+static void pyramid(void **state) {
+  (void)state;
+  const struct {
+    uint32_t n_layers, places, most, first, last;
+  } cases[] = {
+      {32, 480, 100000, 936, 24}, {32, 128, 100000, 250, 6}, {2, 100, 1000, 195, 5}, {1, 77, 100, 77, 77},
+      {5, 0, 10, 0, 0},           {4, 90, 100, 100, 80},     {4, 90, 90, 90, 90},    {28, 7, 100000, 14, 0},
+  };
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    uint64_t sum = 0;
+    uint32_t before = UINT32_MAX;
+    for (uint32_t l = 0; l < cases[i].n_layers; l++) {
+      const uint32_t now = lpx_pyramid_places(cases[i].n_layers, l, cases[i].places, cases[i].most);
+      assert_true(now <= before && now <= cases[i].most);
+      before = now;
+      sum += now;
+      if (l == 0) assert_int_equal(now, cases[i].first);
+      if (l + 1 == cases[i].n_layers) assert_int_equal(now, cases[i].last);
+    }
+    assert_int_equal(sum, (uint64_t)cases[i].n_layers * cases[i].places);
+  }
+}
+
+/* Sinks that are only a default make room; those that were asked for don't. */
+static void yielding_sinks(void **state) {
+  (void)state;
+  test_host host;
+  lpx_rules rules;
+  uint32_t budget = 0;
+  test_host_init(&host);
+  laprox_policy policy = {.kind = LAPROX_POLICY_STREAMING, .budget.tokens = 34};
+  assert_int_equal(lpx_rules_resolve(&host.host, &policy, &rules), LAPROX_OK);
+  assert_int_equal(lpx_budget_resolve(&host.host, &rules, &policy.budget, 1000, &budget), LAPROX_OK);
+  assert_int_equal(budget, 34);
+  lpx_rules_fit(&rules, budget);
+  assert_int_equal(rules.sinks, 2);
+  policy.sinks = 4;
+  assert_int_equal(lpx_rules_resolve(&host.host, &policy, &rules), LAPROX_OK);
+  assert_int_equal(lpx_budget_resolve(&host.host, &rules, &policy.budget, 1000, &budget),
+                   LAPROX_ERROR_INVALID_ARGUMENT);
+}
+
 static void problems(void **state) {
   (void)state;
   laprox_shape shape = {.n_layers = 3, .n_heads = 10, .n_kv_heads = 5, .head_dim = 64};
@@ -230,7 +280,7 @@ static void names(void **state) {
   assert_string_equal(laprox_policy_name(LAPROX_POLICY_AUTO), "laprox");
   assert_string_equal(laprox_policy_name(LAPROX_POLICY_SNAPKV), "snapkv");
   assert_string_equal(laprox_policy_name(LAPROX_POLICY_FULL), "full");
-  assert_null(laprox_policy_name((laprox_policy_kind)6));
+  assert_null(laprox_policy_name((laprox_policy_kind)100));
   for (int i = 0; i >= -10; i--) {
     assert_string_not_equal(laprox_result_string((laprox_result)i), "unknown result");
     for (int j = 0; j > i; j--) {
@@ -313,6 +363,8 @@ int main(void) {
       cmocka_unit_test(invalid_policies),
       cmocka_unit_test(budgets),
       cmocka_unit_test(full_keeps_everything),
+      cmocka_unit_test(pyramid),
+      cmocka_unit_test(yielding_sinks),
       cmocka_unit_test(problems),
       cmocka_unit_test(shapes),
       cmocka_unit_test(names),

@@ -108,7 +108,8 @@ LAPROX_API size_t laprox_dtype_bytes(laprox_dtype dtype, size_t n);
 /** "F32", "F16", … as safetensors spells it; "?" for an unknown type. Thread-safe. */
 LAPROX_API const char *laprox_dtype_name(laprox_dtype dtype);
 
-/** How entries are scored. */
+/** How entries are scored and chosen: LaProx and its rivals, each after its paper (README). "Places" are what the budget
+ *  leaves of a head, a layer or the model beyond window and sinks. */
 typedef enum laprox_policy_kind {
   LAPROX_POLICY_AUTO = 0,   /**< LAPROX_POLICY_LAPROX */
   LAPROX_POLICY_LAPROX = 1, /**< attention column norm x projected-value norm (arXiv 2605.07234, section 4) */
@@ -116,12 +117,18 @@ typedef enum laprox_policy_kind {
       2, /**< window attention summed over the queries, mean over the group (arXiv 2404.14469) */
   LAPROX_POLICY_STREAMING = 3, /**< the first tokens and the most recent ones (arXiv 2309.17453) */
   LAPROX_POLICY_RANDOM = 4,    /**< a seeded hash of layer, head and position: the floor for any method */
-  LAPROX_POLICY_FULL = 5       /**< keep everything */
+  LAPROX_POLICY_FULL = 5,      /**< keep everything */
+  /** snapkv; a head's places are 4/5 of what it wins within its layer and 1/5 of an equal share, rounded by largest
+   *  remainder (arXiv 2407.11550) */
+  LAPROX_POLICY_ADAKV = 6,
+  /** snapkv within heads; places fall linearly from the first layer to the last, which has 1/20 of the mean (arXiv
+   *  2406.02069) */
+  LAPROX_POLICY_PYRAMIDKV = 7
 } laprox_policy_kind;
 
 /** Which entries compete with each other for the same places. */
 typedef enum laprox_scope {
-  LAPROX_SCOPE_AUTO = 0, /**< global for laprox, head for the others */
+  LAPROX_SCOPE_AUTO = 0, /**< global for laprox, layer for adakv, head for the others */
   LAPROX_SCOPE_GLOBAL = 1,
   LAPROX_SCOPE_LAYER = 2,
   LAPROX_SCOPE_HEAD = 3
@@ -161,8 +168,10 @@ typedef struct laprox_budget {
 } laprox_budget;
 
 /** A policy. Zero: LaProx as published (window 32, average pooling of 7, layer sums, global scope, mean over the
- *  group). A field that the chosen kind does not have must be left at 0, otherwise LAPROX_ERROR_INVALID_ARGUMENT:
- *  streaming and full have no scope, gqa, pool, normalize, floor; random has no gqa, pool, normalize; snapkv no gqa. */
+ *  group). A field that the chosen kind does not have must be left at 0, otherwise LAPROX_ERROR_INVALID_ARGUMENT; all
+ *  have window, sinks and budget, and of the other fields
+ *  laprox: scope, gqa, pool, pool_width, normalize, floor; snapkv: scope, pool, pool_width, normalize, floor;
+ *  random: scope, floor, seed; adakv, pyramidkv: pool, pool_width; streaming, full: none. */
 typedef struct laprox_policy {
   laprox_policy_kind kind;
   laprox_scope scope;
@@ -172,9 +181,10 @@ typedef struct laprox_policy {
   laprox_switch
       normalize;   /**< divide a layer's scores by their sum; AUTO = on for laprox, off for the others */
   uint32_t window; /**< last tokens whose queries score and which all heads keep; 1 … 256; 0 = 32 */
-  uint32_t sinks;  /**< first positions that every head keeps; 0 = 4 for streaming, else none */
-  uint32_t floor;  /**< best candidates of its own that every (layer, KV head) keeps; 0 = none */
-  uint32_t seed;   /**< for random */
+  /** first positions that every head keeps; 0 = 4 for streaming, or as many as its places, else none */
+  uint32_t sinks;
+  uint32_t floor; /**< best candidates of its own that every (layer, KV head) keeps; 0 = none */
+  uint32_t seed;  /**< for random */
   laprox_budget budget;
 } laprox_policy;
 

@@ -51,6 +51,7 @@ typedef struct lpx_rules {
   uint32_t pool_width; /* 1 = none */
   bool normalize;
   uint32_t window, sinks, floor, seed;
+  bool sinks_yield; /* the sinks are a default: a budget too small for them has fewer */
 } lpx_rules;
 
 /* Decides every AUTO. Invalid combinations fail with a message that names the field. */
@@ -60,6 +61,17 @@ laprox_result lpx_rules_resolve(const laprox_host *host, const laprox_policy *po
    no budget given, n_tokens <= window, or b >= n_tokens). */
 laprox_result lpx_budget_resolve(const laprox_host *host, const lpx_rules *rules, const laprox_budget *budget,
                                  uint32_t n_tokens, uint32_t *out);
+
+/* Fits the sinks to a budget, where they may yield. */
+void lpx_rules_fit(lpx_rules *rules, uint32_t budget);
+
+/* Whether a policy looks at the window's attention, and at values through the value factor. */
+bool lpx_rules_use_attention(const lpx_rules *rules);
+bool lpx_rules_use_values(const lpx_rules *rules);
+
+/* Of the n_layers x `places` places that a head of each layer has in all, those of one layer: falling from the first
+   layer to the last, which has 1/20 of the mean. At most `most`, in which case the last layers have more. */
+uint32_t lpx_pyramid_places(uint32_t n_layers, uint32_t layer, uint32_t places, uint32_t most);
 
 /* Scopes as independent selection problems over the heads of the model, numbered layer-major:
    problem of head i = i / heads_per_problem. */

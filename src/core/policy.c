@@ -6,46 +6,42 @@
 #define MAX_WINDOW          256
 #define DEFAULT_POOL_WIDTH  7
 #define MAX_POOL_WIDTH      31
-#define STREAMING_SINKS     4
 #define MAX_HEADS_PER_GROUP 16
 #define MAX_HEAD_DIM        256
 
-const char *laprox_policy_name(laprox_policy_kind kind) {
-  switch (kind) {
-  case LAPROX_POLICY_AUTO:
-  case LAPROX_POLICY_LAPROX:
-    return "laprox";
-  case LAPROX_POLICY_SNAPKV:
-    return "snapkv";
-  case LAPROX_POLICY_STREAMING:
-    return "streaming";
-  case LAPROX_POLICY_RANDOM:
-    return "random";
-  case LAPROX_POLICY_FULL:
-    return "full";
-  }
-  return NULL;
+/* Which fields a kind has, and its defaults. */
+typedef struct kind_traits {
+  const char *name;
+  bool scope, gqa, pool, normalize, floor, seed;
+  laprox_scope default_scope;
+  uint32_t default_pool_width, default_sinks;
+} kind_traits;
+
+static const kind_traits traits[] = {
+    [LAPROX_POLICY_LAPROX] = {"laprox", .scope = true, .gqa = true, .pool = true, .normalize = true,
+                              .floor = true, .default_scope = LAPROX_SCOPE_GLOBAL, .default_pool_width = 7},
+    [LAPROX_POLICY_SNAPKV] = {"snapkv", .scope = true, .pool = true, .normalize = true, .floor = true,
+                              .default_scope = LAPROX_SCOPE_HEAD, .default_pool_width = 7},
+    [LAPROX_POLICY_STREAMING] = {"streaming", .default_scope = LAPROX_SCOPE_HEAD, .default_pool_width = 1,
+                                 .default_sinks = 4},
+    [LAPROX_POLICY_RANDOM] = {"random", .scope = true, .floor = true, .seed = true,
+                              .default_scope = LAPROX_SCOPE_HEAD, .default_pool_width = 1},
+    [LAPROX_POLICY_FULL] = {"full", .default_scope = LAPROX_SCOPE_HEAD, .default_pool_width = 1},
+    [LAPROX_POLICY_ADAKV] = {"adakv", .pool = true, .default_scope = LAPROX_SCOPE_LAYER,
+                             .default_pool_width = 7},
+    [LAPROX_POLICY_PYRAMIDKV] = {"pyramidkv", .pool = true, .default_scope = LAPROX_SCOPE_HEAD,
+                                 .default_pool_width = 7},
+};
+enum { N_KINDS = sizeof traits / sizeof *traits };
+
+static const kind_traits *traits_of(laprox_policy_kind kind) {
+  if (kind == LAPROX_POLICY_AUTO) kind = LAPROX_POLICY_LAPROX;
+  return (unsigned)kind < N_KINDS ? &traits[kind] : NULL;
 }
 
-/* Which fields a kind has. */
-typedef struct kind_fields {
-  bool scope, gqa, pool, floor, seed;
-} kind_fields;
-
-static kind_fields fields_of(laprox_policy_kind kind) {
-  switch (kind) {
-  case LAPROX_POLICY_AUTO:
-  case LAPROX_POLICY_LAPROX:
-    return (kind_fields){.scope = true, .gqa = true, .pool = true, .floor = true};
-  case LAPROX_POLICY_SNAPKV:
-    return (kind_fields){.scope = true, .pool = true, .floor = true};
-  case LAPROX_POLICY_RANDOM:
-    return (kind_fields){.scope = true, .floor = true, .seed = true};
-  case LAPROX_POLICY_STREAMING:
-  case LAPROX_POLICY_FULL:
-    break;
-  }
-  return (kind_fields){0};
+const char *laprox_policy_name(laprox_policy_kind kind) {
+  const kind_traits *has = traits_of(kind);
+  return has ? has->name : NULL;
 }
 
 static laprox_result check_field(const laprox_host *host, const char *kind, const char *field, bool has,
@@ -61,20 +57,21 @@ static laprox_result check_field(const laprox_host *host, const char *kind, cons
   return LAPROX_OK;
 }
 
-static laprox_result check_fields(const laprox_host *host, const laprox_policy *policy, const char *kind) {
-  kind_fields has = fields_of(policy->kind);
+static laprox_result check_fields(const laprox_host *host, const laprox_policy *policy,
+                                  const kind_traits *has) {
+  const char *kind = has->name;
   const struct {
     const char *name;
     bool has;
     uint32_t value, limit;
   } fields[] = {
-      {"scope", has.scope, (uint32_t)policy->scope, LAPROX_SCOPE_HEAD},
-      {"gqa", has.gqa, (uint32_t)policy->gqa, LAPROX_GQA_ATTENTION_MEAN},
-      {"pool", has.pool, (uint32_t)policy->pool, LAPROX_POOL_MAX},
-      {"pool_width", has.pool, policy->pool_width, UINT32_MAX},
-      {"normalize", has.pool, (uint32_t)policy->normalize, LAPROX_SWITCH_OFF},
-      {"floor", has.floor, policy->floor, UINT32_MAX},
-      {"seed", has.seed, policy->seed, UINT32_MAX},
+      {"scope", has->scope, (uint32_t)policy->scope, LAPROX_SCOPE_HEAD},
+      {"gqa", has->gqa, (uint32_t)policy->gqa, LAPROX_GQA_ATTENTION_MEAN},
+      {"pool", has->pool, (uint32_t)policy->pool, LAPROX_POOL_MAX},
+      {"pool_width", has->pool, policy->pool_width, UINT32_MAX},
+      {"normalize", has->normalize, (uint32_t)policy->normalize, LAPROX_SWITCH_OFF},
+      {"floor", has->floor, policy->floor, UINT32_MAX},
+      {"seed", has->seed, policy->seed, UINT32_MAX},
   };
   for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
     laprox_result result =
@@ -99,30 +96,65 @@ static uint32_t number_or(uint32_t value, uint32_t automatic, uint32_t none) {
 
 laprox_result lpx_rules_resolve(const laprox_host *host, const laprox_policy *policy, lpx_rules *out) {
   *out = (lpx_rules){0};
-  const char *name = laprox_policy_name(policy->kind);
-  if (!name) {
+  const kind_traits *has = traits_of(policy->kind);
+  if (!has) {
     return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "policy kind %d is unknown", (int)policy->kind);
   }
-  laprox_result result = check_fields(host, policy, name);
+  laprox_result result = check_fields(host, policy, has);
   if (result != LAPROX_OK) return result;
 
   lpx_rules rules = {
       .kind = policy->kind == LAPROX_POLICY_AUTO ? LAPROX_POLICY_LAPROX : policy->kind,
-      .scope = policy->scope,
+      .scope = policy->scope == LAPROX_SCOPE_AUTO ? has->default_scope : policy->scope,
       .gqa = policy->gqa == LAPROX_GQA_AUTO ? LAPROX_GQA_MEAN : policy->gqa,
       .pool = policy->pool == LAPROX_POOL_AUTO ? LAPROX_POOL_AVERAGE : policy->pool,
+      .pool_width = number_or(policy->pool_width, has->default_pool_width, 1),
       .window = number_or(policy->window, DEFAULT_WINDOW, 0),
+      .sinks = number_or(policy->sinks, has->default_sinks, 0),
       .floor = number_or(policy->floor, 0, 0),
       .seed = policy->seed,
+      .sinks_yield = policy->sinks == 0,
   };
-  bool is_laprox = rules.kind == LAPROX_POLICY_LAPROX;
-  if (rules.scope == LAPROX_SCOPE_AUTO) rules.scope = is_laprox ? LAPROX_SCOPE_GLOBAL : LAPROX_SCOPE_HEAD;
-  rules.pool_width = number_or(policy->pool_width, fields_of(rules.kind).pool ? DEFAULT_POOL_WIDTH : 1, 1);
-  rules.normalize =
-      policy->normalize == LAPROX_SWITCH_AUTO ? is_laprox : policy->normalize == LAPROX_SWITCH_ON;
-  rules.sinks = number_or(policy->sinks, rules.kind == LAPROX_POLICY_STREAMING ? STREAMING_SINKS : 0, 0);
+  rules.normalize = policy->normalize == LAPROX_SWITCH_AUTO ? rules.kind == LAPROX_POLICY_LAPROX
+                                                            : policy->normalize == LAPROX_SWITCH_ON;
   *out = rules;
   return LAPROX_OK;
+}
+
+void lpx_rules_fit(lpx_rules *rules, uint32_t budget) {
+  const uint32_t protected_entries = rules->window + rules->floor;
+  const uint32_t room = budget > protected_entries ? budget - protected_entries : 0;
+  if (rules->sinks_yield && rules->sinks > room) rules->sinks = room;
+}
+
+bool lpx_rules_use_attention(const lpx_rules *rules) {
+  return rules->kind != LAPROX_POLICY_STREAMING && rules->kind != LAPROX_POLICY_RANDOM &&
+         rules->kind != LAPROX_POLICY_FULL;
+}
+
+bool lpx_rules_use_values(const lpx_rules *rules) {
+  return rules->kind == LAPROX_POLICY_LAPROX;
+}
+
+uint32_t lpx_pyramid_places(uint32_t n_layers, uint32_t layer, uint32_t places, uint32_t most) {
+  enum { LAST_SHARE = 20 };
+  const uint64_t mean = places, capped = most < places ? places : most, steps = n_layers - 1;
+  if (steps == 0 || places == 0) return places;
+  /* Layer l has (first * (steps - l) + last * l) / divisor places, before rounding. */
+  uint64_t first = (2 * LAST_SHARE - 1) * mean, last = mean, divisor = LAST_SHARE * steps;
+  if (first > capped * LAST_SHARE) {
+    first = capped;
+    last = 2 * mean - capped;
+    divisor = steps;
+  }
+  const uint64_t own = first * (steps - layer) + last * layer, own_rest = own % divisor;
+  uint64_t left = mean * n_layers, n_before = 0;
+  for (uint64_t l = 0; l < n_layers; l++) {
+    const uint64_t share = first * (steps - l) + last * l, rest = share % divisor;
+    left -= share / divisor;
+    n_before += rest > own_rest || (rest == own_rest && l < layer);
+  }
+  return (uint32_t)(own / divisor + (n_before < left));
 }
 
 laprox_result lpx_budget_resolve(const laprox_host *host, const lpx_rules *rules, const laprox_budget *budget,
@@ -139,7 +171,8 @@ laprox_result lpx_budget_resolve(const laprox_host *host, const lpx_rules *rules
   }
   if (rules->kind == LAPROX_POLICY_FULL || (budget->tokens == 0 && budget->share <= 0.0)) return LAPROX_OK;
 
-  uint64_t protected_entries = (uint64_t)rules->window + rules->sinks + rules->floor;
+  const uint32_t sinks = rules->sinks_yield ? 0 : rules->sinks;
+  uint64_t protected_entries = (uint64_t)rules->window + sinks + rules->floor;
   uint64_t least = protected_entries > rules->window ? protected_entries : (uint64_t)rules->window + 1;
   uint64_t entries = budget->tokens;
   if (budget->tokens == 0) {
@@ -149,7 +182,7 @@ laprox_result lpx_budget_resolve(const laprox_host *host, const lpx_rules *rules
   if (entries < least) {
     return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
                     "budget of %u tokens is too small: window %u, sinks %u and floor %u need at least %llu",
-                    budget->tokens, rules->window, rules->sinks, rules->floor, (unsigned long long)least);
+                    budget->tokens, rules->window, sinks, rules->floor, (unsigned long long)least);
   }
   if (n_tokens > rules->window && entries < n_tokens) *out = (uint32_t)entries;
   return LAPROX_OK;

@@ -70,6 +70,7 @@ struct laprox_plan {
       layer_sum;
   lpx_pipeline histogram, digit, count, ties, rows, emit, promote, protect, compact, compact_in_place,
       compact_scores;
+  lpx_pipeline stage;
 };
 
 struct laprox_binding {
@@ -136,6 +137,11 @@ void lpx_value_norm_append(laprox_binding *binding, uint32_t layer, uint32_t til
 laprox_result lpx_reduce_init(laprox_plan *plan);
 void lpx_reduce_append_synthetic(laprox_binding *binding, uint32_t layer);
 void lpx_reduce_append(laprox_binding *binding, uint32_t layer);
+
+/* Entries chosen before the selection: in a copy of the scores that the selection then goes by. */
+bool lpx_plan_marks_in_selection(const laprox_plan *plan);
+laprox_result lpx_stage_init(laprox_plan *plan);
+void lpx_stage_append_shares(laprox_binding *binding);
 
 laprox_result lpx_select_init(laprox_plan *plan);
 void lpx_select_append(laprox_binding *binding);

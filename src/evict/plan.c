@@ -12,11 +12,11 @@ const uint32_t *lpx_head_row(const laprox_plan *plan, uint32_t layer, uint32_t h
 }
 
 bool lpx_plan_uses_attention(const laprox_plan *plan) {
-  return plan->rules.kind == LAPROX_POLICY_LAPROX || plan->rules.kind == LAPROX_POLICY_SNAPKV;
+  return lpx_rules_use_attention(&plan->rules);
 }
 
 bool lpx_plan_uses_values(const laprox_plan *plan) {
-  return plan->rules.kind == LAPROX_POLICY_LAPROX;
+  return lpx_rules_use_values(&plan->rules);
 }
 
 static uint32_t divide_up(uint32_t a, uint32_t b) {
@@ -119,6 +119,15 @@ static uint64_t reserved_places(const laprox_plan *plan) {
   return heads * (newest[HEAD_N_SINKS] + (floor < candidates ? floor : candidates));
 }
 
+static uint32_t longest_head(const laprox_plan *plan) {
+  uint32_t most = 0;
+  for (uint32_t head = 0; head < plan->n_heads_all; head++) {
+    const uint32_t n_entries = plan->tables[(size_t)head * HEAD_WORDS + HEAD_N_ENTRIES];
+    if (n_entries > most) most = n_entries;
+  }
+  return most;
+}
+
 /* The places of each problem: budget times heads, less what is protected, at most the candidates there are.
  */
 static laprox_result fill_problems(laprox_plan *plan, lpx_selection *selection, uint32_t heads_per_problem,
@@ -135,6 +144,9 @@ static laprox_result fill_problems(laprox_plan *plan, lpx_selection *selection, 
       sinks += less_sinks ? row[HEAD_N_SINKS] : 0;
     }
     uint64_t places = (uint64_t)heads_per_problem * places_a_head;
+    if (less_sinks && plan->rules.kind == LAPROX_POLICY_PYRAMIDKV)
+      places = lpx_pyramid_places(plan->model_layers, problem / plan->shape.n_kv_heads, places_a_head,
+                                  longest_head(plan) - plan->rules.window);
     if (less_sinks && plan->rules.scope == LAPROX_SCOPE_GLOBAL) {
       places = (uint64_t)plan->model_layers * plan->shape.n_kv_heads * places_a_head;
       sinks += reserved_places(plan);
@@ -275,7 +287,8 @@ static laprox_result size_buffers(laprox_plan *plan) {
   plan->select_offset = plan->work_offset + align(plan, (VkDeviceSize)plan->work.n_words * 4);
   plan->floor_offset = plan->select_offset + align(plan, (VkDeviceSize)plan->select.n_words * 4);
   plan->scratch_bytes = plan->floor_offset;
-  if (plan->rules.floor) plan->scratch_bytes += (VkDeviceSize)plan->n_blocks * BLOCK_ENTRIES * 4;
+  if (plan->rules.floor || lpx_plan_marks_in_selection(plan))
+    plan->scratch_bytes += (VkDeviceSize)plan->n_blocks * BLOCK_ENTRIES * 4;
   return LAPROX_OK;
 }
 
@@ -412,6 +425,7 @@ static laprox_result create_pipelines(laprox_plan *plan) {
   if (lpx_plan_uses_attention(plan)) result = lpx_attention_norm_init(plan);
   if (!result && lpx_plan_uses_values(plan)) result = lpx_value_norm_init(plan);
   if (!result) result = lpx_reduce_init(plan);
+  if (!result) result = lpx_stage_init(plan);
   if (!result) result = lpx_select_init(plan);
   if (!result) result = lpx_compact_init(plan);
   return result;
@@ -454,6 +468,7 @@ static laprox_result build(laprox_plan *plan, const laprox_plan_info *info) {
   const uint32_t n_tokens = info->n_tokens ? info->n_tokens : default_n_tokens(info);
   result = lpx_budget_resolve(&context->host, &plan->rules, &info->policy.budget, n_tokens, &plan->budget);
   if (result || plan->budget == UINT32_MAX) return result;
+  lpx_rules_fit(&plan->rules, plan->budget);
   result = fill_tables(plan, info);
   if (!result) result = check_heads(plan);
   if (!result) result = size_buffers(plan);

@@ -100,11 +100,15 @@ void lpx_select_append(laprox_binding *binding) {
                       .indices = plan->result.indices,
                       .window = plan->rules.window};
   laprox_buffer scores = binding->scores;
-  if (plan->rules.floor && plan->n_blocks) {
-    /* Each head's own best first; then they are made to win among all, in a copy of the scores. */
+  const bool marks = lpx_plan_marks_in_selection(plan);
+  if ((plan->rules.floor || marks) && plan->n_blocks) {
     lpx_program_copy(binding->program, scores, binding->floor_scores);
     lpx_program_barrier(binding->program);
     scores = binding->floor_scores;
+  }
+  if (marks) lpx_stage_append_shares(binding);
+  if (plan->rules.floor && plan->n_blocks) {
+    /* Each head's own best first; then they are made to win among all, in a copy of the scores. */
     append_threshold(binding, &push, scores, &plan->floor_selection);
     append_blocks(binding, &plan->promote, &push, scores, NULL);
   }

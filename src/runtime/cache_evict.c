@@ -92,6 +92,7 @@ static laprox_result make_plan(eviction_run *run) {
     run->pass.needs.budget = budget;
     return result;
   }
+  lpx_rules_fit(&rules, budget);
   if (eviction->queries && eviction->query_rows < rules.window)
     return lpx_fail(&run->context->host, LAPROX_ERROR_INVALID_ARGUMENT,
                     "a window of %u tokens, but the queries of only %u are kept", rules.window,

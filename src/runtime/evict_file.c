@@ -206,10 +206,11 @@ static laprox_result step(const capture *c, const char *what, uint32_t done, uin
 
 static laprox_result upload(capture *c) {
   const uint32_t n_layers = c->shape.n_layers;
-  const laprox_policy_kind kind = c->policy.kind;
-  const bool values = kind == LAPROX_POLICY_AUTO || kind == LAPROX_POLICY_LAPROX;
-  const bool attention = values || kind == LAPROX_POLICY_SNAPKV;
-  laprox_result result = lpx_cache_init(c->device, &c->shape, c->dtype, &c->cache);
+  lpx_rules rules;
+  laprox_result result = lpx_rules_resolve(c->host, &c->policy, &rules);
+  if (result) return result;
+  const bool values = lpx_rules_use_values(&rules), attention = lpx_rules_use_attention(&rules);
+  result = lpx_cache_init(c->device, &c->shape, c->dtype, &c->cache);
   if (!result) result = lpx_cache_reserve(&c->cache, c->n_tokens, true);
   if (!result && attention) c->queries = lpx_allocate(c->host, n_layers, sizeof *c->queries);
   if (!result && values) c->factors = lpx_allocate(c->host, n_layers, sizeof *c->factors);
@@ -301,9 +302,10 @@ static laprox_result write_layer(const capture *c, lpx_st_writer *writer, uint32
   return result;
 }
 
-static laprox_result write_output(const capture *c, lpx_st_writer *writer) {
+static laprox_result write_output(const capture *c, uint32_t budget, lpx_st_writer *writer) {
   lpx_rules rules;
   laprox_result result = lpx_rules_resolve(c->host, &c->policy, &rules);
+  lpx_rules_fit(&rules, budget);
   if (!result) result = lpx_st_writer_metadata(writer, "policy", laprox_policy_name(rules.kind));
   for (uint32_t l = 0; l < c->shape.n_layers && !result; l++) result = declare_layer(c, writer, l);
   for (uint32_t l = 0; l < c->shape.n_layers && !result; l++) {
@@ -332,7 +334,7 @@ static laprox_result run(capture *c, laprox_evict_file_report *out) {
                                        .scores = c->info->scores ? &c->scores : NULL};
   if (!result) result = lpx_cache_evict(&c->cache, &eviction, &out->eviction);
   const uint64_t write_ns = lpx_now_ns();
-  if (!result) result = write_output(c, writer);
+  if (!result) result = write_output(c, out->eviction.budget, writer);
   out->download_ms = (double)(lpx_now_ns() - write_ns) * 1e-6;
   lpx_st_writer_destroy(writer);
   return result;

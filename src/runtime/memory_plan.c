@@ -199,7 +199,7 @@ static laprox_result fill(const estimate *e, laprox_memory_plan *out) {
   laprox_result result =
       lpx_budget_resolve(&e->context->host, &e->rules, &info->policy.budget, info->n_prompt, &c.budget);
   if (result) return result;
-  if (e->rules.kind == LAPROX_POLICY_LAPROX)
+  if (lpx_rules_use_values(&e->rules))
     c.factor_bytes =
         e->model->shape.n_layers * (uint64_t)laprox_value_factor_bytes(&e->model->shape, e->rules.gqa);
   out->weight_bytes = e->model->weight_bytes;
@@ -247,7 +247,8 @@ static void find_largest(const estimate *e, laprox_memory_plan *out) {
   const laprox_message_fn message = e->context->host.message;
   e->context->host.message = NULL;
   out->largest_prompt = largest(e, out->free_bytes, true, 1, e->model->context_length);
-  const uint32_t extras = rules->sinks + rules->floor, least = rules->window + (extras ? extras : 1);
+  const uint32_t extras = (rules->sinks_yield ? 0 : rules->sinks) + rules->floor,
+                 least = rules->window + (extras ? extras : 1);
   if (rules->kind != LAPROX_POLICY_FULL && info->n_prompt >= least)
     out->largest_budget = largest(e, out->free_bytes, false, least, info->n_prompt);
   e->context->host.message = message;

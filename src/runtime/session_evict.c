@@ -38,7 +38,7 @@ static laprox_result prepare_factors(laprox_session *session, laprox_gqa gqa) {
 static laprox_result prepare(laprox_session *session, const laprox_policy *policy, uint32_t n_tokens,
                              lpx_rules *rules, lpx_cache_eviction *out) {
   laprox_result result = lpx_rules_resolve(&session->context->host, policy, rules);
-  if (!result && rules->kind == LAPROX_POLICY_LAPROX) result = prepare_factors(session, rules->gqa);
+  if (!result && lpx_rules_use_values(rules)) result = prepare_factors(session, rules->gqa);
   *out = (lpx_cache_eviction){.policy = policy,
                               .queries = session->queries,
                               .query_rows = session->info.window,
@@ -55,8 +55,7 @@ laprox_result laprox_session_evict(laprox_session *session, const laprox_policy 
   lpx_rules rules;
   lpx_cache_eviction eviction;
   laprox_result result = prepare(session, policy, session->cache.n_tokens, &rules, &eviction);
-  const bool scored = rules.kind == LAPROX_POLICY_LAPROX || rules.kind == LAPROX_POLICY_SNAPKV;
-  if (!result && scored && session->cache.n_tokens > rules.window)
+  if (!result && lpx_rules_use_attention(&rules) && session->cache.n_tokens > rules.window)
     result = lpx_session_check_queries(session, rules.window);
   if (result) return result;
   return lpx_cache_evict(&session->cache, &eviction, out ? out : &unwanted);

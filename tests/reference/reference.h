@@ -45,11 +45,12 @@ typedef struct ref_rules {
   uint32_t pool_width; /* 1 = none */
   bool normalize;
   uint32_t window, sinks, floor, seed;
+  bool sinks_yield; /* to a budget that has no room for them: ref_budget makes them fewer */
 } ref_rules;
 
 ref_rules ref_rules_decide(const laprox_policy *policy);
 /* Entries per head on average, or REF_KEEP_ALL. */
-uint32_t ref_budget(const ref_rules *rules, const laprox_budget *budget, uint32_t n_tokens);
+uint32_t ref_budget(ref_rules *rules, const laprox_budget *budget, uint32_t n_tokens);
 
 /* Scores of all (layer, KV head) pairs, numbered layer-major. Head i has the entries 0 … n_entries[i] - 1;
    those before first[i] are sinks, those from end[i] on are the window, the rest are candidates. The score of
@@ -88,6 +89,13 @@ typedef struct ref_kept {
 
 void ref_select(const ref_scores *scores, const ref_rules *rules, uint32_t budget, ref_kept *out);
 void ref_kept_finish(ref_kept *kept);
+
+/* Candidates that each (layer, KV head) keeps under pyramidkv and adakv, by their own formulas (rivals.c). */
+void ref_pyramid_places(const ref_scores *scores, const ref_rules *rules, uint32_t budget, size_t *places);
+void ref_adakv_places(const ref_scores *scores, const ref_rules *rules, uint32_t budget, size_t *places);
+/* Candidates that survive among heads [first, last) where nothing else is said. */
+size_t ref_equal_places(const ref_scores *scores, const ref_rules *rules, uint32_t budget, size_t first,
+                        size_t last);
 
 /* ---- holding something against the truth: NULL, or `message` filled with the first violation ---- */
 

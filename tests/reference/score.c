@@ -17,15 +17,17 @@ static uint32_t smaller(uint32_t a, uint32_t b) {
 }
 
 static bool is_attention_policy(laprox_policy_kind kind) {
-  return kind == LAPROX_POLICY_LAPROX || kind == LAPROX_POLICY_SNAPKV;
+  return kind != LAPROX_POLICY_STREAMING && kind != LAPROX_POLICY_RANDOM && kind != LAPROX_POLICY_FULL;
 }
 
 ref_rules ref_rules_decide(const laprox_policy *policy) {
-  ref_rules rules = {policy->kind, policy->scope,  policy->gqa,   policy->pool,  policy->pool_width,
-                     false,        policy->window, policy->sinks, policy->floor, policy->seed};
+  ref_rules rules = {policy->kind,   policy->scope, policy->gqa,   policy->pool, policy->pool_width, false,
+                     policy->window, policy->sinks, policy->floor, policy->seed, policy->sinks == 0};
   if (!rules.kind) rules.kind = LAPROX_POLICY_LAPROX;
   if (!rules.scope)
-    rules.scope = rules.kind == LAPROX_POLICY_LAPROX ? LAPROX_SCOPE_GLOBAL : LAPROX_SCOPE_HEAD;
+    rules.scope = rules.kind == LAPROX_POLICY_LAPROX  ? LAPROX_SCOPE_GLOBAL
+                  : rules.kind == LAPROX_POLICY_ADAKV ? LAPROX_SCOPE_LAYER
+                                                      : LAPROX_SCOPE_HEAD;
   if (!rules.gqa) rules.gqa = LAPROX_GQA_MEAN;
   if (!rules.pool) rules.pool = LAPROX_POOL_AVERAGE;
   if (!rules.pool_width) rules.pool_width = 7;
@@ -41,13 +43,14 @@ ref_rules ref_rules_decide(const laprox_policy *policy) {
   return rules;
 }
 
-uint32_t ref_budget(const ref_rules *rules, const laprox_budget *budget, uint32_t n_tokens) {
-  uint32_t least = rules->window + rules->sinks + rules->floor;
+uint32_t ref_budget(ref_rules *rules, const laprox_budget *budget, uint32_t n_tokens) {
+  uint32_t least = rules->window + (rules->sinks_yield ? 0 : rules->sinks) + rules->floor;
   uint32_t b = budget->tokens;
   if (least < rules->window + 1) least = rules->window + 1;
   if (rules->kind == LAPROX_POLICY_FULL || (budget->tokens == 0 && budget->share == 0)) return REF_KEEP_ALL;
   if (!b) b = (uint32_t)floor(budget->share * n_tokens + 0.5);
   if (b < least) b = least;
+  if (rules->sinks_yield) rules->sinks = smaller(rules->sinks, b - rules->window - rules->floor);
   return b >= n_tokens || n_tokens <= rules->window ? REF_KEEP_ALL : b;
 }
 
@@ -214,6 +217,8 @@ static double score_random(uint32_t seed, uint32_t layer, uint32_t head, uint32_
 static double score_entry(const head_group *group, const ref_rules *rules, uint32_t kv_head, uint32_t i) {
   switch (rules->kind) {
   case LAPROX_POLICY_SNAPKV:
+  case LAPROX_POLICY_ADAKV:
+  case LAPROX_POLICY_PYRAMIDKV:
     return score_snapkv(group, i);
   case LAPROX_POLICY_STREAMING:
     return (double)i + 1;

@@ -26,15 +26,14 @@ static size_t n_heads_of(const ref_scores *scores) {
   return (size_t)scores->shape.n_layers * scores->shape.n_kv_heads;
 }
 
-/* Heads of the model that compete with each other: [first, first + this). */
+/* Heads of the model that compete with each other: [first, first + this). Under adakv, once each has its places, none. */
 static size_t heads_per_problem(const ref_scores *scores, const ref_rules *rules) {
-  if (rules->scope == LAPROX_SCOPE_HEAD) return 1;
+  if (rules->scope == LAPROX_SCOPE_HEAD || rules->kind == LAPROX_POLICY_ADAKV) return 1;
   return rules->scope == LAPROX_SCOPE_LAYER ? scores->shape.n_kv_heads : n_heads_of(scores);
 }
 
-/* Candidates that survive among heads [first, last). */
-static size_t n_places(const ref_scores *scores, const ref_rules *rules, uint32_t budget, size_t first,
-                       size_t last) {
+size_t ref_equal_places(const ref_scores *scores, const ref_rules *rules, uint32_t budget, size_t first,
+                        size_t last) {
   int64_t places = (int64_t)(last - first) * ((int64_t)budget - rules->window), n_candidates = 0;
   for (size_t head = first; head < last; head++) {
     places -= scores->first[head];
@@ -77,9 +76,14 @@ static void mark_survivors(const ref_scores *scores, const ref_rules *rules, uin
     memset(marks, 1, scores->offsets[n_heads]);
     return;
   }
+  size_t *places = ref_allocate(n_heads, sizeof *places);
   for (size_t first = 0; first < n_heads; first += step)
-    select_problem(scores, rules, n_places(scores, rules, budget, first, first + step), first, first + step,
-                   marks);
+    places[first] = ref_equal_places(scores, rules, budget, first, first + step);
+  if (rules->kind == LAPROX_POLICY_PYRAMIDKV) ref_pyramid_places(scores, rules, budget, places);
+  if (rules->kind == LAPROX_POLICY_ADAKV) ref_adakv_places(scores, rules, budget, places);
+  for (size_t first = 0; first < n_heads; first += step)
+    select_problem(scores, rules, places[first], first, first + step, marks);
+  free(places);
 }
 
 void ref_select(const ref_scores *scores, const ref_rules *rules, uint32_t budget, ref_kept *out) {

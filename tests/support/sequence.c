@@ -381,7 +381,7 @@ void sequence_evict(test_sequence *sequence, const laprox_policy *policy, laprox
   lpx_cache *cache = &sequence->cache;
   laprox_eviction unwanted;
   if (!out) out = &unwanted;
-  const ref_rules rules = ref_rules_decide(policy);
+  ref_rules rules = ref_rules_decide(policy);
   const uint32_t budget = ref_budget(&rules, &policy->budget, cache->n_tokens), n_tokens = cache->n_tokens;
   const uint64_t data_before = sequence_data_bytes(sequence), cache_before = cache->bytes;
   const uint64_t context_before = laprox_context_memory(sequence->device->context).bytes;
