@@ -1,4 +1,4 @@
-/* test_tasks.c: `laprox eval` and `laprox bench` as a user runs them. POSIX. */
+/* test_tasks.c: `laprox eval` as a user runs it. POSIX. */
 #include "support/program.h"
 
 #include <setjmp.h>
@@ -134,35 +134,10 @@ static void test_bad_tasks(void **state) {
   expect_failure(2, "ten", (const char *const[]){"eval", "MODEL", "--tasks", "x", "--budgets", "ten", NULL});
 }
 
-static void test_bench(void **state) {
-  (void)state;
-  static const char *const kernels[] = {"score", "select", "compact", "decode, full", "decode, evicted"};
-  json_t *root = run_json((const char *const[]){"bench", "--geometry", "phone", "--tokens", "80", "--budget",
-                                                "40", "--json", NULL});
-  const json_t *results = json_object_get(root, "results");
-  const json_t *ceilings = json_object_get(root, "ceilings");
-  assert_true(json_real_value(json_object_get(ceilings, "copy_gbps")) > 0);
-  assert_true(json_real_value(json_object_get(ceilings, "fma_gflops")) > 0);
-  assert_int_equal(json_array_size(results), 5);
-  for (size_t i = 0; i < 5; i++) {
-    const json_t *row = json_array_get(results, i), *time = json_object_get(row, "time_us");
-    const double least = json_real_value(json_object_get(time, "min"));
-    const double median = json_real_value(json_object_get(time, "median"));
-    assert_string_equal(json_string_value(json_object_get(row, "kernel")), kernels[i]);
-    assert_int_equal(number(json_object_get(row, "shape"), "n_tokens"), 80);
-    assert_true(least > 0 && median >= least && json_real_value(json_object_get(time, "max")) >= median);
-    assert_true(json_real_value(json_object_get(row, "bytes")) > 0);
-  }
-  json_decref(root);
-  expect_failure(2, "tablet", (const char *const[]){"bench", "--geometry", "tablet", NULL});
-  expect_failure(2, "keeps all", (const char *const[]){"bench", "--tokens", "80", "--budget", "100%", NULL});
-}
-
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_eval),
       cmocka_unit_test(test_bad_tasks),
-      cmocka_unit_test(test_bench),
   };
   return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -69,10 +69,15 @@ static const subcommand subcommands[] = {
      "Makes one page of eval's results: accuracy against memory, depths, what each head keeps.",
      "  laprox report results.json -o report.html\n"
      "  laprox report short.json long.json timing.json -o report.html\n"},
-    {COMMAND_BENCH, "bench", cmd_bench, "laprox bench [options]",
-     "Times eviction and decode attention on a cache of a model's shape, beside what the device can do.",
-     "  laprox bench --geometry llama-3.1-8b --tokens 131072\n"
-     "  laprox bench --geometry phone --tokens 8192 --gqa joint --json\n"},
+    {COMMAND_BENCH, "bench", cmd_bench, "laprox bench [options] | --compare A.json B.json ... -o PAGE.html",
+     "Times every kernel on caches of models' shapes, beside what the device can do at most.",
+     "  laprox bench --geometry llama-3.1-8b --tokens 4096,131072\n"
+     "      eviction and decode attention, in every variant that the device takes\n"
+     "  laprox bench --geometry all --tokens 8192 --json > here.json\n"
+     "  laprox bench --compare here.json there.json -o devices.html\n"
+     "      one page for several devices\n"
+     "  laprox bench --model model.gguf --tokens 2048\n"
+     "      reading and generating, with the full and the evicted cache\n"},
 };
 
 enum { N_SUBCOMMANDS = sizeof subcommands / sizeof *subcommands };

@@ -41,7 +41,8 @@ typedef enum option_id {
   OPTION_OUTPUT,
   OPTION_SCORES,
   OPTION_GEOMETRY,
-  OPTION_TOKENS,
+  OPTION_MODEL,
+  OPTION_COMPARE,
   OPTION_TASKS,
   OPTION_BUDGETS,
   OPTION_POLICIES,
@@ -140,9 +141,13 @@ static const option_spec specs[] = {
      "device memory to do with; what does not fit is refused [what is free]"},
     {OPTION_DUMP_KEPT, 0, "dump-kept", "FILE", COMMAND_RUN, 0, "write the kept positions (safetensors)"},
     {OPTION_DUMP_LOGITS, 0, "dump-logits", "FILE", COMMAND_RUN, 0, "write the prompt's logits (safetensors)"},
-    {OPTION_GEOMETRY, 0, "geometry", "NAME", COMMAND_BENCH, 0,
-     "llama-3.1-8b, qwen3-8b, qwen2.5-1.5b or phone [phone]"},
-    {OPTION_TOKENS, 0, "tokens", "N", COMMAND_BENCH, 0, "tokens in the cache [4096]"},
+    {OPTION_GEOMETRY, 0, "geometry", "A,B", COMMAND_BENCH, 0,
+     "llama-3.1-8b, qwen3-8b, qwen2.5-1.5b, phone or all [phone; with --model: none]"},
+    {OPTION_LENGTHS, 0, "tokens", "N,M", COMMAND_BENCH, 0, "tokens in the cache [4096; with --model: 1024]"},
+    {OPTION_MODEL, 0, "model", "FILE", COMMAND_BENCH, 0, "a GGUF model to read and generate with"},
+    {OPTION_COMPARE, 0, "compare", NULL, COMMAND_BENCH, 0,
+     "one page of results that --json has written on several devices"},
+    {OPTION_OUTPUT, 'o', "output", "FILE", COMMAND_BENCH, 0, "where the page of --compare goes (HTML)"},
     {OPTION_OUTPUT, 'o', "output", "FILE", COMMAND_EVAL, 0,
      "where the results go (JSON); a run that was stopped goes on where it was"},
     {OPTION_OUTPUT, 'o', "output", "FILE", COMMAND_TASKS, 0, "where the prompts go (JSON lines)"},
@@ -547,8 +552,11 @@ static int set_option(const option_spec *spec, const char *value, options *out) 
     return status;
   case OPTION_GEOMETRY:
     return need_text(spec, value, &out->geometry);
-  case OPTION_TOKENS:
-    return need_number(spec, value, 64, 1u << 24, &out->n_tokens);
+  case OPTION_MODEL:
+    return need_text(spec, value, &out->model);
+  case OPTION_COMPARE:
+    out->compare = true;
+    return EXIT_DONE;
   case OPTION_PREFILL:
   case OPTION_CHUNK_EVICT:
   case OPTION_TAIL:
@@ -688,6 +696,14 @@ static int check_run(const options *o) {
   return check_pairs(o);
 }
 
+static int check_bench(const options *o) {
+  if (!o->compare) return o->output ? fail_usage("--output: only --compare writes a page") : EXIT_DONE;
+  if (!o->n_more_inputs) return fail_usage("--compare: give two results or more");
+  if (o->geometry || o->n_lengths || o->model)
+    return fail_usage("--compare: nothing is measured; --geometry, --tokens and --model say what");
+  return o->output ? EXIT_DONE : fail_usage("where to? (--output FILE)");
+}
+
 static int check_combinations(command which, options *o) {
   if (!(which & (COMMAND_DEVICES | COMMAND_BENCH)) && !o->input)
     return fail_usage("which %s? (see --help)", which == COMMAND_EVICT    ? "capture"
@@ -695,6 +711,7 @@ static int check_combinations(command which, options *o) {
                                                                           : "model");
   int status = which & PROMPTED ? check_prompt(o) : EXIT_DONE;
   if (!status && which == COMMAND_RUN) status = check_run(o);
+  if (which == COMMAND_BENCH) status = check_bench(o);
   if (status) return status;
   if ((which & (COMMAND_CAPTURE | COMMAND_EVICT | COMMAND_TASKS | COMMAND_REPORT)) && !o->output)
     return fail_usage("where to? (--output FILE)");
@@ -715,8 +732,6 @@ int options_parse(command which, int argc, char **argv, options *out) {
   bool given[N_SPECS] = {false};
   *out = (options){.variants = UINT32_MAX,
                    .n_predict = 64,
-                   .geometry = "phone",
-                   .n_tokens = 4096,
                    .budgets = {{"100%", {.share = 1}},
                                {"20%", {.share = 0.2}},
                                {"10%", {.share = 0.1}},
@@ -730,7 +745,7 @@ int options_parse(command which, int argc, char **argv, options *out) {
                    .families = {0, 1, 2, 3, 4, 5, 6, 7},
                    .n_families = N_FAMILY_NAMES,
                    .lengths = {1024},
-                   .n_lengths = 1,
+                   .n_lengths = which != COMMAND_BENCH,
                    .n_prompts = 50};
   make_tables(which, &tables);
   opterr = 0;
@@ -749,8 +764,10 @@ int options_parse(command which, int argc, char **argv, options *out) {
   }
   if (out->help) return EXIT_DONE;
   for (; optind < argc; optind++) {
-    const bool is_listed = out->input && which == COMMAND_REPORT && out->n_more_inputs < MAX_LISTED;
-    if ((out->input && !is_listed) || which == COMMAND_DEVICES)
+    const bool lists = which == COMMAND_REPORT || out->compare;
+    const bool takes_none = which == COMMAND_DEVICES || (which == COMMAND_BENCH && !lists);
+    const bool is_listed = out->input && lists && out->n_more_inputs < MAX_LISTED;
+    if ((out->input && !is_listed) || takes_none)
       return fail_usage("%s: too many arguments: %s", argv[0], argv[optind]);
     if (is_listed)
       out->more_inputs[out->n_more_inputs++] = argv[optind];

@@ -38,7 +38,7 @@ typedef enum question_mode { QUESTION_KNOWN = 1, QUESTION_UNKNOWN = 2, QUESTION_
 
 typedef struct options {
   const char *input;                   /* the file that is not an option */
-  const char *more_inputs[MAX_LISTED]; /* of report */
+  const char *more_inputs[MAX_LISTED]; /* of report, and of bench --compare */
   uint32_t n_more_inputs;
   const char *output, *device;
   uint32_t variants; /* mask of laprox_variant; UINT32_MAX: not said */
@@ -61,8 +61,9 @@ typedef struct options {
   const char *save_cache, *load_cache;
   uint64_t memory_bytes; /* 0: what is free */
 
-  const char *geometry; /* of bench */
-  uint32_t n_tokens;
+  const char *geometry; /* of bench: names with commas; NULL: not said */
+  const char *model;
+  bool compare;
 
   const char *tasks[MAX_LISTED]; /* files */
   uint32_t n_tasks;
@@ -78,7 +79,7 @@ typedef struct options {
 
   const char *haystack;
   uint32_t families[MAX_LISTED], n_families; /* of tasks; indices of the names that options_parse knows */
-  uint32_t lengths[MAX_LISTED], n_lengths;
+  uint32_t lengths[MAX_LISTED], n_lengths;   /* of tasks and bench; 0 of bench: not said */
   uint32_t n_prompts;
   bool ruler_wording;
 } options;

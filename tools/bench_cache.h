@@ -1,0 +1,40 @@
+/* bench_cache.h: a cache of a model's shape with random entries, and an eviction bound to it. */
+#ifndef TOOLS_BENCH_CACHE_H
+#define TOOLS_BENCH_CACHE_H
+
+#include "bench.h"
+
+/* One shape's buffers; lists have n_layers elements. */
+typedef struct bench_cache {
+  bench *b;
+  bench_shape of;
+  lpx_buffer *keys, *values;
+  lpx_buffer query, factor;
+} bench_cache;
+
+/* UNSUPPORTED with a reason where the device hasn't the memory; that is no failure of the library, and nothing has been
+ * taken then. */
+laprox_result bench_cache_init(bench *b, const bench_shape *shape, bench_cache *out, const char **reason);
+void bench_cache_finish(bench_cache *cache);
+uint64_t bench_cache_entries(const bench_cache *cache);
+VkDeviceSize bench_cache_row_bytes(const bench_cache *cache);
+
+/* An eviction of it with the context's present variants, and what it leaves. */
+typedef struct bench_eviction {
+  bench_cache *cache;
+  laprox_plan *plan;
+  laprox_binding *binding;
+  laprox_requirements needs;
+  lpx_buffer scratch, scores, result;
+  uint32_t *cu_seqlens; /* after bench_eviction_pack */
+  lpx_buffer *kept_keys, *kept_values;
+  laprox_compaction **compactions; /* n_layers */
+} bench_eviction;
+
+/* Plans and binds. */
+laprox_result bench_eviction_init(bench_cache *cache, bench_eviction *out);
+/* After the selection has run: reads back what is kept and prepares the compaction. */
+laprox_result bench_eviction_pack(bench_eviction *eviction);
+void bench_eviction_finish(bench_eviction *eviction);
+
+#endif

@@ -1,0 +1,307 @@
+/* bench_kernels.c: every kernel on a cache of one shape, in every variant that the device takes. */
+#include "bench_cache.h"
+
+#include "attention/attention.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A variant's measurements. */
+typedef struct round {
+  bench *b;
+  bench_cache *cache;
+  bench_eviction eviction;
+} round;
+
+/* ---- rows ---- */
+
+static bool has_prefix(const char *name, const char *const *prefixes) {
+  for (; *prefixes; prefixes++)
+    if (!strncmp(name, *prefixes, strlen(*prefixes))) return true;
+  return false;
+}
+
+static uint32_t needs_of(const char *shader) {
+  for (size_t i = 0; i < lpx_n_shaders; i++)
+    if (!strcmp(lpx_shaders[i].name, shader)) return lpx_shaders[i].needs;
+  return 0;
+}
+
+static const char *variant_of(uint32_t needs) {
+  for (uint32_t i = LAPROX_N_VARIANTS; i-- > 0;)
+    if (needs >> i & 1) return laprox_variant_name(1u << i);
+  return "baseline";
+}
+
+/* A row for what the shaders of these profiles do that begin with one of the prefixes (NULL: all); NULL where an
+ * earlier variant had the very same, or there are none. */
+static bench_result *add_row(round *r, const char *kernel, const bench_profile *profile,
+                             const char *const *prefixes) {
+  char shaders[sizeof r->b->results->shaders] = "";
+  uint32_t needs = 0;
+  size_t used = 0;
+  for (int i = 0; i < profile->n_shaders; i++) {
+    const char *name = profile->rows[i].shader;
+    if ((prefixes && !has_prefix(name, prefixes)) || used >= sizeof shaders) continue;
+    used += (size_t)snprintf(shaders + used, sizeof shaders - used, "%s%s", used ? "," : "", name);
+    needs |= needs_of(name);
+  }
+  if (!used) return NULL;
+  const bench_shape *shape = &r->cache->of;
+  for (size_t i = 0; i < r->b->n_results; i++) {
+    const bench_result *other = &r->b->results[i];
+    if (!strcmp(other->kernel, kernel) && !strcmp(other->shaders, shaders) &&
+        !strcmp(other->shape.geometry, shape->geometry) && other->shape.n_tokens == shape->n_tokens)
+      return NULL;
+  }
+  bench_result *row = bench_add(r->b, kernel, shape);
+  if (!row) return NULL;
+  memcpy(row->shaders, shaders, sizeof row->shaders);
+  row->variant = variant_of(needs);
+  return row;
+}
+
+/* ---- what kernels have to move and to compute ---- */
+
+static double query_group(const bench_cache *cache) {
+  return cache->of.shape.n_heads / cache->of.shape.n_kv_heads;
+}
+
+static double row_bytes(const bench_cache *cache) {
+  return (double)bench_cache_row_bytes(cache);
+}
+
+/* Two passes over K; the column norms of every query head. */
+static void count_attention(const bench_cache *cache, bench_result *row) {
+  const double n = (double)bench_cache_entries(cache),
+               window = cache->b->policy.window ? cache->b->policy.window : 32;
+  row->bytes += n * (2 * row_bytes(cache) + 4 * query_group(cache));
+  row->flops += 2 * 2 * window * query_group(cache) * n * cache->of.shape.head_dim;
+}
+
+/* One pass over V; the product with an upper triangular factor. */
+static void count_values(const bench_cache *cache, bench_result *row) {
+  const double n = (double)bench_cache_entries(cache), group = query_group(cache),
+               d = cache->of.shape.head_dim;
+  row->bytes += n * (row_bytes(cache) + 4 * group + 4);
+  row->flops +=
+      n * (cache->b->policy.gqa == LAPROX_GQA_JOINT ? group * d * (group * d + 1) : group * d * (d + 1));
+}
+
+static void count_pool(const bench_cache *cache, bench_result *row) {
+  row->bytes += 8 * (double)bench_cache_entries(cache);
+}
+
+/* Five readings of the scores: three digits, counting, writing. */
+static void count_select(const bench_eviction *eviction, bench_result *row) {
+  row->bytes += 20 * (double)bench_cache_entries(eviction->cache) + 4 * (double)eviction->needs.n_kept;
+}
+
+static void count_compact(const bench_eviction *eviction, bench_result *row) {
+  row->bytes += 4 * (double)eviction->needs.n_kept * row_bytes(eviction->cache);
+}
+
+static void count_decode(const bench_cache *cache, double entries, bench_result *row) {
+  row->bytes += 2 * entries * row_bytes(cache);
+  row->flops += 4 * entries * cache->of.shape.head_dim * query_group(cache);
+}
+
+/* ---- scoring, kernel by kernel ---- */
+
+static const struct group {
+  const char *kernel;
+  const char *const prefixes[4];
+  void (*count)(const bench_cache *cache, bench_result *row);
+} groups[] = {
+    {"window attention", {"window_", "attention_norm", "attention_gram"}, count_attention},
+    {"value norm", {"value_"}, count_values},
+    {"pool and sums", {"pool", "layer_sum", "synthetic"}, count_pool},
+};
+enum { N_GROUPS = sizeof groups / sizeof *groups };
+
+/* The repetitions' times of those shaders. */
+static void fill_timing(const bench_profile *profile, const char *const *prefixes, bench_timing *out) {
+  *out = (bench_timing){.n = profile->n_repeats};
+  for (int i = 0; i < profile->n_shaders; i++)
+    for (int t = 0; t < out->n && has_prefix(profile->rows[i].shader, prefixes); t++)
+      out->us[t] += profile->rows[i].us[t];
+  for (int t = 0; t < out->n; t++) out->wall_us[t] = out->us[t];
+  bench_sort(out);
+}
+
+static laprox_result time_score_kernels(round *r, const bench_part *part, const bench_profile *names) {
+  bench *b = r->b;
+  bench_profile profile;
+  const struct group *of[N_GROUPS];
+  const size_t first = b->n_results;
+  for (size_t g = 0; g < N_GROUPS && b->stamps; g++) {
+    bench_result *row = add_row(r, groups[g].kernel, names, groups[g].prefixes);
+    if (!row) continue;
+    groups[g].count(r->cache, row);
+    of[b->n_results - 1 - first] = &groups[g];
+  }
+  if (b->n_results == first) return LAPROX_OK;
+  const laprox_result result = bench_take_profile(b, part, 1, 0, &profile);
+  for (size_t i = first; i < b->n_results && !result; i++)
+    fill_timing(&profile, of[i - first]->prefixes, &b->results[i].timing);
+  return result;
+}
+
+static void count_score(const round *r, const bench_profile *names, bench_result *row) {
+  for (size_t g = 0; g < N_GROUPS; g++) {
+    bool used = false;
+    for (int i = 0; i < names->n_shaders; i++)
+      used = used || has_prefix(names->rows[i].shader, groups[g].prefixes);
+    if (used) groups[g].count(r->cache, row);
+  }
+}
+
+/* ---- the pass ---- */
+
+/* The parts' own row; `names` receives their shaders, and they have run. */
+static laprox_result time_row(round *r, const char *kernel, const bench_part *parts, size_t n_parts,
+                              bench_profile *names, bench_result **out) {
+  *out = NULL;
+  const laprox_result result = bench_take_profile(r->b, parts, n_parts, 1, names);
+  if (result) return result;
+  *out = add_row(r, kernel, names, NULL);
+  return *out ? bench_time(r->b, parts, n_parts, &(*out)->timing) : LAPROX_OK;
+}
+
+static laprox_result time_pass(round *r, const bench_part *parts, size_t n_parts,
+                               const bench_profile *scoring) {
+  bench_profile names;
+  bench_result *row = NULL;
+  const laprox_result result = time_row(r, "pass", parts, n_parts, &names, &row);
+  if (!row) return result;
+  count_score(r, scoring, row);
+  count_select(&r->eviction, row);
+  count_compact(&r->eviction, row);
+  return result;
+}
+
+static laprox_result time_compaction(round *r, const bench_profile *scoring) {
+  const uint32_t n_layers = r->cache->of.shape.n_layers;
+  bench_profile names;
+  bench_result *row = NULL;
+  laprox_result result = bench_eviction_pack(&r->eviction);
+  bench_part *parts = calloc((size_t)n_layers + 1, sizeof *parts);
+  if (!result && !parts) result = lpx_fail_memory(&r->b->context->host, "parts");
+  if (!result) {
+    parts[0] = bench_whole(r->eviction.binding->program);
+    for (uint32_t l = 0; l < n_layers; l++) parts[l + 1] = bench_whole(r->eviction.compactions[l]->program);
+    result = time_row(r, "compact", parts + 1, n_layers, &names, &row);
+  }
+  if (row) count_compact(&r->eviction, row);
+  if (!result) result = time_pass(r, parts, (size_t)n_layers + 1, scoring);
+  free(parts);
+  return result;
+}
+
+static laprox_result time_eviction(round *r) {
+  const laprox_binding *binding = r->eviction.binding;
+  bench_part scoring = {.program = binding->program}, selection = scoring;
+  bench_profile score_names, select_names;
+  bench_result *row = NULL;
+  laprox_binding_layer_steps(binding, r->cache->of.shape.n_layers, &selection.first, &selection.count);
+  scoring.count = selection.first;
+  laprox_result result = time_row(r, "score", &scoring, 1, &score_names, &row);
+  if (row) count_score(r, &score_names, row);
+  if (!result) result = time_score_kernels(r, &scoring, &score_names);
+  if (!result) result = time_row(r, "select", &selection, 1, &select_names, &row);
+  if (!result && row) count_select(&r->eviction, row);
+  return result ? result : time_compaction(r, &score_names);
+}
+
+/* ---- decode attention: one token, all layers ---- */
+
+typedef struct decoding {
+  lpx_attention attention;
+  lpx_buffer scratch, out;
+  lpx_program *program;
+  uint32_t *rows; /* of a layer: first row and number of rows of each head */
+} decoding;
+
+static void append_layer(round *r, decoding *d, uint32_t layer, bool evicted) {
+  const uint32_t n = r->cache->of.shape.n_kv_heads, *own = r->eviction.cu_seqlens + layer * n;
+  lpx_attention_segment segment = lpx_attention_dense(lpx_buffer_whole(&r->cache->keys[layer]),
+                                                      lpx_buffer_whole(&r->cache->values[layer]),
+                                                      r->cache->of.n_tokens, r->cache->of.n_tokens);
+  for (uint32_t head = 0; head < n; head++) {
+    d->rows[head] = own[head] - own[0];
+    d->rows[n + head] = own[head + 1] - own[head];
+  }
+  if (evicted)
+    segment = (lpx_attention_segment){.key = lpx_buffer_whole(&r->eviction.kept_keys[layer]),
+                                      .value = lpx_buffer_whole(&r->eviction.kept_values[layer]),
+                                      .head_first_row = d->rows,
+                                      .head_n_rows = d->rows + n};
+  /* As in a model, where a layer needs the one before. */
+  lpx_program_barrier(d->program);
+  lpx_decode_attention_append(d->program, &d->attention, lpx_buffer_whole(&r->cache->query), &segment, 1,
+                              lpx_buffer_whole(&d->scratch), lpx_buffer_whole(&d->out));
+  lpx_program_mark_step(d->program);
+}
+
+static laprox_result build_decode(round *r, decoding *d, bool evicted) {
+  laprox_context *context = r->b->context;
+  const laprox_shape *shape = &r->cache->of.shape;
+  const VkDeviceSize out_bytes = (VkDeviceSize)shape->n_heads * shape->head_dim * 4;
+  laprox_result result = lpx_attention_init(context, shape, LAPROX_DTYPE_F16, &d->attention);
+  if (!result)
+    result = lpx_buffer_init(context, LPX_MEMORY_DEVICE,
+                             lpx_decode_attention_scratch_bytes(shape, r->cache->of.n_tokens),
+                             "attention scratch", &d->scratch);
+  if (!result) result = lpx_buffer_init(context, LPX_MEMORY_DEVICE, out_bytes, "output", &d->out);
+  if (!result) result = lpx_program_create(context, "decode", &d->program);
+  d->rows = malloc(2 * shape->n_kv_heads * sizeof *d->rows);
+  if (!result && !d->rows) result = lpx_fail_memory(&context->host, "rows");
+  for (uint32_t l = 0; l < shape->n_layers && !result; l++) append_layer(r, d, l, evicted);
+  return result ? result : lpx_program_finish_building(d->program);
+}
+
+static laprox_result time_decode(round *r, const char *kernel, bool evicted) {
+  decoding d = {0};
+  bench_profile names;
+  bench_result *row = NULL;
+  laprox_result result = build_decode(r, &d, evicted);
+  const bench_part part = {.program = d.program, .count = result ? 0 : lpx_program_n_steps(d.program)};
+  if (!result) result = time_row(r, kernel, &part, 1, &names, &row);
+  const double entries = evicted ? (double)r->eviction.needs.n_kept : (double)bench_cache_entries(r->cache);
+  if (row) count_decode(r->cache, entries, row);
+  free(d.rows);
+  lpx_program_destroy(d.program);
+  lpx_buffer_finish(r->b->context, &d.scratch);
+  lpx_buffer_finish(r->b->context, &d.out);
+  return result;
+}
+
+/* ---- all variants ---- */
+
+static laprox_result run_variant(round *r) {
+  laprox_result result = bench_eviction_init(r->cache, &r->eviction);
+  if (!result) result = time_eviction(r);
+  if (!result) result = time_decode(r, "decode, full", false);
+  if (!result) result = time_decode(r, "decode, evicted", true);
+  bench_eviction_finish(&r->eviction);
+  return result;
+}
+
+laprox_result bench_run_kernels(bench *b, const bench_shape *shape) {
+  bench_cache cache;
+  const char *reason = NULL;
+  laprox_result result = bench_cache_init(b, shape, &cache, &reason);
+  if (reason) bench_skip(b, shape, reason);
+  uint32_t tried = UINT32_MAX;
+  /* From the baseline on, one variant after the other is let in. */
+  for (uint32_t mask = 0; mask <= LAPROX_ALL_VARIANTS && !result && !reason; mask = mask << 1 | 1) {
+    round r = {.b = b, .cache = &cache};
+    if ((b->variants & mask) == tried) continue;
+    tried = b->context->variants = b->variants & mask;
+    result = run_variant(&r);
+  }
+  b->context->variants = b->variants;
+  bench_cache_finish(&cache);
+  return result;
+}
