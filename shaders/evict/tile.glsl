@@ -1,47 +1,118 @@
-// A 32 x 64 tile of a matrix product A B^T through shared memory, 4 x 4 results an invocation: rows 4 y + i, columns
-// x + 16 j with x = local index % 16, y = local index / 16. The including shader defines load_a(row, k4) and
-// load_b(column, k4), which return four elements along the inner dimension, zeros outside.
+// A tile of a matrix product A B^T through shared memory: up to 128 rows x 64 columns, 8 x 8 results an invocation. The
+// including shader defines load_a(row, k4) and load_b(column, k4), which return four elements along the inner dimension,
+// zeros outside, and before that ROW_BLOCKS, how many blocks of 16 rows there are (1 to 8).
+//
+// Where ROW_MASK is defined, row_mask(k4) says which row blocks are not all zero in the 16 elements from k4 on, by bits,
+// the same for the whole workgroup; the others are left out.
 #ifndef TILE_GLSL
 #define TILE_GLSL
 
-#define TILE_ROWS 32
+#include "repeat.glsl"
+
 #define TILE_COLUMNS 64
-#define TILE_DEPTH 8 // in vec4
+#define TILE_DEPTH   4 // in vec4
+#define TILE_STRIDE  5 // vec4 of a row: neighbouring rows hit different banks
+#define TILE_B       640 // where the second operand begins
+
+#define TILE_X      (gl_LocalInvocationIndex & 7u)
+#define TILE_Y      (gl_LocalInvocationIndex >> 3)
+#define ROW(i)      (TILE_Y + 16u * i)
+#define COLUMN(j)   (TILE_X + 8u * j)
 
 vec4 load_a(uint row, uint k4);
 vec4 load_b(uint column, uint k4);
 
-shared vec4 tile_a[TILE_DEPTH][TILE_ROWS];
-shared vec4 tile_b[TILE_DEPTH][TILE_COLUMNS];
+shared vec4 tile[TILE_B + TILE_COLUMNS * TILE_STRIDE];
 
-void load_tiles(uint k4, uint k4_end) {
-  for (uint n = gl_LocalInvocationIndex; n < TILE_DEPTH * TILE_ROWS; n += LOCAL_SIZE) {
-    const uint k = n % TILE_DEPTH, row = n / TILE_DEPTH;
-    tile_a[k][row] = k4 + k < k4_end ? load_a(row, k4 + k) : vec4(0.0);
+float product[8][8]; // rows ROW(i), columns COLUMN(j)
+
+#ifdef ROW_MASK
+uint row_mask(uint k4);
+#else
+#define row_mask(k4) ALL_ROWS
+#endif
+#define ALL_ROWS ((1u << ROW_BLOCKS) - 1u)
+
+void load_tiles(uint k4, uint k4_end, uint mask) {
+  const uint k = gl_LocalInvocationIndex & 3u, first = gl_LocalInvocationIndex >> 2;
+  const bool inside = k4 + k < k4_end;
+  for (uint row = first; row < ROW_BLOCKS * 16u; row += LOCAL_SIZE / 4)
+    if ((mask >> (row >> 4) & 1u) != 0u) tile[row * TILE_STRIDE + k] = inside ? load_a(row, k4 + k) : vec4(0.0);
+  for (uint column = first; column < TILE_COLUMNS; column += LOCAL_SIZE / 4)
+    tile[TILE_B + column * TILE_STRIDE + k] = inside ? load_b(column, k4 + k) : vec4(0.0);
+}
+
+#define CLEAR_RESULT(i, j) product[i][j] = 0.0;
+#define CLEAR_ROW(i)       EACH_8(CLEAR_RESULT, i)
+#define LOAD_ROW(i)                                                                                                    \
+  vec4 a##i = vec4(0.0);                                                                                               \
+  if (i < ROW_BLOCKS) a##i = tile[ROW(i) * TILE_STRIDE + k];
+#define MULTIPLY(j, i)                                                                                                 \
+  if (i < ROW_BLOCKS)                                                                                                  \
+    product[i][j] = fma(a##i.x, b.x, fma(a##i.y, b.y, fma(a##i.z, b.z, fma(a##i.w, b.w, product[i][j]))));
+#define MULTIPLY_COLUMN(j)                                                                                             \
+  {                                                                                                                    \
+    const vec4 b = tile[TILE_B + COLUMN(j) * TILE_STRIDE + k];                                                         \
+    EACH_8(MULTIPLY, j)                                                                                                \
   }
-  for (uint n = gl_LocalInvocationIndex; n < TILE_DEPTH * TILE_COLUMNS; n += LOCAL_SIZE) {
-    const uint k = n % TILE_DEPTH, column = n / TILE_DEPTH;
-    tile_b[k][column] = k4 + k < k4_end ? load_b(column, k4 + k) : vec4(0.0);
+
+#ifdef ROW_MASK
+#define LOAD_COLUMN(j) const vec4 b##j = tile[TILE_B + COLUMN(j) * TILE_STRIDE + k];
+#define MULTIPLY_ACROSS(i, j)                                                                                          \
+  product[i][j] = fma(a.x, b##j.x, fma(a.y, b##j.y, fma(a.z, b##j.z, fma(a.w, b##j.w, product[i][j]))));
+#define MULTIPLY_ROW(i)                                                                                                \
+  if (i < ROW_BLOCKS && (mask & (1u << i)) != 0u) {                                                                    \
+    const vec4 a = tile[ROW(i) * TILE_STRIDE + k];                                                                     \
+    EACH_8(MULTIPLY_ACROSS, i)                                                                                         \
+  }
+
+void multiply_rows(uint mask) {
+  for (uint k = 0; k < TILE_DEPTH; k++) {
+    REPEAT_8(LOAD_COLUMN)
+    REPEAT_8(MULTIPLY_ROW)
+  }
+}
+#endif
+
+// product = A B^T over k4_begin <= k4 < k4_end. Ends with all invocations past their last read of the tile only after
+// the next barrier.
+void tile_product(uint k4_begin, uint k4_end) {
+  REPEAT_8(CLEAR_ROW)
+  for (uint k4 = k4_begin; k4 < k4_end; k4 += TILE_DEPTH) {
+    const uint mask = row_mask(k4);
+    barrier();
+    load_tiles(k4, k4_end, mask);
+    barrier();
+#ifdef ROW_MASK
+    if (mask != ALL_ROWS) {
+      multiply_rows(mask);
+      continue;
+    }
+#endif
+    for (uint k = 0; k < TILE_DEPTH; k++) {
+      REPEAT_8(LOAD_ROW)
+      REPEAT_8(MULTIPLY_COLUMN)
+    }
   }
 }
 
-// result[i][j] over k4_begin <= k4 < k4_end. Ends with all invocations past their last read of the tiles only after
-// the next barrier.
-void tile_product(uint k4_begin, uint k4_end, out vec4 result[4]) {
-  const uint x = gl_LocalInvocationIndex % 16, y = gl_LocalInvocationIndex / 16;
-  for (uint i = 0; i < 4; i++) result[i] = vec4(0.0);
-  for (uint k4 = k4_begin; k4 < k4_end; k4 += TILE_DEPTH) {
-    barrier();
-    load_tiles(k4, k4_end);
-    barrier();
-    for (uint k = 0; k < TILE_DEPTH; k++) {
-      const vec4 b0 = tile_b[k][x], b1 = tile_b[k][x + 16], b2 = tile_b[k][x + 32], b3 = tile_b[k][x + 48];
-      for (uint i = 0; i < 4; i++) {
-        const vec4 a = tile_a[k][4 * y + i];
-        result[i] += vec4(dot(a, b0), dot(a, b1), dot(a, b2), dot(a, b3));
-      }
+// Sums over the rows of each column, of numbers that every invocation has for its eight columns. In the fixed order
+// 0 … 15; for the columns' own invocations, local index = column.
+#define STORE_PART(j) part_word(TILE_Y * TILE_COLUMNS + COLUMN(j), sums[j]);
+void part_word(uint at, float value) {
+  tile[at >> 2][at & 3u] = value;
+}
+float column_sum(float sums[8]) {
+  barrier();
+  REPEAT_8(STORE_PART)
+  barrier();
+  float total = 0.0;
+  if (gl_LocalInvocationIndex < TILE_COLUMNS)
+    for (uint y = 0; y < 16; y++) {
+      const uint at = y * TILE_COLUMNS + gl_LocalInvocationIndex;
+      total += tile[at >> 2][at & 3u];
     }
-  }
+  return total;
 }
 
 #endif

@@ -8,7 +8,7 @@ layout(constant_id = 3) const uint DTYPE = DTYPE_F16;
 layout(constant_id = 4) const uint MODE = 0;
 
 layout(set = 0, binding = 0) readonly buffer Value { uint value[]; };
-layout(set = 0, binding = 1) readonly buffer Factor { float factor[]; };
+layout(set = 0, binding = 1) readonly buffer Factor { vec4 factor[]; };
 layout(set = 0, binding = 2) readonly buffer State { uint state[]; };
 layout(set = 0, binding = 3) buffer Work { float work[]; };
 
@@ -25,17 +25,23 @@ layout(push_constant) uniform Push {
   uint layer_block;
 } push;
 
-uint head, first_candidate, first_entry, entries_begin, entries_end, value_base;
+uint head, strip_tile, first_candidate, first_entry, entries_begin, entries_end, value_base;
 
 uint head_word(uint index, uint word) {
   return state[push.heads + index * HEAD_WORDS + word];
 }
 
 // False where the tile holds nothing of this segment; the same for the whole workgroup.
-bool find_tile(uint tile) {
+bool find_tile(uint item) {
+  uint end = push.end_head;
   head = push.first_head;
-  while (head + 1 < push.end_head && head_word(head + 1, HEAD_FIRST_TILE) <= tile) head++;
-  first_candidate = (tile - head_word(head, HEAD_FIRST_TILE)) * TILE_ENTRIES;
+  while (head + 1 < end) {
+    const uint middle = (head + end) / 2;
+    if (head_word(middle, HEAD_FIRST_TILE) <= item) head = middle;
+    else end = middle;
+  }
+  strip_tile = item - push.items_base;
+  first_candidate = (item - head_word(head, HEAD_FIRST_TILE)) * TILE_ENTRIES;
   first_entry = head_word(head, HEAD_N_SINKS) + first_candidate;
   entries_begin = push.segment == 0 ? 0 : head_word(head, HEAD_ROWS);
   entries_end = entries_begin + head_word(head, HEAD_ROWS + 2 * push.segment);

@@ -2,72 +2,98 @@
 #extension GL_GOOGLE_include_directive : require
 // The joint score: norm of the sum over the group's heads of (attention column x projected value). With u_h the value
 // projected by head h's part of the group's common factor, its square is the sum over rows k of the factor of
-// u[k]^T G u[k], G the Gram matrix of the attention columns. One workgroup per tile of 64 candidates.
+// u[k]^T G u[k], G the Gram matrix of the attention columns. One workgroup per tile of 64 candidates. A tile has as many
+// rows of the factor for each head of the group; the factor is upper triangular, so that heads before the one in whose
+// columns a row's diagonal stands have zeros there.
 #include "index.glsl"
 #include "dtype.glsl"
 #include "finite.glsl"
 #include "../evict/layout.glsl"
 #include "../evict/value.glsl"
-#include "../evict/tile.glsl"
 
 const uint FACTOR_DIM = GROUP * HEAD_DIM;
-const uint ROWS_AT_ONCE = TILE_ROWS / GROUP; // factor rows in a tile, each once for every head of the group
+const uint ROWS_THAT_FIT = GROUP > 8 ? 8 : 16 * (8 / GROUP);
+const uint HEAD_FACTOR_ROWS = ROWS_THAT_FIT < HEAD_DIM ? ROWS_THAT_FIT : (HEAD_DIM + 7) / 8 * 8; // in a tile
+const uint ROW_BLOCKS = (GROUP * HEAD_FACTOR_ROWS + 15) / 16;
+#define ROW_MASK
 
-shared float half_sum[TILE_COLUMNS];
+#include "../evict/tile.glsl"
 
-uint first_factor_row;
+uint diagonal_head, first_factor_row; // the tile's factor rows: from this one on, of those with this head's diagonal
 
-// Tile row = factor row x GROUP + head of the group.
 vec4 load_a(uint row, uint k4) {
-  const uint factor_row = first_factor_row + row / GROUP;
-  if (row >= ROWS_AT_ONCE * GROUP || factor_row >= FACTOR_DIM) return vec4(0.0);
-  const uint at = ((head * FACTOR_DIM) + factor_row) * FACTOR_DIM + (row % GROUP) * HEAD_DIM + 4 * k4;
-  return vec4(factor[at], factor[at + 1], factor[at + 2], factor[at + 3]);
+  const uint group_head = row / HEAD_FACTOR_ROWS, factor_row = first_factor_row + row % HEAD_FACTOR_ROWS;
+  if (group_head >= GROUP || factor_row >= HEAD_DIM) return vec4(0.0);
+  const uint at = (head * FACTOR_DIM + diagonal_head * HEAD_DIM + factor_row) * FACTOR_DIM + group_head * HEAD_DIM;
+  return factor[at / 4 + k4];
 }
 
-// The products of a tile, kept where the values were: component row % 4 of word row / 4.
-float projected(uint row, uint column) {
-  return tile_b[row / 4][column][row % 4];
-}
-
-float quadratic_form(uint column, uint half_index, uint gram) {
-  float total = 0.0;
-  for (uint k = half_index; k < ROWS_AT_ONCE; k += 2) {
-    uint pair = 0;
-    for (uint h = 0; h < GROUP; h++) {
-      const float u = projected(k * GROUP + h, column);
-      float inner = 0.0;
-      for (uint other = 0; other < h; other++, pair++)
-        inner += work[gram + pair * TILE_ENTRIES] * projected(k * GROUP + other, column);
-      total += u * (2.0 * inner + work[gram + pair * TILE_ENTRIES] * u);
-      pair++;
-    }
+uint row_mask(uint k4) {
+  uint mask = 0;
+  for (uint i = 0; i < ROW_BLOCKS; i++) {
+    const uint last = (16 * i + 15) / HEAD_FACTOR_ROWS; // of the block's heads
+    const uint row = first_factor_row + max(16 * i, last * HEAD_FACTOR_ROWS) - last * HEAD_FACTOR_ROWS;
+    if (last > diagonal_head || (last == diagonal_head && 4 * (k4 + TILE_DEPTH) > row))
+      mask |= 1u << i;
   }
+  return mask;
+}
+
+// The products of 16 columns, kept where the operands were.
+float projected(uint row, uint column) {
+  const uint at = row * 16 + column;
+  return tile[at >> 2][at & 3u];
+}
+
+// Of the invocation's column among the 16, over its share of the factor rows.
+float quadratic_form(uint gram) {
+  const uint column = gl_LocalInvocationIndex & 15u;
+  float total = 0.0;
+  uint pair = 0;
+  for (uint h = 0; h < GROUP; h++)
+    for (uint other = 0; other <= h; other++, pair++) {
+      float sum = 0.0;
+      for (uint k = gl_LocalInvocationIndex >> 4; k < HEAD_FACTOR_ROWS; k += LOCAL_SIZE / 16)
+        sum += projected(h * HEAD_FACTOR_ROWS + k, column) * projected(other * HEAD_FACTOR_ROWS + k, column);
+      total += (other < h ? 2.0 : 1.0) * work[gram + pair * TILE_ENTRIES + column] * sum;
+    }
   return total;
 }
 
+float totals[4];
+
+#define PUT(p, i)                                                                                                      \
+  if (i < ROW_BLOCKS) {                                                                                                \
+    part_word(ROW(i) * 16 + TILE_X, product[i][2 * p]);                                                                \
+    part_word(ROW(i) * 16 + TILE_X + 8, product[i][2 * p + 1]);                                                        \
+  }
+#define ADD_PIECE(p)                                                                                                   \
+  barrier();                                                                                                           \
+  EACH_8(PUT, p)                                                                                                       \
+  barrier();                                                                                                           \
+  totals[p] += quadratic_form(gram + 16 * p);
+#define CLEAR_TOTAL(p) totals[p] = 0.0;
+#define STORE_TOTAL(p) part_word((gl_LocalInvocationIndex >> 4) * 64 + 16 * p + (gl_LocalInvocationIndex & 15u), totals[p]);
+
 void main() {
   if (workgroup_index() >= push.n_groups) return;
-  const uint tile = push.first_item + workgroup_index();
-  if (!find_tile(tile)) return;
-  const uint x = gl_LocalInvocationIndex % 16, y = gl_LocalInvocationIndex / 16;
-  const uint column = gl_LocalInvocationIndex % TILE_COLUMNS, half_index = gl_LocalInvocationIndex / TILE_COLUMNS;
-  const uint n_pairs = GROUP * (GROUP + 1) / 2;
-  const uint gram = push.attention + (tile - push.items_base) * n_pairs * TILE_ENTRIES + column;
-  float total = 0.0;
-  for (first_factor_row = 0; first_factor_row < FACTOR_DIM; first_factor_row += ROWS_AT_ONCE) {
-    vec4 products[4];
-    tile_product(0, HEAD_DIM / 4, products);
-    barrier();
-    for (uint j = 0; j < 4; j++)
-      tile_b[y][x + 16 * j] = vec4(products[0][j], products[1][j], products[2][j], products[3][j]);
-    barrier();
-    total += quadratic_form(column, half_index, gram);
-  }
-  if (half_index == 1) half_sum[column] = total;
+  if (!find_tile(push.first_item + workgroup_index())) return;
+  const uint gram = push.attention + strip_tile * (GROUP * (GROUP + 1) / 2) * TILE_ENTRIES;
+  REPEAT_4(CLEAR_TOTAL)
+  for (diagonal_head = 0; diagonal_head < GROUP; diagonal_head++)
+    for (first_factor_row = 0; first_factor_row < HEAD_DIM; first_factor_row += HEAD_FACTOR_ROWS) {
+      tile_product(diagonal_head + 1 < GROUP ? 0 : first_factor_row / 16 * 4, HEAD_DIM / 4);
+      REPEAT_4(ADD_PIECE)
+    }
   barrier();
-  if (half_index == 1) return;
-  total += half_sum[column];
+  REPEAT_4(STORE_TOTAL)
+  barrier();
+  if (gl_LocalInvocationIndex >= TILE_COLUMNS) return;
+  float total = 0.0;
+  for (uint part = 0; part < LOCAL_SIZE / 16; part++) {
+    const uint at = part * 64 + gl_LocalInvocationIndex;
+    total += tile[at >> 2][at & 3u];
+  }
   if (is_finite(total)) total = max(total, 0.0); // rounding may leave a zero slightly below
   write_score(gl_LocalInvocationIndex, sqrt(total));
 }

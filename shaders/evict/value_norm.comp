@@ -1,57 +1,74 @@
 #version 450
 #extension GL_GOOGLE_include_directive : require
-// Projected-value norms |R_h v|, times the attention norms, mean over the group: the raw LaProx score. R_h is upper
-// triangular, so a block of its rows starts at its own column. One workgroup per tile of 64 candidates.
+// Projected-value norms |R_h v|, times the attention norms, mean over the group: the raw LaProx score. One workgroup per
+// tile of 64 candidates. A tile's rows are as many blocks of 16 rows of each of up to four heads' factors.
 #include "index.glsl"
 #include "dtype.glsl"
 #include "../evict/layout.glsl"
 #include "../evict/value.glsl"
-#include "../evict/tile.glsl"
 
 #define MODE_MEAN           0 // attention part [tile, GROUP, 64]
 #define MODE_ATTENTION_MEAN 1 // attention part [tile, 64]
 
-shared float column_part[8][TILE_COLUMNS];
+const uint HEAD_TILES = (GROUP + 3) / 4;
+const uint TILE_HEADS = (GROUP + HEAD_TILES - 1) / HEAD_TILES;
+const uint BLOCKS_THAT_FIT = 8 / TILE_HEADS, HEAD_BLOCKS = (HEAD_DIM + 15) / 16;
+const uint TRIANGLE = BLOCKS_THAT_FIT < HEAD_BLOCKS ? BLOCKS_THAT_FIT : HEAD_BLOCKS;
+const uint ROW_BLOCKS = TILE_HEADS * TRIANGLE;
+#define ROW_MASK
 
-uint query_head, first_factor_row;
+#include "../evict/tile.glsl"
 
-vec4 load_a(uint row, uint k4) {
-  const uint factor_row = first_factor_row + row;
-  if (factor_row >= HEAD_DIM) return vec4(0.0);
-  const uint at = (query_head * HEAD_DIM + factor_row) * HEAD_DIM + 4 * k4;
-  return vec4(factor[at], factor[at + 1], factor[at + 2], factor[at + 3]);
+uint first_group_head, first_factor_row;
+
+// Block b of a head begins with its own diagonal.
+uint row_mask(uint k4) {
+  const uint part = (k4 - first_factor_row / 4) / TILE_DEPTH;
+  uint mask = 0;
+  for (uint i = 0; i < ROW_BLOCKS; i++)
+    if (i % TRIANGLE <= part) mask |= 1u << i;
+  return mask;
 }
 
-// |R_h v| of the invocation's column; invocations beyond the columns return 0.
-float column_norm() {
-  const uint x = gl_LocalInvocationIndex % 16, y = gl_LocalInvocationIndex / 16;
-  vec4 squares = vec4(0.0);
-  for (first_factor_row = 0; first_factor_row < HEAD_DIM; first_factor_row += TILE_ROWS) {
-    vec4 projected[4];
-    tile_product(first_factor_row / 4, HEAD_DIM / 4, projected);
-    for (uint i = 0; i < 4; i++) squares += projected[i] * projected[i];
+vec4 load_a(uint row, uint k4) {
+  const uint group_head = first_group_head + row / (16 * TRIANGLE);
+  const uint factor_row = first_factor_row + row % (16 * TRIANGLE);
+  if (group_head >= GROUP || factor_row >= HEAD_DIM) return vec4(0.0);
+  return factor[((head * GROUP + group_head) * HEAD_DIM + factor_row) * (HEAD_DIM / 4) + k4];
+}
+
+float squares[4][8]; // of the tile's heads, over the invocation's rows, of its eight columns
+
+#define CLEAR_SQUARE(h, j) squares[h][j] = 0.0;
+#define CLEAR_SQUARES(h)   EACH_8(CLEAR_SQUARE, h)
+#define SQUARE(i, j)       squares[i / TRIANGLE & 3u][j] += product[i][j] * product[i][j];
+#define SQUARE_ROW(i)                                                                                                  \
+  if (i < ROW_BLOCKS) {                                                                                                \
+    EACH_8(SQUARE, i)                                                                                                  \
   }
-  barrier();
-  for (uint j = 0; j < 4; j++) column_part[y][x + 16 * j] = squares[j];
-  barrier();
-  if (gl_LocalInvocationIndex >= TILE_COLUMNS) return 0.0;
-  float total = 0.0;
-  for (uint part = 0; part < 8; part++) total += column_part[part][gl_LocalInvocationIndex];
-  return sqrt(total);
+#define ADD_HEAD(h)                                                                                                    \
+  if (h < TILE_HEADS && first_group_head + h < GROUP) score += head_part(first_group_head + h, column_sum(squares[h]));
+
+float head_part(uint group_head, float square) {
+  const float norm = sqrt(square);
+  if (MODE == MODE_ATTENTION_MEAN || gl_LocalInvocationIndex >= TILE_COLUMNS) return norm;
+  return norm * work[push.attention + (strip_tile * GROUP + group_head) * TILE_ENTRIES + gl_LocalInvocationIndex];
 }
 
 void main() {
   if (workgroup_index() >= push.n_groups) return;
-  const uint tile = push.first_item + workgroup_index();
-  if (!find_tile(tile)) return;
-  const uint column = gl_LocalInvocationIndex % TILE_COLUMNS, strip_tile = tile - push.items_base;
+  if (!find_tile(push.first_item + workgroup_index())) return;
   float score = 0.0;
-  for (uint group_head = 0; group_head < GROUP; group_head++) {
-    query_head = head * GROUP + group_head;
-    const float norm = column_norm();
-    if (MODE == MODE_ATTENTION_MEAN) score += norm;
-    else score += norm * work[push.attention + (strip_tile * GROUP + group_head) * TILE_ENTRIES + column];
+  for (first_group_head = 0; first_group_head < GROUP; first_group_head += TILE_HEADS) {
+    REPEAT_4(CLEAR_SQUARES)
+    for (first_factor_row = 0; first_factor_row < HEAD_DIM; first_factor_row += 16 * TRIANGLE) {
+      tile_product(first_factor_row / 4, HEAD_DIM / 4);
+      REPEAT_8(SQUARE_ROW)
+    }
+    REPEAT_4(ADD_HEAD)
   }
-  if (MODE == MODE_ATTENTION_MEAN) score *= work[push.attention + strip_tile * TILE_ENTRIES + column];
+  if (gl_LocalInvocationIndex >= TILE_COLUMNS) return;
+  if (MODE == MODE_ATTENTION_MEAN)
+    score *= work[push.attention + strip_tile * TILE_ENTRIES + gl_LocalInvocationIndex];
   write_score(gl_LocalInvocationIndex, score / float(GROUP));
 }

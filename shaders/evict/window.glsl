@@ -1,5 +1,8 @@
-// Logits of the observation window: a tile of 32 window queries of one query head against 64 cache entries of its KV
-// head, in base 2. Shared by the softmax pass and the norm pass, so that both see the same bits.
+// Logits of the observation window, in base 2: window queries of query heads of a group against 64 cache entries of their
+// KV head. Shared by the softmax pass and the norm pass, so that both see the same bits.
+//
+// A tile's rows are the queries of TILE_HEADS query heads, each head's in whole blocks of 16; a window of more than 128
+// queries takes several tiles for each head.
 #ifndef WINDOW_GLSL
 #define WINDOW_GLSL
 
@@ -9,7 +12,15 @@ layout(constant_id = 2) const uint WINDOW = 32;
 layout(constant_id = 3) const uint DTYPE = DTYPE_F16;
 layout(constant_id = 4) const uint MODE = 0;
 
-layout(set = 0, binding = 0) readonly buffer Query { float query[]; }; // [query_rows, heads, HEAD_DIM]
+const uint PADDED_WINDOW = (WINDOW + 15) / 16 * 16;
+const uint QUERY_ROWS = PADDED_WINDOW < 128 ? PADDED_WINDOW : 128; // of a head in a tile
+const uint HEADS_THAT_FIT = 128 / QUERY_ROWS;
+const uint HEAD_TILES = (GROUP + HEADS_THAT_FIT - 1) / HEADS_THAT_FIT;
+const uint TILE_HEADS = (GROUP + HEAD_TILES - 1) / HEAD_TILES;
+const uint HEAD_BLOCKS = QUERY_ROWS / 16;
+const uint ROW_BLOCKS = TILE_HEADS * HEAD_BLOCKS;
+
+layout(set = 0, binding = 0) readonly buffer Query { vec4 query[]; }; // [query_rows, heads, HEAD_DIM]
 layout(set = 0, binding = 1) readonly buffer Key { uint key[]; };
 
 layout(push_constant) uniform Push {
@@ -30,18 +41,38 @@ layout(push_constant) uniform Push {
   uint layer_block;     // first score block of the layer
 } push;
 
-uint query_head;  // in the layer
-uint first_query; // of the tile, in the window
-uint first_entry; // of the tile, in the KV head
+uint head;             // KV head, in the layer
+uint first_group_head; // of the tile's query heads
+uint first_query;      // of the tile's queries, in the window
+uint first_entry;      // of the tile's columns, in the KV head
+uint n_entries;        // of the KV head
 uint entries_begin, entries_end; // of the KV head that stand in this segment
-uint key_base;    // element of entry entries_begin
+uint key_base;         // element of entry entries_begin
+
+uint head_word(uint index, uint word) {
+  return state[push.heads + index * HEAD_WORDS + word];
+}
+
+// Finds the head that an item belongs to, HEAD_FIRST_TILE or HEAD_FIRST_SPLIT, and its entries.
+void find_head(uint item, uint word) {
+  uint end = push.end_head;
+  head = push.first_head;
+  while (head + 1 < end) {
+    const uint middle = (head + end) / 2;
+    if (head_word(middle, word) <= item) head = middle;
+    else end = middle;
+  }
+  n_entries = head_word(head, HEAD_N_ENTRIES);
+  entries_begin = push.segment == 0 ? 0 : head_word(head, HEAD_ROWS);
+  entries_end = entries_begin + head_word(head, HEAD_ROWS + 2 * push.segment);
+  key_base = (head_word(head, HEAD_ROW + 2 * push.segment) - push.first_row) * HEAD_DIM + push.residual;
+}
 
 vec4 load_a(uint row, uint k4) {
-  const uint t = first_query + row;
-  if (t >= WINDOW) return vec4(0.0);
+  const uint group_head = first_group_head + row / QUERY_ROWS, t = first_query + row % QUERY_ROWS;
+  if (group_head >= GROUP || t >= WINDOW) return vec4(0.0);
   const uint ring_row = (push.query_start + t) % push.query_rows;
-  const uint at = (ring_row * push.n_heads * GROUP + query_head) * HEAD_DIM + 4 * k4;
-  return vec4(query[at], query[at + 1], query[at + 2], query[at + 3]);
+  return query[((ring_row * push.n_heads + head) * GROUP + group_head) * (HEAD_DIM / 4) + k4];
 }
 
 vec4 load_b(uint column, uint k4) {

@@ -48,6 +48,12 @@ static window_push layer_push(const laprox_plan *plan, uint32_t layer) {
                        .layer_block = plan->layers[layer].first_block};
 }
 
+/* Query heads of a group that a tile of 128 rows takes, and how many tiles that makes: as in window.glsl. */
+static uint32_t head_tiles(const laprox_plan *plan) {
+  const uint32_t padded = (plan->rules.window + 15) / 16 * 16, fit = padded < 128 ? 128 / padded : 1;
+  return (plan->group + fit - 1) / fit;
+}
+
 static uint64_t entry_cost(const laprox_plan *plan) {
   return (uint64_t)2 * plan->shape.head_dim * plan->group * plan->rules.window;
 }
@@ -59,7 +65,7 @@ static void append_pass(laprox_binding *binding, const lpx_pipeline *pipeline, u
   const laprox_layer_buffers *buffers = &binding->layers[layer];
   const bool splits = item_word == HEAD_FIRST_SPLIT;
   const uint64_t item_cost = entry_cost(plan) * (splits ? SPLIT_ENTRIES : TILE_ENTRIES);
-  const uint32_t groups_an_item = !splits && norm_mode(plan) == MODE_SUM ? 1 : plan->group;
+  const uint32_t groups_an_item = !splits && norm_mode(plan) == MODE_SUM ? 1 : head_tiles(plan);
   const uint32_t at_once = lpx_items_at_once(plan, item_cost);
   const laprox_buffer query = lpx_buffer_part(
       buffers->query, 0, (VkDeviceSize)plan->query_rows * plan->shape.n_heads * plan->shape.head_dim * 4);
@@ -99,7 +105,8 @@ void lpx_attention_norm_append_softmax(laprox_binding *binding, uint32_t layer) 
                       .in_offset = plan->work.partials};
   const laprox_buffer ranges[] = {binding->state, binding->work};
   lpx_program_dispatch(binding->program, &plan->window_merge, ranges, &merge, sizeof merge,
-                       plan->shape.n_heads, (uint64_t)n_splits * plan->group * plan->rules.window * 8);
+                       (uint64_t)plan->shape.n_heads * ((plan->rules.window + 7) / 8),
+                       (uint64_t)n_splits * plan->group * plan->rules.window * 8);
   lpx_program_barrier(binding->program);
 }
 
