@@ -1,23 +1,24 @@
 #!/usr/bin/env python3
-"""check_symbols.py CC… -- INCLUDE API_NUMBER LIBRARY…: what the shared libraries export and what they need.
+"""check_symbols.py INCLUDE LIBRARY…: what the libraries export and what they need.
 
-Exported are exactly the functions that the public headers declare, under the API number's soname. Needed is nothing
-beyond libc, libm and what portable_symbols.txt lists, all of which Android 10 (API 29) and musl have.
+Shared ones export exactly the functions that the public headers declare, under the API number's soname, and need no
+other library than the few below. Archives call nothing beyond each other and what portable_symbols.txt lists.
 """
 import os
 import re
 import subprocess
 import sys
 
-HEADERS = {"liblaprox": ["laprox.h", "vulkan.h"], "liblaprox-runtime": ["laprox.h", "vulkan.h", "runtime.h"]}
-LIBRARIES = {"liblaprox": r"lib[cm]\.", "liblaprox-runtime": r"lib([cm]|dl|pthread|jansson|pcre2-8)\."}
-# The linker's own, and what compilers call without being asked.
-TOOLCHAIN = re.compile(r"_ITM_|__gmon_start__|__cxa_finalize|__stack_chk_|__aeabi_|_GLOBAL_OFFSET_TABLE_|__tls_get_addr"
-                       r"|__deregister_frame_info|__register_frame_info")
+KINDS = {
+    "liblaprox": (["laprox.h", "vulkan.h"], ["core"], r"lib[cm]\."),
+    "liblaprox-runtime": (["laprox.h", "vulkan.h", "runtime.h"], ["core", "runtime"],
+                          r"lib([cm]|dl|pthread|jansson|pcre2-8)\."),
+}
+# What compilers and linkers call without being asked.
+TOOLCHAIN = re.compile(r"_GLOBAL_OFFSET_TABLE_$|__stack_chk_|__aeabi_|__aarch64_|__tls_get_addr$")
 OTHER_LIBRARIES = re.compile(r"json_|pcre2_")
-# What headers of glibc make of a portable name.
-DECORATED = {"__errno_location": "errno", "__errno": "errno", "__ctype_b_loc": "isdigit",
-             "__ctype_tolower_loc": "tolower"}
+# What headers of C libraries make of a portable name.
+DECORATED = {"__errno_location": "errno", "__errno": "errno", "__ctype_b_loc": "isdigit", "__ctype_tolower_loc": "tolower"}
 
 
 def run(*command):
@@ -26,20 +27,22 @@ def run(*command):
 
 def plain(name):
     name = DECORATED.get(name, name)
-    return re.sub(r"^__isoc\d\d_|^__(?=\w+_chk$)|_chk$|64$|_time64$", "", name)
+    return re.sub(r"^__isoc\d\d_|^__(?=\w+_(chk|time64)$)|_chk$|(_time)?64$", "", name)
 
 
-def declared(cc, include, headers):
-    text = "".join(f"#include <laprox/{header}>\n" for header in headers)
-    seen = subprocess.run([*cc, "-E", "-P", "-I", include, "-x", "c", "-"], input=text, check=True, capture_output=True,
-                          encoding="utf-8").stdout
-    marked = r'(?:__attribute__\(\(visibility\("default"\)\)\)|__declspec\(dll\w+\))'
-    return set(re.findall(marked + r"[^;(]*?\b(laprox_\w+)\s*\(", seen))
+def declared(include, headers):
+    """Function names as compilers see them, and the API number."""
+    text = "".join(open(os.path.join(include, "laprox", header), encoding="utf-8").read() for header in headers)
+    number = re.search(r"^#define LAPROX_API_NUMBER (\d+)$", text, re.M).group(1)
+    versioned = re.findall(r"^#define (\w+) LAPROX_VERSIONED\(\1\)$", text, re.M)
+    names = re.findall(r"^LAPROX_API\b[^;(]*?\b(laprox_\w+)\(", text, re.M)
+    return {f"{name}_{number}" if name in versioned else name for name in names}, number
 
 
-def portable(path):
+def listed():
+    """Sections of portable_symbols.txt."""
     sections, name = {}, None
-    for line in open(path, encoding="utf-8"):
+    for line in open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "portable_symbols.txt"), encoding="utf-8"):
         line = line.split("#")[0].strip()
         if line.startswith("["):
             name = line.strip("[]")
@@ -49,37 +52,36 @@ def portable(path):
     return sections
 
 
-def check_dll(tool, library, wanted, complain):
-    exported = set(re.findall(r"^\s*\[\s*\d+\].*?\b(laprox_\w+|lpx_\w+)$", run(tool("objdump"), "-p", library), re.M))
-    complain("exported, but not declared", exported - wanted)
-    complain("declared, but not exported", wanted - exported)
+def check_archive(library, kind, allowed, complain):
+    """The runtime may call jansson and PCRE2 too."""
+    symbols = [line.split() for line in run("nm", library).splitlines() if re.match(r"[0-9a-f ]{8,} \w ", line)]
+    defined = {words[-1] for words in symbols if words[-2] != "U"}
+    needed = {plain(words[-1]) for words in symbols
+              if words[-2] == "U" and words[-1] not in defined and not TOOLCHAIN.match(words[-1])}
+    complain("needed, but not in portable_symbols.txt",
+             {name for name in needed - allowed if kind == "liblaprox" or not OTHER_LIBRARIES.match(name)})
 
 
-def check_elf(tool, library, kind, api, wanted, allowed, complain):
-    exported = {line.split()[-1].split("@")[0] for line in run(tool("nm"), "-D", "--defined-only", library).splitlines()}
-    complain("exported, but not declared", exported - wanted)
-    complain("declared, but not exported", wanted - exported)
-    needed = {line.split()[-1].split("@")[0] for line in run(tool("nm"), "-D", "--undefined-only", library).splitlines()}
-    needed = {plain(name) for name in needed if not TOOLCHAIN.match(name)}
-    if kind != "liblaprox":
-        needed = {name for name in needed if not OTHER_LIBRARIES.match(name)}
-    complain("needed, but not in portable_symbols.txt", needed - allowed)
-    dynamic = run(tool("readelf"), "-d", library)
-    soname = re.findall(r"soname: \[(.*)\]", dynamic)
-    complain("soname", set(soname) ^ {f"{kind}.so.{api}"})
-    complain("library needed", {name for name in re.findall(r"Shared library: \[(.*)\]", dynamic)
-                                if not re.match(LIBRARIES[kind] + r"|ld-linux|libgcc_s|libclang_rt", name)})
+def check_shared(library, kind, functions, number, others, complain):
+    if library.endswith(".dll"):
+        exported = set(re.findall(r"^\s*\[\s*\d+\].* (\w+)$", run("objdump", "-p", library), re.M))
+        complain("name", set() if library.endswith(f"-{number}.dll") else {f"not of API number {number}"})
+    else:
+        exported = {line.split()[-1].split("@")[0] for line in run("nm", "-D", "--defined-only", library).splitlines()}
+        dynamic = run("readelf", "-d", library)
+        complain("soname", {name for name in re.findall(r"soname: \[(.*)\]", dynamic)
+                            if name not in (f"{kind}.so.{number}", f"{kind}.so")})
+        complain("library needed", {name for name in re.findall(r"Shared library: \[(.*)\]", dynamic)
+                                    if not re.match(others + r"|ld-linux|libgcc_s", name)})
+    complain("exported, but not declared", exported - functions - {"_init", "_fini"})
+    complain("declared, but not exported", functions - exported)
 
 
 def main():
-    split = sys.argv.index("--")
-    cc = sys.argv[1:split]
-    include, api, *libraries = sys.argv[split + 1:]
-    prefix = re.sub(r"(gcc|clang|cc)(-[\d.]+)?$", "", os.path.basename(cc[-1]) if len(cc) == 1 else "")
-    sections = portable(os.path.join(os.path.dirname(os.path.abspath(__file__)), "portable_symbols.txt"))
+    include, *libraries = sys.argv[1:]
+    sections = listed()
     failed = False
     for library in libraries:
-        kind = re.match(r"liblaprox(-runtime)?(?=[.-])", os.path.basename(library)).group()
 
         def complain(what, names):
             nonlocal failed
@@ -87,16 +89,14 @@ def main():
                 failed = True
                 print(f"{library}: {what}: {name}", file=sys.stderr)
 
-        wanted = declared(cc, include, HEADERS[kind])
-        if not wanted:
-            sys.exit("check_symbols.py: no function found in the headers")
-        allowed = sections["core"] | (sections["runtime"] if kind != "liblaprox" else set())
-        tool = lambda name: prefix + name if prefix and prefix != "musl-" else name
-        if library.endswith(".dll"):
-            check_dll(tool, library, wanted, complain)
+        kind = re.match(r"liblaprox(-runtime)?(?=[.-])", os.path.basename(library)).group()
+        headers, allowed, others = KINDS[kind]
+        functions, number = declared(include, headers)
+        if library.endswith(".a"):
+            check_archive(library, kind, set().union(*(sections[name] for name in allowed)), complain)
         else:
-            check_elf(tool, library, kind, api, wanted, allowed, complain)
-        print(f"{library}: {len(wanted)} functions")
+            check_shared(library, kind, functions, number, others, complain)
+        print(f"{library}: {len(functions)} functions")
     sys.exit(failed)
 
 

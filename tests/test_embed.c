@@ -144,10 +144,11 @@ static void run_one_buffer_step_by_step(flow *f) {
 
 /* Scores and result block, in memory that the caller frees. */
 static unsigned char *snapshot(const flow *f) {
-  unsigned char *copy = malloc(f->scores.size + f->result.size);
+  const size_t n_scores = (size_t)f->scores.size, n_result = (size_t)f->result.size;
+  unsigned char *copy = malloc(n_scores + n_result);
   assert_non_null(copy);
-  memcpy(copy, app_mapped(f->device, f->scores), f->scores.size);
-  memcpy(copy + f->scores.size, app_mapped(f->device, f->result), f->result.size);
+  memcpy(copy, app_mapped(f->device, f->scores), n_scores);
+  memcpy(copy + n_scores, app_mapped(f->device, f->result), n_result);
   return copy;
 }
 
@@ -171,7 +172,7 @@ static void test_spreading(void **state) {
     flow_soil(&f);
     ways[i](&f);
     unsigned char *again = snapshot(&f);
-    assert_memory_equal(first, again, f.scores.size + f.result.size);
+    assert_memory_equal(first, again, (size_t)(f.scores.size + f.result.size));
     free(again);
   }
   free(first);

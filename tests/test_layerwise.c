@@ -53,7 +53,7 @@ static void compare_caches(laprox_session *a, laprox_session *b) {
     const lpx_cache_layer *x = &a->cache.layers[l], *y = &b->cache.layers[l];
     assert_memory_equal(x->cu_seqlens, y->cu_seqlens, (n_heads + 1) * sizeof *x->cu_seqlens);
     assert_memory_equal(x->positions, y->positions, x->cu_seqlens[n_heads] * sizeof *x->positions);
-    const size_t bytes = x->cu_seqlens[n_heads] * lpx_cache_row_bytes(&a->cache);
+    const size_t bytes = x->cu_seqlens[n_heads] * (size_t)lpx_cache_row_bytes(&a->cache);
     compare_rows(a, &x->prefix_key, b, &y->prefix_key, bytes);
     compare_rows(a, &x->prefix_value, b, &y->prefix_value, bytes);
     assert_null(x->tail_key.buffer);

@@ -4,7 +4,9 @@
 
 #include "laprox/laprox.h"
 
-#if defined(__GNUC__)
+#if defined(__MINGW32__)
+#define LPX_PRINTF(format_index, first) __attribute__((format(gnu_printf, format_index, first)))
+#elif defined(__GNUC__)
 #define LPX_PRINTF(format_index, first) __attribute__((format(printf, format_index, first)))
 #else
 #define LPX_PRINTF(format_index, first)
@@ -19,10 +21,10 @@ laprox_result lpx_fail(const laprox_host *host, laprox_result result, const char
 void lpx_warn(const laprox_host *host, const char *format, ...) LPX_PRINTF(2, 3);
 
 /* count x size zeroed bytes, or NULL on overflow or exhaustion (no message: the caller knows what it was for).
-   A request for 0 bytes returns a valid pointer. */
-void *lpx_allocate(const laprox_host *host, size_t count, size_t size);
+   A request for 0 bytes returns a valid pointer. What was allocated can be cast to size_t on 32-bit machines too. */
+void *lpx_allocate(const laprox_host *host, uint64_t count, size_t size);
 /* Grows an array; the new part is not zeroed. NULL leaves the old one as it was. */
-void *lpx_reallocate(const laprox_host *host, void *pointer, size_t count, size_t size);
+void *lpx_reallocate(const laprox_host *host, void *pointer, uint64_t count, size_t size);
 void lpx_release(const laprox_host *host, void *pointer);
 /* The one message for a failed lpx_allocate. */
 laprox_result lpx_fail_memory(const laprox_host *host, const char *what);

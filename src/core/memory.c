@@ -51,10 +51,10 @@ bool lpx_add(size_t a, size_t b, size_t *out) {
   return true;
 }
 
-void *lpx_allocate(const laprox_host *host, size_t count, size_t size) {
+void *lpx_allocate(const laprox_host *host, uint64_t count, size_t size) {
   const laprox_allocator *allocator = allocator_of(host);
   size_t bytes;
-  if (!lpx_multiply(count, size, &bytes)) return NULL;
+  if (count > SIZE_MAX || !lpx_multiply((size_t)count, size, &bytes)) return NULL;
   if (bytes == 0) bytes = 1;
   /* calloc leaves large zeroed blocks untouched until they are used */
   if (allocator->allocate == standard_allocate) return calloc(1, bytes);
@@ -63,10 +63,10 @@ void *lpx_allocate(const laprox_host *host, size_t count, size_t size) {
   return pointer;
 }
 
-void *lpx_reallocate(const laprox_host *host, void *pointer, size_t count, size_t size) {
+void *lpx_reallocate(const laprox_host *host, void *pointer, uint64_t count, size_t size) {
   const laprox_allocator *allocator = allocator_of(host);
   size_t bytes;
-  if (!lpx_multiply(count, size, &bytes)) return NULL;
+  if (count > SIZE_MAX || !lpx_multiply((size_t)count, size, &bytes)) return NULL;
   return allocator->reallocate(allocator->user, pointer, bytes ? bytes : 1);
 }
 

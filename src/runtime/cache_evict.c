@@ -221,7 +221,7 @@ static laprox_result read_scores(eviction_run *run) {
   laprox_result result = blocks && scores ? LAPROX_OK : lpx_fail_memory(host, "scores");
   if (!result && run->pass.needs.scores_bytes)
     result = lpx_queue_download(run->queue, lpx_buffer_whole(&run->pass.scores), blocks,
-                                run->pass.needs.scores_bytes);
+                                (size_t)run->pass.needs.scores_bytes);
   size_t n = 0;
   for (uint32_t i = 0; i < plan->n_heads_all && !result; i++) {
     const uint32_t *row = plan->tables + (size_t)i * HEAD_WORDS;

@@ -139,7 +139,7 @@ static laprox_result read_f32(const capture *c, uint32_t layer, const char *name
   float *values = lpx_allocate(c->host, tensor->n_elements, sizeof *values);
   result =
       raw && values ? lpx_safetensors_read_all(c->file, tensor, raw) : lpx_fail_memory(c->host, tensor->name);
-  if (!result) lpx_to_f32(lpx_st_to_dtype(tensor->dtype), raw, tensor->n_elements, values);
+  if (!result) lpx_to_f32(lpx_st_to_dtype(tensor->dtype), raw, (size_t)tensor->n_elements, values);
   lpx_release(c->host, raw);
   if (result)
     lpx_release(c->host, values);
@@ -193,7 +193,7 @@ static laprox_result upload_rows(capture *c, uint32_t layer, const char *name, l
   uint8_t *raw = lpx_allocate(c->host, tensor->bytes, 1);
   if (!raw) return lpx_fail_memory(c->host, tensor->name);
   result = lpx_safetensors_read_all(c->file, tensor, raw);
-  if (!result) result = lpx_queue_upload(c->device->queue, lpx_buffer_whole(to), raw, tensor->bytes);
+  if (!result) result = lpx_queue_upload(c->device->queue, lpx_buffer_whole(to), raw, (size_t)tensor->bytes);
   lpx_release(c->host, raw);
   return result;
 }
@@ -268,12 +268,12 @@ static laprox_result declare_layer(const capture *c, lpx_st_writer *writer, uint
 /* Rows of K or V; where everything was kept they are still the tail, as dense as the input was. */
 static laprox_result write_rows(const capture *c, lpx_st_writer *writer, uint32_t layer,
                                 const lpx_buffer *prefix, const lpx_buffer *tail) {
-  const size_t bytes = layer_rows(c, layer) * lpx_cache_row_bytes(&c->cache);
+  const uint64_t bytes = layer_rows(c, layer) * lpx_cache_row_bytes(&c->cache);
   uint8_t *raw = lpx_allocate(c->host, bytes, 1);
   if (!raw) return lpx_fail_memory(c->host, "a layer");
   laprox_result result =
-      lpx_queue_download(c->device->queue, lpx_buffer_whole(prefix->buffer ? prefix : tail), raw, bytes);
-  if (!result) result = lpx_st_writer_write(writer, raw, bytes);
+      lpx_queue_download(c->device->queue, lpx_buffer_whole(prefix->buffer ? prefix : tail), raw, (size_t)bytes);
+  if (!result) result = lpx_st_writer_write(writer, raw, (size_t)bytes);
   lpx_release(c->host, raw);
   return result;
 }

@@ -28,7 +28,7 @@ laprox_result lpx_pass_read_result(lpx_queue *queue, lpx_pass *pass) {
   pass->result_words = lpx_allocate(host, pass->needs.result_bytes, 1);
   if (!pass->result_words) return lpx_fail_memory(host, "the kept entries");
   const laprox_result result = lpx_queue_download(queue, lpx_buffer_whole(&pass->result), pass->result_words,
-                                                  pass->needs.result_bytes);
+                                                  (size_t)pass->needs.result_bytes);
   return result ? result : lpx_select_check(pass->plan, pass->result_words);
 }
 

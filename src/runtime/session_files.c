@@ -62,8 +62,8 @@ laprox_result lpx_session_write_queries(const laprox_session *session, lpx_st_wr
 static laprox_result write_rows(const laprox_session *session, lpx_st_writer *writer,
                                 const lpx_buffer *prefix, const lpx_buffer *tail, uint32_t layer) {
   const lpx_cache *cache = &session->cache;
-  const size_t row_bytes = lpx_cache_row_bytes(cache), largest = (size_t)cache->n_tokens * row_bytes;
-  uint8_t *rows = lpx_allocate(&session->context->host, largest, 1);
+  const size_t row_bytes = (size_t)lpx_cache_row_bytes(cache);
+  uint8_t *rows = lpx_allocate(&session->context->host, cache->n_tokens, row_bytes);
   if (!rows) return lpx_fail_memory(&session->context->host, "a capture");
   laprox_result result = LAPROX_OK;
   for (uint32_t head = 0; head < cache->shape.n_kv_heads && !result; head++) {

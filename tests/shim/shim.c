@@ -101,7 +101,7 @@ static VKAPI_ATTR VkResult VKAPI_CALL create_ComputePipelines(VkDevice device, V
                                                               VkPipeline *out) {
   INJECT(vkCreateComputePipelines, HOST, DEVICE);
   const VkResult result = vkCreateComputePipelines(device, cache, n, infos, allocator, out);
-  if (!result) shim.n_live += n;
+  if (!result) shim.n_live += (long)n;
   return result;
 }
 

@@ -130,7 +130,7 @@ static laprox_buffer place_query(flow *f, const capture_tensor *tensor) {
   const uint32_t window = f->options.capture.window, d = shape->head_dim;
   const laprox_buffer part = app_take(f->device, f->needs.query_bytes, f->needs.alignment, 0);
   float *to = app_mapped(f->device, part);
-  memset(to, 0xff, f->needs.query_bytes);
+  memset(to, 0xff, (size_t)f->needs.query_bytes);
   for (size_t h = 0; h < shape->n_heads; h++)
     for (size_t t = 0; t < window; t++)
       memcpy(to + ((f->info.query_start + t) % f->info.query_rows * shape->n_heads + h) * d,
@@ -162,9 +162,9 @@ void flow_place(flow *f, app_device *device) {
 }
 
 void flow_soil(const flow *f) {
-  memset(app_mapped(f->device, f->scratch), 0xa5, f->scratch.size);
-  memset(app_mapped(f->device, f->scores), 0xa5, f->scores.size);
-  memset(app_mapped(f->device, f->result), 0xa5, f->result.size);
+  memset(app_mapped(f->device, f->scratch), 0xa5, (size_t)f->scratch.size);
+  memset(app_mapped(f->device, f->scores), 0xa5, (size_t)f->scores.size);
+  memset(app_mapped(f->device, f->result), 0xa5, (size_t)f->result.size);
 }
 
 laprox_result flow_bind(flow *f) {
@@ -291,8 +291,8 @@ static ref_kept read_kept(const flow *f) {
     kept.offsets[i + 1] = cu_seqlens[i + 1];
   }
   assert_int_equal(cu_seqlens[n_heads], f->needs.n_kept);
-  kept.entries = ref_allocate(f->needs.n_kept, sizeof *kept.entries);
-  memcpy(kept.entries, flow_indices(f), f->needs.n_kept * sizeof *kept.entries);
+  kept.entries = ref_allocate((size_t)f->needs.n_kept, sizeof *kept.entries);
+  memcpy(kept.entries, flow_indices(f), (size_t)f->needs.n_kept * sizeof *kept.entries);
   return kept;
 }
 

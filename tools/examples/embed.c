@@ -146,7 +146,7 @@ static void fill_layer(app *a, const laprox_shape *shape, const laprox_requireme
   layer->key[0] = take(a, KV_HEADS * head * sizeof(float), &key);
   layer->value[0] = take(a, KV_HEADS * head * sizeof(float), &value);
   layer->factor = take(a, needs->factor_bytes, &factor);
-  fill(query, needs->query_bytes / sizeof(float));
+  fill(query, (size_t)needs->query_bytes / sizeof(float));
   fill(weight, sizeof weight / sizeof *weight);
   for (size_t g = 0; g < KV_HEADS; g++) {
     fill(key + g * head, head);
