@@ -176,6 +176,14 @@ static void run_prefill(kernel_test *test, const attention_case *c) {
   free_data(test, &data);
 }
 
+static void use_merge_variant(lpx_attention *attention, int direct) {
+  const laprox_shape *shape = &attention->shape;
+  const uint32_t constants[] = {shape->head_dim, shape->n_heads / shape->n_kv_heads};
+  assert_int_equal(lpx_pipeline_get(attention->context, direct ? "attention_merge_direct" : "attention_merge",
+                                    2, constants, 2, &attention->merge),
+                   LAPROX_OK);
+}
+
 static void run_decode(kernel_test *test, const attention_case *c) {
   attention_data data;
   make_data(test, c, &data);
@@ -184,22 +192,25 @@ static void run_decode(kernel_test *test, const attention_case *c) {
   uint32_t most = 0;
   for (uint32_t head = 0; head < c->n_kv_heads; head++)
     if (c->prefix[head] + c->n_tail > most) most = c->prefix[head] + c->n_tail;
-  lpx_attention attention;
-  assert_int_equal(lpx_attention_init(test->context, &data.shape, c->dtype, &attention), LAPROX_OK);
-  lpx_buffer out = kernel_buffer(test, NULL, bytes);
-  lpx_buffer scratch =
-      kernel_buffer(test, NULL, (size_t)lpx_decode_attention_scratch_bytes(&data.shape, most));
   const VkDeviceSize max_range = test->context->max_range;
-  if (c->max_range) test->context->max_range = c->max_range;
-  lpx_decode_attention_append(test->program, &attention, lpx_buffer_whole(&data.query_buffer),
-                              (lpx_attention_segment[]){data.prefix, data.tail}, 2,
-                              lpx_buffer_whole(&scratch), lpx_buffer_whole(&out));
-  kernel_run(test);
-  test->context->max_range = max_range;
-  kernel_download(test, &out, got, bytes);
-  check(c, &data, got, "decode");
-  kernel_release(test, &out);
-  kernel_release(test, &scratch);
+  for (int direct = 0; direct < 2; direct++) {
+    lpx_attention attention;
+    assert_int_equal(lpx_attention_init(test->context, &data.shape, c->dtype, &attention), LAPROX_OK);
+    use_merge_variant(&attention, direct);
+    lpx_buffer out = kernel_buffer(test, NULL, bytes);
+    lpx_buffer scratch =
+        kernel_buffer(test, NULL, (size_t)lpx_decode_attention_scratch_bytes(&data.shape, most));
+    if (c->max_range) test->context->max_range = c->max_range;
+    lpx_decode_attention_append(test->program, &attention, lpx_buffer_whole(&data.query_buffer),
+                                (lpx_attention_segment[]){data.prefix, data.tail}, 2,
+                                lpx_buffer_whole(&scratch), lpx_buffer_whole(&out));
+    kernel_run(test);
+    test->context->max_range = max_range;
+    kernel_download(test, &out, got, bytes);
+    check(c, &data, got, direct ? "decode, direct" : "decode");
+    kernel_release(test, &out);
+    kernel_release(test, &scratch);
+  }
   free(got);
   free_data(test, &data);
 }

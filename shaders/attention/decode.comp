@@ -1,6 +1,9 @@
-// Attention of a single query row over a chunk of 128 entries of one KV head, for all its query heads: a partial result
-// (maximum, sum, weighted values) to be merged in the order of the chunks. Chunks begin at multiples of 128 of a head's
-// entries, so that a cache that grows changes the last one only.
+// Attention of a single query row over a chunk of the entries of one KV head, for all its query heads: a partial result
+// (maximum, sum, weighted values) to be merged in the order of the chunks. Chunks begin at multiples of their size, so
+// that a cache that grows changes the last one only.
+//
+// LANES threads share a row of K or V, each with a vector of it; SIDES of them stand side by side. The entries of a chunk
+// are taken in tiles: products of K, the tile's maximum, probabilities, sums of V.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #include "index.glsl"
@@ -17,150 +20,275 @@ layout(push_constant) uniform Push {
   uint first_head, n_heads;    // KV heads of this dispatch
   uint first_row;              // cache row at which the bound ranges begin
   uint first_slot;
-  uint key_first, value_first; // elements
-  uint state_first, sum_first; // uvec4s: [slots][GROUP] and [slots][GROUP][d / 4]
+  uint chunk_bits;             // entries of a slot: two to this power
+  uint key_first, value_first; // vectors
+  uint partial_first;          // uvec4s: of each slot states [GROUP], then sums [GROUP][d / 4]
   float scale;                 // of the logits, times log2(e)
 } push;
 
+// What a thread has of a row: eight f16 or, where rows are no multiple of 16 bytes or f32, four elements.
+#ifdef OCTETS
+#define ELEMENTS 8
+#define STORED   uvec4
+#define LOADED   uvec4
+#define LOAD(buffer, at) buffer[at]
+#define LOW(data)  vec4(unpackHalf2x16(data.x), unpackHalf2x16(data.y))
+#define HIGH(data) vec4(unpackHalf2x16(data.z), unpackHalf2x16(data.w))
+#define ANY_HIGH(code) code
+#else
+#define ELEMENTS 4
+#define STORED   uvec2
+#define LOADED   vec4
+#define LOAD(buffer, at) LOAD_QUAD(buffer, CACHE_TYPE, (at) * 4u)
+#define LOW(data) data
+#define ANY_HIGH(code)
+#endif
+
 layout(binding = 0) readonly buffer Query { vec4 query[]; };
-layout(binding = 1) readonly buffer Key { uvec2 key[]; };
-layout(binding = 2) readonly buffer Value { uvec2 value[]; };
+layout(binding = 1) readonly buffer Key { STORED key[]; };
+layout(binding = 2) readonly buffer Value { STORED value[]; };
 layout(binding = 3) buffer Scratch { uvec4 scratch[]; };
 
-#define CHUNK  128
-#define BATCH  4 // query heads at a time
-#define SLICES 4 // threads that share four keys take every fourth vec4 of the head dimension
+#define TILE   256 // entries
+#define BATCH  4   // query heads at a time
+#define ROWS   4   // of a thread at a time
 #define LOWEST -1.0e38
 
 const uint QUADS = HEAD_DIM / 4;
+const uint QUADS_EACH = ELEMENTS / 4;
+const uint VECTORS = HEAD_DIM / ELEMENTS;
+const uint LANES = VECTORS <= 2 ? 2 : VECTORS <= 4 ? 4 : VECTORS <= 8 ? 8 : VECTORS <= 16 ? 16 : VECTORS <= 32 ? 32 : 64;
+const uint SIDES = LOCAL_SIZE / LANES;
+const uint STEP = SIDES * ROWS; // entries that the workgroup takes at a time, at most TILE
 const uint HEADS = GROUP < BATCH ? GROUP : BATCH;
-const uint SPLITS = LOCAL_SIZE / QUADS; // threads that share a column of V take every SPLITS'th four entries
+const uint PLACES = HEADS == 3 ? 4 : HEADS; // of heads, so that a thread's logits are all of one
 
-shared vec4 queries[BATCH * 64];
-shared vec4 partial[BATCH * LOCAL_SIZE];     // scores by slice, then values by split
-shared vec4 probability[BATCH * CHUNK / 4];
-shared vec4 sums[LOCAL_SIZE];                // maxima of four entries, then sums of probabilities by split
+// Threads' and sides' products lie apart so that neighbours are on other banks of shared memory.
+#define PITCH 5
+#define PRODUCT(side, lane) (((side) * LANES + (lane)) * PITCH + (LANES < 8 ? 0u : (side) * 4u))
+shared vec4 products[LOCAL_SIZE * PITCH + LOCAL_SIZE / 8 * 4];
+shared vec4 scores[TILE]; // of the batch's heads, then probabilities
+shared float tops[LOCAL_SIZE + 16];
+shared uvec4 found_row;
+shared uint found_head;
 
-uvec4 find_head(uint slot, out uint head) {
-  uvec4 row = uvec4(0u);
-  head = push.first_head;
-  for (uint i = 0; i < push.n_heads; i++) {
-    const uvec4 candidate = scratch[push.table_first + i];
-    const bool found = slot - candidate.z < (candidate.y + CHUNK - 1) / CHUNK;
-    row = found ? candidate : row;
-    head = found ? push.first_head + i : head;
+vec4 query0_low, query1_low, query2_low, query3_low, query0_high, query1_high, query2_high, query3_high;
+vec4 sum0_low, sum1_low, sum2_low, sum3_low, sum0_high, sum1_high, sum2_high, sum3_high;
+
+// Loads are two steps ahead, in two sets of rows. An entry's number beyond the last is taken for the last; its
+// probability is zero.
+LOADED row_a0, row_a1, row_a2, row_a3, row_b0, row_b1, row_b2, row_b3;
+
+#define ROW_AT(first, entry) ((first) + min(entry, last) * VECTORS + column)
+#define LOAD_ONE(set, source, r) row_##set##r = LOAD(source, ROW_AT(first, entry + r));
+#define LOAD_ROWS(set, source, step)                                                                                 \
+  {                                                                                                                  \
+    const uint entry = (step) + side * ROWS;                                                                         \
+    LOAD_ONE(set, source, 0) LOAD_ONE(set, source, 1) LOAD_ONE(set, source, 2) LOAD_ONE(set, source, 3)              \
   }
-  return row;
-}
 
-// Entries beyond the last repeat it; their probability is zero.
-#define LOAD_KEY(n)                                                                                                  \
-  const vec4 k##n =                                                                                                  \
-      LOAD_QUAD(key, CACHE_TYPE, push.key_first + ((first_entry + min(block * 4u + n, last)) * QUADS + c) * 4u);
-#define CLEAR_SCORE(q) vec4 score##q = vec4(0.0);
-#define ADD_SCORE(q)                                                                                                 \
-  if (q < HEADS) {                                                                                                   \
-    const vec4 a = queries[q * QUADS + c];                                                                           \
-    score##q += vec4(dot(a, k0), dot(a, k1), dot(a, k2), dot(a, k3));                                                \
+#define HEAD_PRODUCT(h) (dot(query##h##_low, low) ANY_HIGH(+ dot(query##h##_high, high)))
+#define MULTIPLY(row, r)                                                                                             \
+  {                                                                                                                  \
+    const vec4 low = LOW(row##r);                                                                                    \
+    ANY_HIGH(const vec4 high = HIGH(row##r);)                                                                        \
+    if (HEADS > 2)                                                                                                   \
+      products[mine + r] = vec4(HEAD_PRODUCT(0), HEAD_PRODUCT(1), HEAD_PRODUCT(2), HEAD_PRODUCT(3));                 \
+    else if (HEADS == 2)                                                                                             \
+      products[mine + r].xy = vec2(HEAD_PRODUCT(0), HEAD_PRODUCT(1));                                                \
+    else                                                                                                             \
+      products[mine + r].x = HEAD_PRODUCT(0);                                                                        \
   }
-#define STORE_SCORE(q) if (q < HEADS) partial[(q * SLICES + slice) * (CHUNK / 4) + block] = score##q;
 
-void compute_scores(uint first_entry, uint last) {
-  const uint slice = gl_LocalInvocationID.x & 3u, block = gl_LocalInvocationID.x >> 2;
-  REPEAT_4(CLEAR_SCORE)
-  for (uint c = slice; c < QUADS; c += SLICES) {
-    REPEAT_4(LOAD_KEY)
-    REPEAT_4(ADD_SCORE)
-  }
-  REPEAT_4(STORE_SCORE)
-}
-
-// One thread has four entries of one query head. Returns the head's maximum.
-float exponentiate(uint n_entries) {
-  const uint t = gl_LocalInvocationID.x;
-  const uint head = t / (CHUNK / 4), block = t % (CHUNK / 4);
-  vec4 score = vec4(LOWEST);
-  const bvec4 seen = lessThan(uvec4(0u, 1u, 2u, 3u) + block * 4u, uvec4(n_entries));
-  if (head < HEADS) {
-    const uint at = head * SLICES * (CHUNK / 4) + block;
-    score = (partial[at] + partial[at + CHUNK / 4]) + (partial[at + CHUNK / 2] + partial[at + 3 * CHUNK / 4]);
-    score = mix(vec4(LOWEST), score, seen);
-  }
-  sums[t >> 2][t & 3u] = max(max(score.x, score.y), max(score.z, score.w));
+// Adds up the lanes' products of a step. `top` becomes the maximum of a thread's logits.
+void add_products(uint begin, uint n_entries, inout float top) {
   barrier();
-  vec4 top = vec4(LOWEST);
-  for (uint i = 0; i < CHUNK / 16; i++) top = max(top, sums[head * (CHUNK / 16) + i]);
-  const float largest = max(max(top.x, top.y), max(top.z, top.w));
-  probability[t] = mix(vec4(0.0), exp2(score - largest), seen);
+  for (uint i = gl_LocalInvocationID.x; i < STEP * PLACES; i += LOCAL_SIZE) {
+    const uint entry = i / PLACES, head = i % PLACES;
+    const uint at = PRODUCT(entry / ROWS, 0u) + entry % ROWS;
+    float sum = 0.0;
+    for (uint j = 0; j < LANES / 2; j++)
+      sum += products[at + j * PITCH][head] + products[at + (j + LANES / 2) * PITCH][head];
+    scores[begin + entry][head] = sum;
+    if (begin + entry < n_entries) top = max(top, sum);
+  }
+  barrier();
+}
+
+// Logits of a tile's entries; begins to load its values. Returns the largest of those that this thread has added up.
+float compute_scores(uint first_key, uint first_value, uint n_entries) {
+  const uint t = gl_LocalInvocationID.x;
+  const uint side = t / LANES, lane = t % LANES, column = min(lane, VECTORS - 1u), last = n_entries - 1u;
+  const uint mine = PRODUCT(side, lane);
+  float top = LOWEST;
+  uint first = first_key;
+  LOAD_ROWS(a, key, 0u)
+  LOAD_ROWS(b, key, STEP)
+  for (uint begin = 0; begin < n_entries; begin += 2 * STEP) {
+    EACH_4(MULTIPLY, row_a)
+    if (begin + 2 * STEP < n_entries) LOAD_ROWS(a, key, begin + 2 * STEP)
+    add_products(begin, n_entries, top);
+    if (begin + STEP >= n_entries) break;
+    EACH_4(MULTIPLY, row_b)
+    if (begin + 3 * STEP < n_entries) LOAD_ROWS(b, key, begin + 3 * STEP)
+    add_products(begin + STEP, n_entries, top);
+  }
+  first = first_value;
+  LOAD_ROWS(a, value, 0u)
+  LOAD_ROWS(b, value, STEP)
+  return top;
+}
+
+// From logits to probabilities; every thread takes what it has written itself. Returns their sum.
+float exponentiate(uint n_entries, float largest) {
+  float total = 0.0;
+  for (uint begin = 0; begin < n_entries; begin += STEP)
+    for (uint i = gl_LocalInvocationID.x; i < STEP * PLACES; i += LOCAL_SIZE) {
+      const uint entry = begin + i / PLACES, head = i % PLACES;
+      const float p = entry < n_entries ? exp2(scores[entry][head] - largest) : 0.0;
+      scores[entry][head] = p;
+      total += p;
+    }
+  return total;
+}
+
+#define ADD_HEAD(h, p)                                                                                               \
+  if (h < HEADS) {                                                                                                   \
+    sum##h##_low += p * low;                                                                                         \
+    ANY_HIGH(sum##h##_high += p * high;)                                                                             \
+  }
+#define ADD_ROW(row, r)                                                                                              \
+  {                                                                                                                  \
+    const vec4 p = scores[from + r];                                                                                 \
+    const vec4 low = LOW(row##r);                                                                                    \
+    ANY_HIGH(const vec4 high = HIGH(row##r);)                                                                        \
+    ADD_HEAD(0, p.x) ADD_HEAD(1, p.y) ADD_HEAD(2, p.z) ADD_HEAD(3, p.w)                                              \
+  }
+
+void add_values(uint first, uint n_entries) {
+  const uint t = gl_LocalInvocationID.x;
+  const uint side = t / LANES, column = min(t % LANES, VECTORS - 1u), last = n_entries - 1u;
+  for (uint begin = 0; begin < n_entries; begin += 2 * STEP) {
+    uint from = begin + side * ROWS;
+    EACH_4(ADD_ROW, row_a)
+    if (begin + 2 * STEP < n_entries) LOAD_ROWS(a, value, begin + 2 * STEP)
+    if (begin + STEP >= n_entries) break;
+    from += STEP;
+    EACH_4(ADD_ROW, row_b)
+    if (begin + 3 * STEP < n_entries) LOAD_ROWS(b, value, begin + 3 * STEP)
+  }
+}
+
+// The maxima of the batch's heads over all threads.
+vec4 reduce_top(float top) {
+  const uint t = gl_LocalInvocationID.x;
+  tops[t] = top;
+  barrier();
+  if (t < 16u) {
+    for (uint i = t + 16u; i < LOCAL_SIZE; i += 16u) top = max(top, tops[i]);
+    tops[LOCAL_SIZE + t] = top;
+  }
+  barrier();
+  vec4 largest = vec4(LOWEST);
+  for (uint i = 0; i < 16u; i += PLACES) {
+    largest.x = max(largest.x, tops[LOCAL_SIZE + i]);
+    if (HEADS > 1) largest.y = max(largest.y, tops[LOCAL_SIZE + i + 1u]);
+    if (HEADS > 2) largest.zw = max(largest.zw, vec2(tops[LOCAL_SIZE + i + 2u], tops[LOCAL_SIZE + i + 3u]));
+  }
   return largest;
 }
 
-#define LOAD_VALUE(n)                                                                                                \
-  const vec4 v##n =                                                                                                  \
-      LOAD_QUAD(value, CACHE_TYPE, push.value_first + ((first_entry + min(block * 4u + n, last)) * QUADS + c) * 4u);
-#define CLEAR_VALUE(q) vec4 sum##q = vec4(0.0);
-#define ADD_VALUE(q)                                                                                                 \
-  if (q < HEADS) {                                                                                                   \
-    const vec4 p = probability[q * (CHUNK / 4) + block];                                                             \
-    sum##q += p.x * v0 + p.y * v1 + p.z * v2 + p.w * v3;                                                             \
-    total[q] += p.x + p.y + p.z + p.w;                                                                               \
-  }
-#define STORE_VALUE(q) if (q < HEADS) partial[q * LOCAL_SIZE + t] = sum##q;
+// Two heads at a time: their sums of all sides, in order.
+#define PLACE_SUM(h, place)                                                                                          \
+  products[(place) * LOCAL_SIZE * QUADS_EACH + t * QUADS_EACH] = sum##h##_low;                                       \
+  ANY_HIGH(products[(place) * LOCAL_SIZE * QUADS_EACH + t * QUADS_EACH + 1] = sum##h##_high;)
 
-void add_values(uint first_entry, uint last) {
+void store_sums(uint to, uint n_heads) {
   const uint t = gl_LocalInvocationID.x;
-  const uint c = t % QUADS, split = t / QUADS;
-  REPEAT_4(CLEAR_VALUE)
-  vec4 total = vec4(0.0);
-  if (split < SPLITS)
-    for (uint block = split; block <= last / 4; block += SPLITS) {
-      REPEAT_4(LOAD_VALUE)
-      REPEAT_4(ADD_VALUE)
-    }
-  REPEAT_4(STORE_VALUE)
-  if (c == 0u && split < SPLITS) sums[split] = total;
+  barrier();
+  for (uint i = t; i < n_heads * QUADS; i += LOCAL_SIZE) {
+    const uint from = i / QUADS * LOCAL_SIZE * QUADS_EACH + i % QUADS;
+    vec4 sum = vec4(0.0);
+    for (uint side = 0; side < SIDES; side++) sum += products[from + side * LANES * QUADS_EACH];
+    scratch[to + i] = floatBitsToUint(sum);
+  }
+  barrier();
 }
 
-// Adds what the splits have, in their order.
-void store(uint slot, uint batch, uint n_batch, float largest) {
-  const uint t = gl_LocalInvocationID.x;
-  for (uint i = t; i < n_batch * QUADS; i += LOCAL_SIZE) {
-    const uint from = i / QUADS * LOCAL_SIZE + i % QUADS;
-    vec4 sum = vec4(0.0);
-    for (uint split = 0; split < SPLITS; split++) sum += partial[from + split * QUADS];
-    scratch[push.sum_first + (slot * GROUP + batch) * QUADS + i] = floatBitsToUint(sum);
+void store(uint slot, uint batch, vec4 largest, float total) {
+  const uint t = gl_LocalInvocationID.x, n_batch = min(GROUP - batch, BATCH);
+  const uint base = push.partial_first + slot * GROUP * (1u + QUADS);
+  const uint to = base + GROUP + batch * QUADS;
+  barrier();
+  tops[t] = total;
+  PLACE_SUM(0, 0u)
+  PLACE_SUM(1, 1u)
+  store_sums(to, min(n_batch, 2u));
+  if (t < n_batch) {
+    float sum = 0.0;
+    for (uint i = t; i < LOCAL_SIZE; i += PLACES) sum += tops[i];
+    scratch[base + batch + t] = uvec4(floatBitsToUint(largest[t]), floatBitsToUint(sum), 0u, 0u);
   }
-  // The first thread of every head's in exponentiate knows its maximum.
-  const uint head = t / (CHUNK / 4);
-  if (t % (CHUNK / 4) == 0u && head < n_batch) {
-    float total = 0.0;
-    for (uint split = 0; split < SPLITS; split++) total += sums[split][head];
-    scratch[push.state_first + slot * GROUP + batch + head] =
-        uvec4(floatBitsToUint(largest), floatBitsToUint(total), 0u, 0u);
+  if (n_batch <= 2u) return;
+  PLACE_SUM(2, 0u)
+  PLACE_SUM(3, 1u)
+  store_sums(to + 2u * QUADS, n_batch - 2u);
+}
+
+#define LOAD_QUERY(h)                                                                                                \
+  query##h##_low = query##h##_high = vec4(0.0);                                                                      \
+  sum##h##_low = sum##h##_high = vec4(0.0);                                                                          \
+  if (h < n_batch && lane < VECTORS) {                                                                               \
+    query##h##_low = query[from + h * QUADS] * push.scale;                                                           \
+    ANY_HIGH(query##h##_high = query[from + h * QUADS + 1u] * push.scale;)                                           \
   }
+
+void load_queries(uint head, uint batch) {
+  const uint lane = gl_LocalInvocationID.x % LANES, n_batch = min(GROUP - batch, BATCH);
+  const uint from = (head * GROUP + batch) * QUADS + lane * QUADS_EACH;
+  REPEAT_4(LOAD_QUERY)
+}
+
+#define SHRINK_SUM(h) sum##h##_low *= shrink[h]; sum##h##_high *= shrink[h];
+
+void attend(uint slot, uint head, uint batch, uint first_entry, uint n_entries) {
+  load_queries(head, batch);
+  vec4 largest = vec4(LOWEST);
+  float total = 0.0;
+  for (uint begin = 0; begin < n_entries; begin += TILE) {
+    const uint n = min(n_entries - begin, TILE), first = (first_entry + begin) * VECTORS;
+    const vec4 top = max(largest, reduce_top(compute_scores(push.key_first + first, push.value_first + first, n)));
+    const vec4 shrink = exp2(largest - top);
+    REPEAT_4(SHRINK_SUM)
+    const uint head_in_batch = gl_LocalInvocationID.x % PLACES;
+    total = total * shrink[head_in_batch] + exponentiate(n, top[head_in_batch]);
+    largest = top;
+    barrier();
+    add_values(push.value_first + first, n);
+  }
+  store(slot, batch, largest, total);
+}
+
+// The KV head of which a slot is a chunk; no entries where there is none.
+void find_head(uint slot) {
+  if (gl_LocalInvocationID.x == 0u) found_row = uvec4(0u);
+  barrier();
+  for (uint i = gl_LocalInvocationID.x; i < push.n_heads; i += LOCAL_SIZE) {
+    const uvec4 row = scratch[push.table_first + i];
+    if (slot < row.z || slot - row.z >= (row.y + (1u << push.chunk_bits) - 1u) >> push.chunk_bits) continue;
+    found_row = row;
+    found_head = push.first_head + i;
+  }
+  barrier();
 }
 
 void main() {
   if (workgroup_index() >= push.n_groups) return;
   const uint slot = push.first_slot + workgroup_index();
-  uint head;
-  const uvec4 row = find_head(slot, head);
-  const uint begin = (slot - row.z) * CHUNK;
-  const uint n_entries = min(row.y - begin, CHUNK);
-  const uint first_entry = row.x - push.first_row + begin;
-
-  for (uint batch = 0; batch < GROUP; batch += BATCH) {
-    const uint n_batch = min(GROUP - batch, HEADS);
-    barrier();
-    for (uint i = gl_LocalInvocationID.x; i < n_batch * QUADS; i += LOCAL_SIZE)
-      queries[i] = query[(head * GROUP + batch) * QUADS + i] * push.scale;
-    barrier();
-    compute_scores(first_entry, n_entries - 1u);
-    barrier();
-    const float largest = exponentiate(n_entries);
-    barrier();
-    add_values(first_entry, n_entries - 1u);
-    barrier();
-    store(slot, batch, n_batch, largest);
-  }
+  find_head(slot);
+  const uvec4 row = found_row;
+  const uint begin = (slot - row.z) << push.chunk_bits;
+  if (row.y == 0u) return;
+  for (uint batch = 0; batch < GROUP; batch += BATCH)
+    attend(slot, found_head, batch, row.x - push.first_row + begin, min(row.y - begin, 1u << push.chunk_bits));
 }

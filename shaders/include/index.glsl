@@ -4,8 +4,10 @@
 #ifndef INDEX_GLSL
 #define INDEX_GLSL
 
+#ifndef LOCAL_SIZE
 #define LOCAL_SIZE 128
-layout(local_size_x = 128, local_size_y = 1, local_size_z = 1) in;
+#endif
+layout(local_size_x = LOCAL_SIZE, local_size_y = 1, local_size_z = 1) in;
 
 uint workgroup_index() {
   return gl_WorkGroupID.y * gl_NumWorkGroups.x + gl_WorkGroupID.x;

@@ -10,16 +10,14 @@
 
 #include "vk/vk.h"
 
-/* Entries of a head that one workgroup of decode attention takes. */
-#define LPX_DECODE_CHUNK 128
-
 /* Pipelines for one shape and cache type. Zeroed = nothing. */
 typedef struct lpx_attention {
   laprox_context *context;
   laprox_shape shape;
   laprox_dtype cache_dtype; /* F16 or F32 */
   lpx_pipeline prefill, decode, merge;
-  uint32_t prefill_rows; /* query rows of a workgroup */
+  uint32_t prefill_rows;    /* query rows of a workgroup */
+  uint32_t decode_elements; /* of K or V that a thread loads at once */
 } lpx_attention;
 
 /* UNSUPPORTED for another cache type, INVALID_ARGUMENT for an impossible shape. */
@@ -51,7 +49,11 @@ void lpx_prefill_attention_append(lpx_program *program, const lpx_attention *att
                                   uint32_t n_rows, const lpx_attention_segment *prefix,
                                   const lpx_attention_segment *tail, laprox_buffer out);
 
-/* Scratch of decode attention for heads of at most max_entries entries in both segments together. */
+/* Decode attention keeps its tables and partial results in units of 16 bytes of one buffer. */
+#define LPX_DECODE_UNIT_BYTES 16
+
+/* Scratch for heads of at most max_entries entries in both segments together: a table, then partial
+ * results. */
 VkDeviceSize lpx_decode_attention_scratch_bytes(const laprox_shape *shape, uint32_t max_entries);
 
 /* One query row over all entries of up to two segments; heads without an entry give zeros. Writes its tables
@@ -61,7 +63,28 @@ void lpx_decode_attention_append(lpx_program *program, const lpx_attention *atte
                                  const lpx_attention_segment *segments, uint32_t n_segments,
                                  laprox_buffer scratch, laprox_buffer out);
 
+/* The same in its parts, for callers that prepare the tables of many layers at once or keep layers that do
+ * not depend on each other apart. They have no barriers: table before chunks, chunks before merge. */
+typedef struct lpx_decode_place {
+  laprox_buffer scratch;
+  uint32_t table_first, partial_first; /* units */
+} lpx_decode_place;
+
+uint32_t lpx_decode_table_units(const laprox_shape *shape);
+VkDeviceSize lpx_decode_partial_units(const laprox_shape *shape, uint32_t max_entries);
+void lpx_decode_table_append(lpx_program *program, const lpx_attention *attention,
+                             const lpx_attention_segment *segments, uint32_t n_segments,
+                             lpx_decode_place place);
+void lpx_decode_chunks_append(lpx_program *program, const lpx_attention *attention, laprox_buffer query,
+                              const lpx_attention_segment *segments, uint32_t n_segments,
+                              lpx_decode_place place);
+void lpx_decode_merge_append(lpx_program *program, const lpx_attention *attention,
+                             const lpx_attention_segment *segments, uint32_t n_segments,
+                             lpx_decode_place place, laprox_buffer out);
+
 /* ---- for this room only ---- */
+
+laprox_result lpx_decode_attention_init(lpx_attention *attention);
 
 /* The binding that covers rows [first, first + count) of a segment's K or V, and its first element there. */
 laprox_buffer lpx_attention_rows(const lpx_attention *attention, laprox_buffer rows, uint64_t first,

@@ -40,9 +40,7 @@ laprox_result lpx_attention_init(laprox_context *context, const laprox_shape *sh
       {"attention_prefill_64_direct", "attention_prefill_128_direct", "attention_prefill_256_direct"}};
   out->prefill_rows = shape->head_dim <= 128 ? 64 : 32;
   result = lpx_pipeline_get(context, prefill[is_software][size], 4, constants, 3, &out->prefill);
-  if (!result) result = lpx_pipeline_get(context, "attention_decode", 4, constants, 3, &out->decode);
-  if (!result) result = lpx_pipeline_get(context, "attention_merge", 2, constants + 1, 2, &out->merge);
-  return result;
+  return result ? result : lpx_decode_attention_init(out);
 }
 
 lpx_attention_segment lpx_attention_dense(laprox_buffer key, laprox_buffer value, uint32_t head_rows,
