@@ -1,5 +1,6 @@
-/* test_tasks.c: `laprox eval` as a user runs it. POSIX. */
-#include "support/program.h"
+/* test_tasks.c: `laprox tasks` as a user runs it. POSIX. */
+#define _POSIX_C_SOURCE 200809L
+#include "support/tool.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -8,136 +9,190 @@
 #include <string.h>
 
 #include <cmocka.h>
-#include <jansson.h>
-
-static char folder[256], model[1024];
-
-static int set_up(void **state) {
-  (void)state;
-  folder_create(folder);
-  return snprintf(model, sizeof model, "%s/model-f16.gguf", getenv("LAPROX_TEST_DATA")) < 0;
-}
-
-static int tear_down(void **state) {
-  (void)state;
-  folder_destroy(folder);
-  return 0;
-}
-
-/* NULL ends the arguments; "MODEL" stands for the shipped one. */
-static program_run run(const char *const *arguments) {
-  const char *all[32] = {getenv("LAPROX_PROGRAM")};
-  size_t n = 1;
-  for (; *arguments; arguments++) all[n++] = strcmp(*arguments, "MODEL") ? *arguments : model;
-  program_run result;
-  program_start(&result, folder, all, OUTPUT_KEPT);
-  return result;
-}
-
-static json_t *run_json(const char *const *arguments) {
-  program_run result = run(arguments);
-  if (result.status) print_error("%s", result.err);
-  assert_int_equal(result.status, 0);
-  json_t *root = json_loads(result.out, 0, NULL);
-  assert_non_null(root);
-  program_finish(&result);
-  return root;
-}
-
-static void expect_failure(int status, const char *part, const char *const *arguments) {
-  program_run result = run(arguments);
-  assert_int_equal(result.status, status);
-  assert_non_null(strstr(result.err, part));
-  assert_int_equal(strcspn(result.err, "\n") + 1, result.err_bytes);
-  assert_int_equal(result.out_bytes, 0);
-  program_finish(&result);
-}
-
-static void write_file(const char *name, const char *text) {
-  char path[512];
-  snprintf(path, sizeof path, "%s/%s", folder, name);
-  FILE *file = fopen(path, "wb");
-  assert_non_null(file);
-  assert_true(fputs(text, file) >= 0);
-  assert_int_equal(fclose(file), 0);
-}
-
-/* The first n shipped prompts of about 512 tokens with one needle, and an empty line. */
-static void write_tasks(const char *name, int n) {
-  static char lines[1 << 16];
-  char path[1024];
-  size_t used = 0;
-  snprintf(path, sizeof path, "%s/prompts/needle_512.jsonl", getenv("LAPROX_TEST_DATA"));
-  FILE *file = fopen(path, "rb");
-  assert_non_null(file);
-  while (n > 0) {
-    assert_non_null(fgets(lines + used, (int)(sizeof lines - used - 1), file));
-    if (!strstr(lines + used, "\"single\"")) continue;
-    used += strlen(lines + used);
-    n--;
-  }
-  memcpy(lines + used, "\n", 2);
-  fclose(file);
-  write_file(name, lines);
-}
 
 static json_int_t number(const json_t *row, const char *key) {
   assert_true(json_is_integer(json_object_get(row, key)));
   return json_integer_value(json_object_get(row, key));
 }
 
-static void test_eval(void **state) {
-  (void)state;
-  write_tasks("tasks.jsonl", 3);
-  json_t *root =
-      run_json((const char *const[]){"eval", "MODEL", "--tasks", "tasks.jsonl", "--budgets", "100%,10%",
-                                     "--policies", "laprox,streaming", "--json", NULL});
-  const json_t *results = json_object_get(root, "results");
-  static const char *const policies[] = {"full", "laprox", "streaming"};
-  static const char *const budgets[] = {"100%", "10%", "10%"};
-  assert_int_equal(json_array_size(results), 3);
-  for (size_t i = 0; i < 3; i++) {
-    const json_t *row = json_array_get(results, i);
-    assert_string_equal(json_string_value(json_object_get(row, "policy")), policies[i]);
-    assert_string_equal(json_string_value(json_object_get(row, "budget")), budgets[i]);
-    assert_string_equal(json_string_value(json_object_get(row, "task")), "single");
-    assert_int_equal(number(row, "n"), 3);
-    assert_in_range(number(row, "n_tokens"), 450, 512);
-    assert_int_equal(number(row, "kv_bytes") > 500000, i == 0);
-    if (i < 2) assert_int_equal(number(row, "correct"), 3);
-    if (i == 2) assert_in_range(number(row, "correct"), 0, 1);
-  }
-  json_decref(root);
-  root = run_json((const char *const[]){"eval", "MODEL", "--tasks", "tasks.jsonl", "--budgets", "100%",
-                                        "--limit", "1", "--json", NULL});
-  assert_int_equal(number(json_array_get(json_object_get(root, "results"), 0), "n"), 1);
-  json_decref(root);
+static const char *string(const json_t *line, const char *key) {
+  assert_true(json_is_string(json_object_get(line, key)));
+  return json_string_value(json_object_get(line, key));
 }
 
-static void test_bad_tasks(void **state) {
+/* Lines of a file as JSON. */
+static json_t *read_lines(const char *name) {
+  char *text = tool_read_file(name);
+  json_t *lines = json_array();
+  assert_non_null(text);
+  for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
+    json_t *root = json_loads(line, 0, NULL);
+    assert_non_null(root);
+    json_array_append_new(lines, root);
+  }
+  free(text);
+  return lines;
+}
+
+static void check_needles(const json_t *needles, json_int_t n) {
+  json_int_t last = 0;
+  for (size_t i = 0; i < json_array_size(needles); i++) {
+    const json_t *span = json_array_get(needles, i);
+    const json_int_t begin = json_integer_value(json_array_get(span, 0)),
+                     end = json_integer_value(json_array_get(span, 1));
+    assert_true(begin >= last && end > begin + 8 && end < n);
+    last = end;
+  }
+}
+
+static void check_line(const json_t *line) {
+  const char *prompt = string(line, "prompt"), *question = string(line, "question");
+  const json_int_t n = number(line, "n_tokens"), length = number(line, "length");
+  const json_t *answers = json_object_get(line, "answers");
+  const size_t n_document = strlen(prompt) - strlen(question);
+  /* Hay comes in sentences, which fillers of prose make up for; other hay in lines of a few tokens. */
+  assert_in_range(n, length - (strstr(string(line, "task"), "niah") ? 12 : 20), length);
+  assert_true(strlen(question) > 20 && strlen(prompt) > strlen(question));
+  assert_string_equal(prompt + n_document, question);
+  assert_true(json_array_size(answers) > 0);
+  char *document = strdup(prompt);
+  assert_non_null(document);
+  document[n_document] = 0;
+  for (size_t i = 0; i < json_array_size(answers); i++)
+    assert_non_null(strstr(document, json_string_value(json_array_get(answers, i))));
+  free(document);
+  check_needles(json_object_get(line, "needle_pos"), n);
+}
+
+/* All families, in two lengths; RULER's wording names its needles, the shipped model's its own. */
+static void test_tasks(void **state) {
   (void)state;
-  write_file("broken.jsonl", "\n{\"task\": \"single\", \"prompt\": \n");
-  write_file("empty.jsonl", "{\"task\": \"single\", \"prompt\": \"a\"}\n");
-  write_file("typed.jsonl", "{\"task\": \"single\", \"prompt\": 7, \"answer\": \"b\"}\n");
-  expect_failure(1, "broken.jsonl, line 2",
-                 (const char *const[]){"eval", "MODEL", "--tasks", "broken.jsonl", NULL});
-  expect_failure(1, "empty.jsonl, line 1",
-                 (const char *const[]){"eval", "MODEL", "--tasks", "empty.jsonl", NULL});
-  expect_failure(1, "typed.jsonl, line 1",
-                 (const char *const[]){"eval", "MODEL", "--tasks", "typed.jsonl", NULL});
-  expect_failure(1, "none.jsonl", (const char *const[]){"eval", "MODEL", "--tasks", "none.jsonl", NULL});
-  expect_failure(2, "tasks", (const char *const[]){"eval", "MODEL", NULL});
-  expect_failure(2, "best",
-                 (const char *const[]){"eval", "MODEL", "--tasks", "x", "--policies", "laprox,best", NULL});
-  expect_failure(2, "list",
-                 (const char *const[]){"eval", "MODEL", "--tasks", "x", "--budgets", "5%,,", NULL});
-  expect_failure(2, "ten", (const char *const[]){"eval", "MODEL", "--tasks", "x", "--budgets", "ten", NULL});
+  static const size_t n_answers[] = {1, 1, 2, 4, 5, 10, 3, 1};
+  json_t *said = tool_run_json((const char *const[]){"tasks", "MODEL", "-o", "all.jsonl", "--tokens",
+                                                     "700,1500", "-n", "2", "--json", NULL});
+  assert_int_equal(number(said, "prompts"), 32);
+  json_decref(said);
+  json_t *lines = read_lines("all.jsonl");
+  assert_int_equal(json_array_size(lines), 32);
+  for (size_t i = 0; i < 32; i++) {
+    const json_t *line = json_array_get(lines, i);
+    check_line(line);
+    assert_int_equal(number(line, "length"), i < 16 ? 700 : 1500);
+    assert_int_equal(number(line, "index"), i % 2);
+    assert_int_equal(json_array_size(json_object_get(line, "answers")), n_answers[i / 2 % 8]);
+  }
+  assert_non_null(strstr(string(json_array_get(lines, 0), "question"), "Answer:"));
+  assert_null(json_object_get(json_array_get(lines, 0), "metric"));
+  assert_string_equal(string(json_array_get(lines, 6), "metric"), "match_all");
+  assert_non_null(
+      strstr(string(json_array_get(lines, 6), "prompt"), "One of the special magic numbers for "));
+  assert_string_not_equal(string(json_array_get(lines, 0), "prompt"),
+                          string(json_array_get(lines, 1), "prompt"));
+  json_decref(lines);
+}
+
+static size_t count(const char *text, const char *part) {
+  size_t n = 0;
+  for (; (text = strstr(text, part)); text++) n++;
+  return n;
+}
+
+/* The 10 words that cwe asks for stand 30 times each in the list, all others 3 times at most; and fwe's three are the
+ * most frequent but for the dots, in their order. */
+static void test_counted_words(void **state) {
+  (void)state;
+  program_run result = tool_run((const char *const[]){"tasks", "MODEL", "-o", "counted.jsonl", "--task",
+                                                      "cwe,fwe", "--tokens", "4096", "-n", "1", NULL});
+  assert_int_equal(result.status, 0);
+  program_finish(&result);
+  json_t *lines = read_lines("counted.jsonl");
+  const char *list = strstr(string(json_array_get(lines, 0), "prompt"), "\n\nThis is a numbered list");
+  assert_non_null(list);
+  const json_t *words = json_object_get(json_array_get(lines, 0), "answers");
+  char wanted[80];
+  for (size_t i = 0; i < 10; i++) {
+    snprintf(wanted, sizeof wanted, ". %s ", json_string_value(json_array_get(words, i)));
+    assert_in_range(count(list, wanted), 29, 30); /* the last word of the list has a line end behind it */
+  }
+  const char *codes = string(json_array_get(lines, 1), "prompt");
+  const json_t *frequent = json_object_get(json_array_get(lines, 1), "answers");
+  size_t last = count(codes, " ... ");
+  for (size_t i = 0; i < 3; i++) {
+    const size_t n = count(codes, json_string_value(json_array_get(frequent, i)));
+    assert_true(n > 0 && n < last);
+    last = n;
+  }
+  json_decref(lines);
+}
+
+/* The same seed gives the same file, another one another. */
+static void test_seeds(void **state) {
+  (void)state;
+  static const char *const seeds[] = {"7", "7", "8"};
+  char *texts[3];
+  for (int i = 0; i < 3; i++) {
+    program_run result =
+        tool_run((const char *const[]){"tasks", "MODEL", "-o", "seeded.jsonl", "--task", "niah_single,fwe",
+                                       "--tokens", "700", "-n", "2", "--seed", seeds[i], NULL});
+    assert_int_equal(result.status, 0);
+    program_finish(&result);
+    texts[i] = tool_read_file("seeded.jsonl");
+    assert_non_null(texts[i]);
+  }
+  assert_string_equal(texts[0], texts[1]);
+  assert_string_not_equal(texts[0], texts[2]);
+  for (int i = 0; i < 3; i++) free(texts[i]);
+}
+
+static json_t *one_task(const char *haystack) {
+  program_run result = tool_run((const char *const[]){"tasks", "MODEL", "-o", "hay.jsonl", "--task",
+                                                      "niah_multikey", "--tokens", "600", "-n", "1",
+                                                      "--wording", "ruler", "--haystack", haystack, NULL});
+  if (result.status) print_error("%s", result.err);
+  assert_int_equal(result.status, 0);
+  program_finish(&result);
+  json_t *lines = read_lines("hay.jsonl");
+  assert_int_equal(json_array_size(lines), 1);
+  return lines;
+}
+
+static void test_haystacks(void **state) {
+  (void)state;
+  static const char needle[] = "One of the special magic numbers for ",
+                    own[] = "Mr. Vole counted nine ducks.";
+  tool_write_file("own.txt", "Mr. Vole counted nine ducks. Was one of them a goose?\n");
+  json_t *noise = one_task("noise"), *needles = one_task("needles"), *file = one_task("own.txt");
+  const char *prompt = string(json_array_get(noise, 0), "prompt");
+  assert_int_equal(count(prompt, needle), 4);
+  assert_true(count(prompt, "The grass is green.") > 10);
+  assert_true(count(string(json_array_get(needles, 0), "prompt"), needle) > 15);
+  prompt = string(json_array_get(file, 0), "prompt");
+  assert_int_equal(count(prompt, needle), 4);
+  assert_true(count(prompt, own) > 10);
+  assert_int_equal(count(prompt, " Vole"), count(prompt, " Mr. Vole"));
+  json_decref(noise);
+  json_decref(needles);
+  json_decref(file);
+}
+
+static void test_impossible_tasks(void **state) {
+  (void)state;
+  tool_expect_failure(
+      1, "at least",
+      (const char *const[]){"tasks", "MODEL", "-o", "short.jsonl", "--task", "cwe", "--tokens", "100", NULL});
+  assert_null(tool_read_file("short.jsonl"));
+  tool_expect_failure(
+      1, "none.txt",
+      (const char *const[]){"tasks", "MODEL", "-o", "short.jsonl", "--haystack", "none.txt", NULL});
+  tool_expect_failure(2, "niah_all",
+                      (const char *const[]){"tasks", "MODEL", "-o", "x", "--task", "niah_all", NULL});
+  tool_expect_failure(2, "output", (const char *const[]){"tasks", "MODEL", NULL});
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_eval),
-      cmocka_unit_test(test_bad_tasks),
+      cmocka_unit_test(test_tasks),     cmocka_unit_test(test_counted_words),    cmocka_unit_test(test_seeds),
+      cmocka_unit_test(test_haystacks), cmocka_unit_test(test_impossible_tasks),
   };
-  return cmocka_run_group_tests(tests, set_up, tear_down);
+  return cmocka_run_group_tests(tests, tool_set_up, tool_tear_down);
 }

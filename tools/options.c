@@ -163,6 +163,7 @@ static const option_spec specs[] = {
      "at eviction the question is known, unknown (read afterwards), or both in turn [known]"},
     {OPTION_FIDELITY, 0, "fidelity", "N", COMMAND_EVAL, 0,
      "compare with the full cache on N passages of a text: divergence, agreement, perplexity [0]"},
+    {OPTION_LENGTHS, 0, "tokens", "N", COMMAND_EVAL, 0, "tokens of a passage of --fidelity [1024]"},
     {OPTION_TEXT, 0, "text", "FILE", COMMAND_EVAL, 0, "the text for --fidelity [prose of laprox's own]"},
     {OPTION_TEMPLATE, 0, "template", "TEXT", COMMAND_EVAL, 0,
      "prompt of LongBench lines, with {context} and {input} in it"},
