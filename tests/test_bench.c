@@ -107,6 +107,8 @@ static void check_counts(const json_t *root) {
        2 * 2 * 32 * 4 * n * 64 + n * 4 * 64 * 65},
       {"decode, full", 2 * n * row_bytes, 4 * n * 64 * 4},
       {"decode, evicted", 2 * kept * row_bytes, 4 * kept * 64 * 4},
+      {"full, at once", 2 * n * row_bytes, 4 * n * 64 * 4},
+      {"evicted, at once", 2 * kept * row_bytes, 4 * kept * 64 * 4},
   };
   for (size_t i = 0; i < sizeof expected / sizeof *expected; i++) {
     const json_t *row = find(root, expected[i].kernel, "baseline");

@@ -217,63 +217,115 @@ static laprox_result time_eviction(round *r) {
 /* ---- decode attention: one token, all layers ---- */
 
 typedef struct decoding {
+  round *r;
   lpx_attention attention;
-  lpx_buffer scratch, out;
+  lpx_attention_segment *segments; /* n_layers */
+  uint32_t *rows;                  /* of each layer: first row and number of rows of each head */
+  lpx_buffer *scratch;             /* n_layers */
+  lpx_buffer out;                  /* of all layers */
   lpx_program *program;
-  uint32_t *rows; /* of a layer: first row and number of rows of each head */
 } decoding;
 
-static void append_layer(round *r, decoding *d, uint32_t layer, bool evicted) {
-  const uint32_t n = r->cache->of.shape.n_kv_heads, *own = r->eviction.cu_seqlens + layer * n;
-  lpx_attention_segment segment = lpx_attention_dense(lpx_buffer_whole(&r->cache->keys[layer]),
-                                                      lpx_buffer_whole(&r->cache->values[layer]),
-                                                      r->cache->of.n_tokens, r->cache->of.n_tokens);
+static void describe_layer(decoding *d, uint32_t layer, bool evicted) {
+  const bench_cache *cache = d->r->cache;
+  const bench_eviction *eviction = &d->r->eviction;
+  const uint32_t n = cache->of.shape.n_kv_heads, *own = eviction->cu_seqlens + layer * n;
+  uint32_t *rows = d->rows + (size_t)layer * 2 * n;
   for (uint32_t head = 0; head < n; head++) {
-    d->rows[head] = own[head] - own[0];
-    d->rows[n + head] = own[head + 1] - own[head];
+    rows[head] = own[head] - own[0];
+    rows[n + head] = own[head + 1] - own[head];
   }
-  if (evicted)
-    segment = (lpx_attention_segment){.key = lpx_buffer_whole(&r->eviction.kept_keys[layer]),
-                                      .value = lpx_buffer_whole(&r->eviction.kept_values[layer]),
-                                      .head_first_row = d->rows,
-                                      .head_n_rows = d->rows + n};
-  /* As in a model, where a layer needs the one before. */
+  d->segments[layer] = evicted
+                           ? (lpx_attention_segment){.key = lpx_buffer_whole(&eviction->kept_keys[layer]),
+                                                     .value = lpx_buffer_whole(&eviction->kept_values[layer]),
+                                                     .head_first_row = rows,
+                                                     .head_n_rows = rows + n}
+                           : lpx_attention_dense(lpx_buffer_whole(&cache->keys[layer]),
+                                                 lpx_buffer_whole(&cache->values[layer]), cache->of.n_tokens,
+                                                 cache->of.n_tokens);
+}
+
+static lpx_decode_place place_of(const decoding *d, uint32_t layer) {
+  return (lpx_decode_place){.scratch = lpx_buffer_whole(&d->scratch[layer]),
+                            .partial_first = lpx_decode_table_units(&d->attention.shape)};
+}
+
+static void append_chunks(decoding *d, uint32_t layer) {
+  lpx_decode_chunks_append(d->program, &d->attention, lpx_buffer_whole(&d->r->cache->query),
+                           &d->segments[layer], 1, place_of(d, layer));
+}
+
+static void append_merge(decoding *d, uint32_t layer) {
+  const VkDeviceSize bytes = d->out.size / d->attention.shape.n_layers;
+  lpx_decode_merge_append(d->program, &d->attention, &d->segments[layer], 1, place_of(d, layer),
+                          lpx_buffer_part(lpx_buffer_whole(&d->out), layer * bytes, bytes));
+}
+
+/* A model's layers wait for each other; `at_once` is what the kernels alone can do. */
+static void append_layers(decoding *d, bool at_once) {
+  const uint32_t n_layers = d->attention.shape.n_layers;
+  for (uint32_t l = 0; l < n_layers; l++)
+    lpx_decode_table_append(d->program, &d->attention, &d->segments[l], 1, place_of(d, l));
   lpx_program_barrier(d->program);
-  lpx_decode_attention_append(d->program, &d->attention, lpx_buffer_whole(&r->cache->query), &segment, 1,
-                              lpx_buffer_whole(&d->scratch), lpx_buffer_whole(&d->out));
-  lpx_program_mark_step(d->program);
+  for (uint32_t l = 0; l < n_layers; l++) {
+    append_chunks(d, l);
+    if (at_once) continue;
+    lpx_program_barrier(d->program);
+    append_merge(d, l);
+    lpx_program_barrier(d->program);
+    lpx_program_mark_step(d->program);
+  }
+  lpx_program_barrier(d->program);
+  for (uint32_t l = 0; l < n_layers && at_once; l++) append_merge(d, l);
 }
 
-static laprox_result build_decode(round *r, decoding *d, bool evicted) {
-  laprox_context *context = r->b->context;
-  const laprox_shape *shape = &r->cache->of.shape;
-  const VkDeviceSize out_bytes = (VkDeviceSize)shape->n_heads * shape->head_dim * 4;
-  laprox_result result = lpx_attention_init(context, shape, LAPROX_DTYPE_F16, &d->attention);
-  if (!result)
-    result = lpx_buffer_init(context, LPX_MEMORY_DEVICE,
-                             lpx_decode_attention_scratch_bytes(shape, r->cache->of.n_tokens),
-                             "attention scratch", &d->scratch);
-  if (!result) result = lpx_buffer_init(context, LPX_MEMORY_DEVICE, out_bytes, "output", &d->out);
-  if (!result) result = lpx_program_create(context, "decode", &d->program);
-  d->rows = malloc(2 * shape->n_kv_heads * sizeof *d->rows);
-  if (!result && !d->rows) result = lpx_fail_memory(&context->host, "rows");
-  for (uint32_t l = 0; l < shape->n_layers && !result; l++) append_layer(r, d, l, evicted);
-  return result ? result : lpx_program_finish_building(d->program);
+static laprox_result allocate_decode(decoding *d) {
+  const bench_cache *cache = d->r->cache;
+  const laprox_shape *shape = &cache->of.shape;
+  laprox_context *context = d->r->b->context;
+  const VkDeviceSize bytes = lpx_decode_attention_scratch_bytes(shape, cache->of.n_tokens);
+  d->segments = calloc(shape->n_layers, sizeof *d->segments);
+  d->rows = calloc((size_t)shape->n_layers * 2 * shape->n_kv_heads, sizeof *d->rows);
+  d->scratch = calloc(shape->n_layers, sizeof *d->scratch);
+  if (!d->segments || !d->rows || !d->scratch) return lpx_fail_memory(&context->host, "decode attention");
+  laprox_result result = lpx_buffer_init(context, LPX_MEMORY_DEVICE,
+                                         (VkDeviceSize)shape->n_layers * shape->n_heads * shape->head_dim * 4,
+                                         "output", &d->out);
+  for (uint32_t l = 0; l < shape->n_layers && !result; l++)
+    result = lpx_buffer_init(context, LPX_MEMORY_DEVICE, bytes, "attention scratch", &d->scratch[l]);
+  return result;
 }
 
-static laprox_result time_decode(round *r, const char *kernel, bool evicted) {
-  decoding d = {0};
+static void finish_decode(decoding *d) {
+  laprox_context *context = d->r->b->context;
+  lpx_program_destroy(d->program);
+  for (uint32_t l = 0; d->scratch && l < d->r->cache->of.shape.n_layers; l++)
+    lpx_buffer_finish(context, &d->scratch[l]);
+  lpx_buffer_finish(context, &d->out);
+  free(d->scratch);
+  free(d->rows);
+  free(d->segments);
+}
+
+static laprox_result time_decode(round *r, const char *kernel, bool evicted, bool at_once) {
+  decoding d = {.r = r};
   bench_profile names;
   bench_result *row = NULL;
-  laprox_result result = build_decode(r, &d, evicted);
+  laprox_context *context = r->b->context;
+  laprox_result result = lpx_attention_init(context, &r->cache->of.shape, LAPROX_DTYPE_F16, &d.attention);
+  if (!result) result = allocate_decode(&d);
+  if (!result) result = lpx_program_create(context, "decode", &d.program);
+  if (!result) {
+    for (uint32_t l = 0; l < r->cache->of.shape.n_layers; l++) describe_layer(&d, l, evicted);
+    append_layers(&d, at_once);
+    result = lpx_program_finish_building(d.program);
+  }
   const bench_part part = {.program = d.program, .count = result ? 0 : lpx_program_n_steps(d.program)};
   if (!result) result = time_row(r, kernel, &part, 1, &names, &row);
-  const double entries = evicted ? (double)r->eviction.needs.n_kept : (double)bench_cache_entries(r->cache);
-  if (row) count_decode(r->cache, entries, row);
-  free(d.rows);
-  lpx_program_destroy(d.program);
-  lpx_buffer_finish(r->b->context, &d.scratch);
-  lpx_buffer_finish(r->b->context, &d.out);
+  if (row)
+    count_decode(r->cache, evicted ? (double)r->eviction.needs.n_kept : (double)bench_cache_entries(r->cache),
+                 row);
+  finish_decode(&d);
   return result;
 }
 
@@ -282,8 +334,10 @@ static laprox_result time_decode(round *r, const char *kernel, bool evicted) {
 static laprox_result run_variant(round *r) {
   laprox_result result = bench_eviction_init(r->cache, &r->eviction);
   if (!result) result = time_eviction(r);
-  if (!result) result = time_decode(r, "decode, full", false);
-  if (!result) result = time_decode(r, "decode, evicted", true);
+  if (!result) result = time_decode(r, "decode, full", false, false);
+  if (!result) result = time_decode(r, "decode, evicted", true, false);
+  if (!result) result = time_decode(r, "full, at once", false, true);
+  if (!result) result = time_decode(r, "evicted, at once", true, true);
   bench_eviction_finish(&r->eviction);
   return result;
 }
