@@ -1,16 +1,25 @@
 #version 450
 #extension GL_GOOGLE_include_directive : require
-// Copies the kept rows of K or V of a layer that stand in one segment, bit for bit. One workgroup per 32 rows of a head.
+// Copies the kept rows of K or V of a layer that stand in one segment, bit for bit. One workgroup per 64 rows of the
+// destination, whichever heads they are of.
 #include "index.glsl"
+#include "repeat.glsl"
 #include "../evict/layout.glsl"
 
-layout(constant_id = 0) const uint ROW_WORDS = 32;
+#ifdef WIDE
+#define VECTOR uvec4
+#else
+#define VECTOR uint
+#endif
 
-#define ROWS_EACH 32
+layout(constant_id = 0) const uint ROW_VECTORS = 32;
 
-layout(set = 0, binding = 0) readonly buffer Source { uint source[]; };
+#define ROWS_EACH 64
+#define NOWHERE   0xffffffffu
+
+layout(set = 0, binding = 0) readonly buffer Source { VECTOR source[]; };
 layout(set = 0, binding = 1) readonly buffer Result { uint result[]; };
-layout(set = 0, binding = 2) writeonly buffer Destination { uint destination[]; };
+layout(set = 0, binding = 2) writeonly buffer Destination { VECTOR destination[]; };
 
 layout(push_constant) uniform Push {
   uint n_groups;
@@ -19,34 +28,42 @@ layout(push_constant) uniform Push {
   uint indices;
   uint first_head, end_head;
   uint segment;
-  uint source_row, source_residual; // row at which the source binding begins, words before it
-  uint to_row, to_residual;         // the same of the destination, in rows of the whole model
+  uint source_row, source_residual; // row at which the source binding begins, vectors before it
+  uint to_row, to_end, to_residual; // the same of the destination, in rows of the whole model
 } push;
 
-uint head_word(uint head, uint word) {
-  return result[push.heads + head * HEAD_WORDS + word];
+shared uint source_rows[ROWS_EACH];
+
+// Where a row of the destination comes from, in rows of the source binding.
+uint find_source(uint row) {
+  if (row >= push.to_end) return NOWHERE;
+  const uint entry = result[push.indices + row];
+  uint head = push.first_head;
+  for (uint next = push.first_head + 1; next < push.end_head; next++)
+    head += result[push.cu_seqlens + next] <= row ? 1 : 0;
+  const uint words = push.heads + head * HEAD_WORDS;
+  const uint begin = push.segment == 0 ? 0 : result[words + HEAD_ROWS];
+  if (entry < begin || entry - begin >= result[words + HEAD_ROWS + 2 * push.segment]) return NOWHERE;
+  return result[words + HEAD_ROW + 2 * push.segment] - push.source_row + entry - begin;
 }
+
+#define LOAD(n)                                                                                                      \
+  VECTOR held##n;                                                                                                    \
+  uint row##n = NOWHERE;                                                                                             \
+  if (i + n * LOCAL_SIZE < ROWS_EACH * ROW_VECTORS) row##n = source_rows[(i + n * LOCAL_SIZE) / ROW_VECTORS];        \
+  if (row##n != NOWHERE)                                                                                             \
+    held##n = source[push.source_residual + row##n * ROW_VECTORS + (i + n * LOCAL_SIZE) % ROW_VECTORS];
+#define STORE(n) if (row##n != NOWHERE) destination[to + i + n * LOCAL_SIZE] = held##n;
 
 void main() {
   if (workgroup_index() >= push.n_groups) return;
-  uint head = push.first_head, group = workgroup_index();
-  uint begin = result[push.cu_seqlens + head], end = result[push.cu_seqlens + head + 1];
-  while (head + 1 < push.end_head && group >= (end - begin + ROWS_EACH - 1) / ROWS_EACH) {
-    group -= (end - begin + ROWS_EACH - 1) / ROWS_EACH;
-    head++;
-    begin = end;
-    end = result[push.cu_seqlens + head + 1];
-  }
-  const uint entries_begin = push.segment == 0 ? 0 : head_word(head, HEAD_ROWS);
-  const uint entries_end = entries_begin + head_word(head, HEAD_ROWS + 2 * push.segment);
-  const uint base_row = head_word(head, HEAD_ROW + 2 * push.segment) - push.source_row;
-  const uint first = begin + group * ROWS_EACH;
-  for (uint i = gl_LocalInvocationIndex; i < ROWS_EACH * ROW_WORDS; i += LOCAL_SIZE) {
-    const uint row = first + i / ROW_WORDS, word = i % ROW_WORDS;
-    if (row >= end) break;
-    const uint entry = result[push.indices + row];
-    if (entry < entries_begin || entry >= entries_end) continue;
-    destination[push.to_residual + (row - push.to_row) * ROW_WORDS + word] =
-        source[push.source_residual + (base_row + entry - entries_begin) * ROW_WORDS + word];
+  const uint first = workgroup_index() * ROWS_EACH;
+  if (gl_LocalInvocationIndex < ROWS_EACH)
+    source_rows[gl_LocalInvocationIndex] = find_source(push.to_row + first + gl_LocalInvocationIndex);
+  barrier();
+  const uint to = push.to_residual + first * ROW_VECTORS;
+  for (uint i = gl_LocalInvocationIndex; i < ROWS_EACH * ROW_VECTORS; i += 8 * LOCAL_SIZE) {
+    REPEAT_8(LOAD)
+    REPEAT_8(STORE)
   }
 }

@@ -3,7 +3,7 @@
 
 typedef struct compact_push {
   uint32_t n_groups, heads, cu_seqlens, indices, first_head, end_head, segment;
-  uint32_t source_row, source_residual, to_row, to_residual;
+  uint32_t source_row, source_residual, to_row, to_end, to_residual;
 } compact_push;
 
 typedef struct in_place_push {
@@ -14,6 +14,8 @@ typedef struct scores_push {
   uint32_t n_groups, heads, cu_seqlens, indices, layer_block, window;
 } scores_push;
 
+enum { WIDE_WORDS = 4 }; /* that a thread copies at once where rows allow it */
+
 static uint32_t row_words(const laprox_plan *plan) {
   return (uint32_t)lpx_plan_row_bytes(plan) / 4;
 }
@@ -21,7 +23,10 @@ static uint32_t row_words(const laprox_plan *plan) {
 laprox_result lpx_compact_init(laprox_plan *plan) {
   const uint32_t words = row_words(plan);
   laprox_context *context = plan->context;
+  const uint32_t vectors = words / WIDE_WORDS;
   laprox_result result = lpx_pipeline_get(context, "compact", 3, &words, 1, &plan->compact);
+  if (!result && words % WIDE_WORDS == 0)
+    result = lpx_pipeline_get(context, "compact_wide", 3, &vectors, 1, &plan->compact_wide);
   if (!result) result = lpx_pipeline_get(context, "compact_in_place", 2, &words, 1, &plan->compact_in_place);
   if (!result && plan->retain_scores)
     result = lpx_pipeline_get(context, "compact_scores", 2, NULL, 0, &plan->compact_scores);
@@ -89,10 +94,9 @@ static void append_heads(laprox_compaction *compaction, const laprox_compaction_
                        .first_head = head,
                        .end_head = end,
                        .segment = segment,
-                       .to_row = cu_seqlens[head]};
-  uint64_t n_groups = 0;
-  for (uint32_t h = head; h < end; h++)
-    n_groups += (cu_seqlens[h + 1] - cu_seqlens[h] + COMPACT_ROWS - 1) / COMPACT_ROWS;
+                       .to_row = cu_seqlens[head],
+                       .to_end = cu_seqlens[end]};
+  const uint64_t n_groups = (cu_seqlens[end] - cu_seqlens[head] + COMPACT_ROWS - 1) / COMPACT_ROWS;
   const VkDeviceSize to_bytes = (cu_seqlens[end] - cu_seqlens[head]) * lpx_plan_row_bytes(plan);
   if (!to_bytes || lpx_head_group_empty(plan, info->layer, segment, head, end)) return;
   VkDeviceSize to_before = 0;
@@ -103,10 +107,15 @@ static void append_heads(laprox_compaction *compaction, const laprox_compaction_
   const laprox_buffer to_range = lpx_buffer_aligned_part(
       plan->context, to, (cu_seqlens[head] - cu_seqlens[0]) * lpx_plan_row_bytes(plan), to_bytes, &to_before);
   push.to_residual = (uint32_t)(to_before / 4);
+  const bool wide = (row_words(plan) | push.source_residual | push.to_residual) % WIDE_WORDS == 0;
+  if (wide) {
+    push.source_residual /= WIDE_WORDS;
+    push.to_residual /= WIDE_WORDS;
+  }
   const laprox_buffer ranges[] = {
       source_range, lpx_buffer_part(info->result, 0, (VkDeviceSize)plan->result.n_words * 4), to_range};
-  lpx_program_dispatch(compaction->program, &plan->compact, ranges, &push, sizeof push, n_groups,
-                       2 * to_bytes);
+  lpx_program_dispatch(compaction->program, wide ? &plan->compact_wide : &plan->compact, ranges, &push,
+                       sizeof push, n_groups, 2 * to_bytes);
 }
 
 static laprox_result check_buffer(const laprox_plan *plan, const char *what, laprox_buffer buffer,

@@ -68,8 +68,8 @@ struct laprox_plan {
 
   lpx_pipeline window_softmax, window_merge, attention_norm, attention_gram, value, synthetic, pool,
       layer_sum;
-  lpx_pipeline histogram, digit, count, ties, rows, emit, promote, protect, compact, compact_in_place,
-      compact_scores;
+  lpx_pipeline histogram, digit, count, ties, rows, emit, promote, protect, compact, compact_wide,
+      compact_in_place, compact_scores;
   lpx_pipeline stage;
 };
 

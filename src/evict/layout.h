@@ -22,7 +22,7 @@ enum {
 
   PROBLEM_WORDS = 4,
   HISTOGRAM_BINS = 2048,
-  COMPACT_ROWS = 32 /* rows of a compaction workgroup */
+  COMPACT_ROWS = 64 /* rows of a compaction workgroup */
 };
 
 #endif
