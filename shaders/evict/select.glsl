@@ -1,41 +1,55 @@
-// What the selection passes share: the key of a score and the arena of counters. Scores are >= 0, so that the bits of
-// score / layer sum order as the numbers do; places without a candidate hold -1.
+// What the selection passes share: runs of blocks, codes of scores and the arena of counters. A score counts by the bits
+// of score / layer sum, which order as the numbers do, counted from the problem's smallest: zero and infinity have codes
+// of their own below and above all others. Places without a candidate hold -1.
 #ifndef SELECT_GLSL
 #define SELECT_GLSL
 
+#include "repeat.glsl"
+
 // Words of a selection problem (one for the model, a layer or a head) in selection[].
-#define PROBLEM_PREFIX 0 // leading digits of the threshold key found so far; all of it after the last pass
-#define PROBLEM_LEFT   1 // how many of the keys that share the prefix are to be taken
-#define PROBLEM_K      2 // how many are to be taken in all
-#define PROBLEM_WORDS  4
+#define PROBLEM_K      0 // how many are to be taken
+#define PROBLEM_BASE   1 // taken of all problems before
+#define PROBLEM_LOW    2 // least and largest key but zero and infinity
+#define PROBLEM_HIGH   3
+#define PROBLEM_STAGES 4 // of each pass: leading digits of the threshold, and how many of the codes that share them to take
+#define PROBLEM_WORDS  10
 #define HISTOGRAM_BINS 2048
 
-layout(set = 0, binding = 0) buffer Scores { float scores[]; };
+#define FIRST_BITS 11 // of the first digit; the others share the rest
+#define NONE       0xffffffffu
+#define INFINITE   0x7f800000u
+
+#define MOST_RUN_BLOCKS 128
+#define BLOCK_VEC4S     (BLOCK_ENTRIES / 4)
+#define BLOCK_MASKS     (BLOCK_ENTRIES / 32)
+#define GROUP_BLOCKS    4 // that a workgroup takes at a time: a word of a mask for each invocation
+
+layout(set = 0, binding = 0) buffer Scores { vec4 scores[]; };
 layout(set = 0, binding = 1) readonly buffer State { uint state[]; };
-#ifndef SELECTION_QUALIFIER
-#define SELECTION_QUALIFIER
-#endif
-layout(set = 0, binding = 2) SELECTION_QUALIFIER buffer Selection { uint selection[]; };
+layout(set = 0, binding = 2) buffer Selection { uint selection[]; };
 layout(set = 0, binding = 3) buffer Result { uint result[]; };
 
 layout(push_constant) uniform Push {
   uint n_groups;
   uint first_block;       // at which the scores binding begins
-  uint first_item;        // run, block or head of workgroup 0
+  uint first_run;         // of workgroup 0
   uint heads;             // word of the model's head table in state[]
   uint block_heads;       // word: head of each block
-  uint runs;              // word: (first block, number of blocks) of each run
+  uint runs;              // word: (first block, blocks, first run of the same problem) of each run
+  uint run_blocks;        // of a whole run, a power of two
   uint inverses;          // word: scale of each layer
   uint heads_per_layer;
   uint heads_per_problem;
   uint problems;          // word in selection[]
-  uint histograms;
-  uint block_counts;      // word: two for each block
-  uint block_rows;        // word: one for each block
+  uint histograms;        // word: three for each problem
+  uint masks_above;       // word: a bit for each entry whose first digit is above the threshold's
+  uint masks_equal;       // word: a bit for each whose first digit equals it
+  uint block_counts;      // word: above and equal, for each block
+  uint run_counts;        // word: the same for each run
+  uint block_rows;        // word: taken before each block
   uint n_heads;           // of the model
   uint cu_seqlens;        // word in result[]
   uint indices;
-  uint shift, bits;       // of the digit
   uint window;
 } push;
 
@@ -43,18 +57,115 @@ uint head_word(uint head, uint word) {
   return state[push.heads + head * HEAD_WORDS + word];
 }
 
-uint problem_word(uint problem, uint word) {
-  return push.problems + problem * PROBLEM_WORDS + word;
+uint run, first_block, n_blocks, problem, problem_words;
+bool first_of_problem;
+
+uint block_head(uint block) {
+  return state[push.block_heads + block];
 }
 
-float layer_scale(uint head) {
-  return uintBitsToFloat(state[push.inverses + head / push.heads_per_layer]);
+float block_scale(uint block) {
+  return uintBitsToFloat(state[push.inverses + block_head(block) / push.heads_per_layer]);
 }
 
-// False where there is no candidate.
-bool score_key(float score, float scale, out uint key) {
-  key = floatBitsToUint(score * scale);
-  return score >= 0.0;
+void begin_run(uint index) {
+  run = index;
+  first_block = state[push.runs + 3 * run];
+  n_blocks = state[push.runs + 3 * run + 1];
+  first_of_problem = state[push.runs + 3 * run + 2] == run;
+  problem = block_head(first_block) / push.heads_per_problem;
+  problem_words = push.problems + problem * PROBLEM_WORDS;
+}
+
+uint score_key(float score, float scale) {
+  return floatBitsToUint(score * scale) & 0x7fffffffu;
+}
+
+// ---- codes ----
+
+uint low_key, infinite_code, second_shift, first_shift;
+
+void begin_codes() {
+  low_key = selection[problem_words + PROBLEM_LOW];
+  uint high_key = selection[problem_words + PROBLEM_HIGH];
+  if (low_key > high_key) low_key = high_key = 1u; // there are none but zeros and infinities
+  infinite_code = high_key - low_key + 2u;
+  const uint bits = uint(findMSB(infinite_code)) + 1u;
+  first_shift = bits > FIRST_BITS ? bits - FIRST_BITS : 0u;
+  second_shift = first_shift / 2u;
+}
+
+uint score_code(float score, float scale) {
+  const uint key = score_key(score, scale);
+  return key == 0u ? 0u : key >= INFINITE ? infinite_code : key - low_key + 1u;
+}
+
+uint entry_code(uint block, uint entry) {
+  const uint at = (block - push.first_block) * BLOCK_ENTRIES + entry;
+  return score_code(scores[at >> 2][at & 3u], block_scale(block));
+}
+
+// ---- the threshold, digit by digit ----
+
+shared uint digit_sums[LOCAL_SIZE];
+shared uint found_digit, found_left;
+uint threshold, left; // leading digits so far, how many of those that share them are to be taken
+
+#define BINS_EACH (HISTOGRAM_BINS / LOCAL_SIZE)
+
+// The digit at which `wanted` is reached from above in histogram `pass` of the problem.
+void find_digit(uint pass, uint wanted) {
+  const uint t = gl_LocalInvocationIndex;
+  const uint first = push.histograms + (problem * 3 + pass) * HISTOGRAM_BINS + t * BINS_EACH;
+  uint sum = 0;
+  for (uint i = 0; i < BINS_EACH; i++) sum += selection[first + i];
+  digit_sums[t] = sum;
+  if (t == 0) found_digit = NONE, found_left = 0;
+  barrier();
+  uint above = 0;
+  for (uint i = t + 1; i < LOCAL_SIZE; i++) above += digit_sums[i];
+  if (wanted > above && wanted <= above + sum) {
+    uint digit = BINS_EACH;
+    while (true) {
+      digit--;
+      const uint here = selection[first + digit];
+      if (wanted <= above + here) break;
+      above += here;
+    }
+    found_digit = t * BINS_EACH + digit;
+    found_left = wanted - above;
+  }
+  barrier();
+}
+
+// After a pass's histogram: its digit joins those of the pass before, for this pass and, by one workgroup, for the next.
+void resolve(uint pass) {
+  uint stage = problem_words + PROBLEM_STAGES + 2 * pass;
+  const uint wanted = pass == 0 ? selection[problem_words + PROBLEM_K] : selection[stage - 1];
+  const uint digits = pass == 0 ? 0 : selection[stage - 2];
+  find_digit(pass, wanted);
+  const uint bits = pass == 1 ? first_shift - second_shift : second_shift;
+  left = found_left;
+  threshold = found_digit == NONE ? NONE : pass == 0 ? found_digit : digits << bits | found_digit;
+  if (first_of_problem && gl_LocalInvocationIndex == 0) {
+    selection[stage] = threshold;
+    selection[stage + 1] = left;
+  }
+}
+
+// ---- reading scores ----
+
+// Eight vec4s an invocation of the GROUP_BLOCKS blocks from `block` of the run on.
+#define LOAD_SCORES(i)                                                                                               \
+  vec4 scores##i = vec4(-1.0);                                                                                       \
+  if (block + i / 2 < n_blocks)                                                                                      \
+    scores##i = scores[(first_block - push.first_block + block) * BLOCK_VEC4S + i * LOCAL_SIZE + gl_LocalInvocationIndex];
+
+shared float run_scales[MOST_RUN_BLOCKS + GROUP_BLOCKS];
+
+void load_scales() {
+  for (uint i = gl_LocalInvocationIndex; i < n_blocks; i += LOCAL_SIZE) run_scales[i] = block_scale(first_block + i);
+  barrier();
 }
 
 #endif

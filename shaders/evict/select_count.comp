@@ -1,34 +1,53 @@
 #version 450
 #extension GL_GOOGLE_include_directive : require
-// Per block: how many keys are above the threshold and how many equal it. One workgroup per block.
+// How many codes of each block, and of the run, are above the threshold and how many equal it. One workgroup per run.
 #include "index.glsl"
 #include "../evict/layout.glsl"
 #include "../evict/select.glsl"
 
-shared uint n_above, n_equal;
+shared uint counts[LOCAL_SIZE]; // above, and equal from bit 16 on
+shared uvec2 sums[LOCAL_SIZE];
+
+// Of a word of the masks.
+uint count_word(uint word) {
+  const uint at = first_block * BLOCK_MASKS + word;
+  uint n_above = uint(bitCount(selection[push.masks_above + at])), n_equal = 0;
+  uint equal = selection[push.masks_equal + at];
+  while (equal != 0) {
+    const uint bit = uint(findLSB(equal));
+    equal &= equal - 1;
+    const uint code = entry_code(first_block + word / BLOCK_MASKS, word % BLOCK_MASKS * 32 + bit);
+    n_above += code > threshold ? 1 : 0;
+    n_equal += code == threshold ? 1 : 0;
+  }
+  return n_above | n_equal << 16;
+}
 
 void main() {
   if (workgroup_index() >= push.n_groups) return;
-  const uint block = push.first_item + workgroup_index();
-  const uint head = state[push.block_heads + block];
-  const uint problem = head / push.heads_per_problem;
-  const uint threshold = selection[problem_word(problem, PROBLEM_PREFIX)];
-  const bool any = selection[problem_word(problem, PROBLEM_K)] != 0;
-  const float scale = layer_scale(head);
-  const uint first = (block - push.first_block) * BLOCK_ENTRIES;
-  if (gl_LocalInvocationIndex == 0) n_above = 0, n_equal = 0;
+  const uint t = gl_LocalInvocationIndex;
+  begin_run(push.first_run + workgroup_index());
+  begin_codes();
+  resolve(2);
+  // So many invocations share a block; the words of each lie LOCAL_SIZE / run_blocks apart.
+  const uint sharing = LOCAL_SIZE / push.run_blocks, block = t / sharing;
+  uint mine = 0;
+  if (block < n_blocks)
+    for (uint i = t % sharing; i < BLOCK_MASKS; i += sharing) mine += count_word(block * BLOCK_MASKS + i);
+  counts[t] = mine;
   barrier();
-  uint above = 0, equal = 0;
-  for (uint i = gl_LocalInvocationIndex; i < BLOCK_ENTRIES; i += LOCAL_SIZE) {
-    uint key;
-    if (!score_key(scores[first + i], scale, key) || !any) continue;
-    above += key > threshold ? 1 : 0;
-    equal += key == threshold ? 1 : 0;
+  uvec2 sum = uvec2(0);
+  if (t < n_blocks) {
+    for (uint i = 0; i < sharing; i++) sum += uvec2(counts[t * sharing + i] & 0xffffu, counts[t * sharing + i] >> 16);
+    selection[push.block_counts + 2 * (first_block + t)] = sum.x;
+    selection[push.block_counts + 2 * (first_block + t) + 1] = sum.y;
   }
-  atomicAdd(n_above, above);
-  atomicAdd(n_equal, equal);
-  barrier();
-  if (gl_LocalInvocationIndex != 0) return;
-  selection[push.block_counts + 2 * block] = n_above;
-  selection[push.block_counts + 2 * block + 1] = n_equal;
+  sums[t] = sum;
+  for (uint width = LOCAL_SIZE / 2; width > 0; width /= 2) {
+    barrier();
+    if (t < width) sums[t] += sums[t + width];
+  }
+  if (t != 0) return;
+  selection[push.run_counts + 2 * run] = sums[0].x;
+  selection[push.run_counts + 2 * run + 1] = sums[0].y;
 }

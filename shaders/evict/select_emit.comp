@@ -1,7 +1,8 @@
 #version 450
 #extension GL_GOOGLE_include_directive : require
-// MODE_LIST: writes the taken entries of a block, in their order. MODE_PROMOTE: makes their scores infinite, so that a
-// wider selection takes them first (the floor). One workgroup per block.
+// MODE_LIST: writes the taken entries, in their order. MODE_PROMOTE: makes their scores infinite, so that a wider
+// selection takes them first (the floor). Of the entries at the threshold the first are taken. One workgroup per
+// GROUP_BLOCKS blocks of a run.
 #include "index.glsl"
 #include "scan.glsl"
 #include "../evict/layout.glsl"
@@ -11,41 +12,71 @@ layout(constant_id = 0) const uint MODE = 0;
 
 #define MODE_LIST    0
 #define MODE_PROMOTE 1
-#define ENTRIES_EACH (BLOCK_ENTRIES / LOCAL_SIZE)
+
+shared uvec2 sums[LOCAL_SIZE];
+
+// Above and equal of the problem's blocks before `block` of the run.
+uvec2 count_before(uint block) {
+  const uint t = gl_LocalInvocationIndex;
+  uvec2 sum = uvec2(0);
+  for (uint i = state[push.runs + 3 * run + 2] + t; i < run; i += LOCAL_SIZE)
+    sum += uvec2(selection[push.run_counts + 2 * i], selection[push.run_counts + 2 * i + 1]);
+  for (uint i = first_block + t; i < first_block + block; i += LOCAL_SIZE)
+    sum += uvec2(selection[push.block_counts + 2 * i], selection[push.block_counts + 2 * i + 1]);
+  sums[t] = sum;
+  for (uint width = LOCAL_SIZE / 2; width > 0; width /= 2) {
+    barrier();
+    if (t < width) sums[t] += sums[t + width];
+  }
+  barrier();
+  return sums[0];
+}
+
+void load_masks(uint block, uint at, out uint above, out uint equal) {
+  above = selection[push.masks_above + first_block * BLOCK_MASKS + at];
+  uint undecided = selection[push.masks_equal + first_block * BLOCK_MASKS + at];
+  equal = 0;
+  while (undecided != 0) {
+    const uint bit = uint(findLSB(undecided));
+    undecided &= undecided - 1;
+    const uint code = entry_code(block, at % BLOCK_MASKS * 32 + bit);
+    above |= (code > threshold ? 1u : 0u) << bit;
+    equal |= (code == threshold ? 1u : 0u) << bit;
+  }
+}
 
 void main() {
   if (workgroup_index() >= push.n_groups) return;
-  const uint block = push.first_item + workgroup_index();
-  const uint head = state[push.block_heads + block];
-  const uint threshold = selection[problem_word(head / push.heads_per_problem, PROBLEM_PREFIX)];
-  const bool any = selection[problem_word(head / push.heads_per_problem, PROBLEM_K)] != 0;
-  const uint quota = selection[push.block_counts + 2 * block + 1];
-  const float scale = layer_scale(head);
-  const uint first = gl_LocalInvocationIndex * ENTRIES_EACH;
-  const uint at = (block - push.first_block) * BLOCK_ENTRIES + first;
-  uint above = 0, equal = 0; // bits
-  for (uint i = 0; i < ENTRIES_EACH; i++) {
-    uint key;
-    if (!score_key(scores[at + i], scale, key) || !any) continue;
-    above |= (key > threshold ? 1u : 0u) << i;
-    equal |= (key == threshold ? 1u : 0u) << i;
-  }
-  uint total; // counts up to 1024 fit 16 bits each
-  const uint before = scan_exclusive(bitCount(above) | bitCount(equal) << 16, total);
-  const uint before_above = before & 0xffffu;
-  uint before_equal = before >> 16;
-  const uint first_block = head_word(head, HEAD_FIRST_BLOCK);
-  uint out_row = before_above + min(before_equal, quota);
-  if (MODE == MODE_LIST)
-    out_row += result[push.cu_seqlens + head] + head_word(head, HEAD_N_SINKS) + selection[push.block_rows + block] -
-               selection[push.block_rows + first_block];
-  const uint entry = head_word(head, HEAD_N_SINKS) + (block - first_block) * BLOCK_ENTRIES + first;
-  for (uint i = 0; i < ENTRIES_EACH; i++) {
-    const bool tie = (equal >> i & 1u) != 0;
-    const bool take = (above >> i & 1u) != 0 || (tie && before_equal < quota);
-    if (tie) before_equal++;
-    if (!take) continue;
-    if (MODE == MODE_LIST) result[push.indices + out_row++] = entry + i;
-    else scores[at + i] = uintBitsToFloat(0x7f800000u);
+  const uint t = gl_LocalInvocationIndex, groups = push.run_blocks / GROUP_BLOCKS;
+  begin_run(push.first_run + workgroup_index() / groups);
+  const uint first = workgroup_index() % groups * GROUP_BLOCKS;
+  if (first >= n_blocks) return;
+  begin_codes();
+  threshold = selection[problem_words + PROBLEM_STAGES + 4];
+  left = selection[problem_words + PROBLEM_STAGES + 5];
+  const uint at = first * BLOCK_MASKS + t, block = first_block + at / BLOCK_MASKS;
+  uint above = 0, equal = 0;
+  if (at < n_blocks * BLOCK_MASKS) load_masks(block, at, above, equal);
+  const uvec2 base = count_before(first);
+  uint total;
+  const uint before = scan_exclusive(uint(bitCount(above)) | uint(bitCount(equal)) << 16, total);
+  uint n_equal = base.y + (before >> 16);
+  uint row = base.x + (before & 0xffffu) + min(n_equal, left);
+  if (at >= n_blocks * BLOCK_MASKS) return;
+  row += selection[problem_words + PROBLEM_BASE];
+  if (t % BLOCK_MASKS == 0) selection[push.block_rows + block] = row;
+  const uint head = block_head(block), n_sinks = head_word(head, HEAD_N_SINKS);
+  const uint in_block = at % BLOCK_MASKS * 32;
+  const uint entry = n_sinks + (block - head_word(head, HEAD_FIRST_BLOCK)) * BLOCK_ENTRIES + in_block;
+  row += push.indices + head_word(head, HEAD_PROTECTED) + n_sinks;
+  for (uint both = above | equal; both != 0; both &= both - 1) {
+    const uint bit = uint(findLSB(both));
+    if ((equal >> bit & 1u) != 0 && n_equal++ >= left) continue;
+    if (MODE == MODE_LIST) {
+      result[row++] = entry + bit;
+    } else {
+      const uint place = (block - push.first_block) * BLOCK_ENTRIES + in_block + bit;
+      scores[place >> 2][place & 3u] = uintBitsToFloat(INFINITE);
+    }
   }
 }

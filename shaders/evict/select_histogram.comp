@@ -1,33 +1,77 @@
 #version 450
 #extension GL_GOOGLE_include_directive : require
-// Counts the next digit of all keys that share the threshold's known digits. One workgroup per run of blocks of one
-// selection problem.
+// Counts digits of codes. MODE_FIRST: the first digit of all. MODE_SECOND: the second of those that share the
+// threshold's first; masks say which those are, and which are above, so that later passes look at nothing else. One
+// workgroup per run.
 #include "index.glsl"
 #include "../evict/layout.glsl"
 #include "../evict/select.glsl"
 
-shared uint bins[HISTOGRAM_BINS];
+layout(constant_id = 0) const uint MODE = 0;
 
-void count_block(uint block, uint prefix) {
-  const float scale = layer_scale(state[push.block_heads + block]);
-  const uint first = (block - push.first_block) * BLOCK_ENTRIES;
-  for (uint i = gl_LocalInvocationIndex; i < BLOCK_ENTRIES; i += LOCAL_SIZE) {
-    uint key;
-    if (score_key(scores[first + i], scale, key) && key >> (push.shift + push.bits) == prefix)
-      atomicAdd(bins[key >> push.shift & ((1u << push.bits) - 1u)], 1u);
+#define MODE_FIRST  0
+#define MODE_SECOND 1
+
+shared uint bins[HISTOGRAM_BINS];
+shared uint nibbles_above[LOCAL_SIZE], nibbles_equal[LOCAL_SIZE]; // of each vec4 of an invocation's eight
+
+uint above, equal;
+
+void count(float score, float scale, uint bit) {
+  if (!(score >= 0.0)) return;
+  const uint code = score_code(score, scale), digit = code >> first_shift;
+  if (MODE == MODE_FIRST) {
+    atomicAdd(bins[digit], 1u);
+  } else if (digit == threshold) {
+    equal |= 1u << bit;
+    atomicAdd(bins[code >> second_shift & ((1u << (first_shift - second_shift)) - 1u)], 1u);
+  } else if (digit > threshold) {
+    above |= 1u << bit;
   }
+}
+
+#define COUNT_SCORES(i)                                                                                              \
+  {                                                                                                                  \
+    const float scale = run_scales[block + i / 2];                                                                   \
+    count(scores##i.x, scale, 4 * i);                                                                                \
+    count(scores##i.y, scale, 4 * i + 1);                                                                            \
+    count(scores##i.z, scale, 4 * i + 2);                                                                            \
+    count(scores##i.w, scale, 4 * i + 3);                                                                            \
+  }
+
+// Every invocation puts a word together from the nibbles of eight.
+void store_masks(uint block) {
+  const uint t = gl_LocalInvocationIndex, from = t % 16 * 8, nibble = t / 16 * 4;
+  barrier();
+  nibbles_above[t] = above;
+  nibbles_equal[t] = equal;
+  barrier();
+  uint word_above = 0, word_equal = 0;
+  for (uint i = 0; i < 8; i++) {
+    word_above |= (nibbles_above[from + i] >> nibble & 15u) << 4 * i;
+    word_equal |= (nibbles_equal[from + i] >> nibble & 15u) << 4 * i;
+  }
+  if (block + t / BLOCK_MASKS >= n_blocks) return;
+  const uint at = (first_block + block) * BLOCK_MASKS + t;
+  selection[push.masks_above + at] = word_above;
+  selection[push.masks_equal + at] = word_equal;
 }
 
 void main() {
   if (workgroup_index() >= push.n_groups) return;
-  const uint run = push.runs + 2 * (push.first_item + workgroup_index());
-  const uint first = state[run], end = first + state[run + 1];
-  const uint problem = state[push.block_heads + first] / push.heads_per_problem;
-  const uint prefix = selection[problem_word(problem, PROBLEM_PREFIX)];
+  begin_run(push.first_run + workgroup_index());
+  begin_codes();
   for (uint i = gl_LocalInvocationIndex; i < HISTOGRAM_BINS; i += LOCAL_SIZE) bins[i] = 0;
+  if (MODE == MODE_SECOND) resolve(0);
+  load_scales();
+  for (uint block = 0; block < n_blocks; block += GROUP_BLOCKS) {
+    above = equal = 0;
+    REPEAT_8(LOAD_SCORES)
+    REPEAT_8(COUNT_SCORES)
+    if (MODE == MODE_SECOND) store_masks(block);
+  }
   barrier();
-  for (uint block = first; block < end; block++) count_block(block, prefix);
-  barrier();
+  const uint to = push.histograms + (problem * 3 + MODE) * HISTOGRAM_BINS;
   for (uint i = gl_LocalInvocationIndex; i < HISTOGRAM_BINS; i += LOCAL_SIZE)
-    if (bins[i] != 0) atomicAdd(selection[push.histograms + problem * HISTOGRAM_BINS + i], bins[i]);
+    if (bins[i] != 0) atomicAdd(selection[to + i], bins[i]);
 }

@@ -24,7 +24,7 @@ typedef struct lpx_work_words {
 } lpx_work_words;
 
 typedef struct lpx_selection_words {
-  uint32_t problems, histograms, block_counts, block_rows, n_words;
+  uint32_t problems, histograms, masks, block_counts, run_counts, block_rows, n_words;
 } lpx_selection_words;
 
 typedef struct lpx_result_words {
@@ -55,7 +55,7 @@ struct laprox_plan {
   /* the head table, (n_heads_all + 1) rows, then block_heads and runs, as they stand in state */
   uint32_t *tables;
   lpx_layer_items *layers;
-  uint32_t n_blocks;
+  uint32_t n_blocks, run_blocks;
   uint32_t strip_tiles; /* tiles whose attention part is held at once */
   lpx_selection selection, floor_selection;
 
@@ -68,8 +68,8 @@ struct laprox_plan {
 
   lpx_pipeline window_softmax, window_merge, attention_norm, attention_gram, value, synthetic, pool,
       layer_sum;
-  lpx_pipeline histogram, digit, count, ties, rows, emit, promote, protect, compact, compact_wide,
-      compact_in_place, compact_scores;
+  lpx_pipeline range, histogram, split, refine, count, emit, promote, protect;
+  lpx_pipeline compact, compact_wide, compact_in_place, compact_scores;
   lpx_pipeline stage;
 };
 

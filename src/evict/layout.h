@@ -18,9 +18,16 @@ enum {
   TILE_ENTRIES = 64,
   SPLIT_ENTRIES = 512,
   BLOCK_ENTRIES = 1024,
-  RUN_BLOCKS = 16, /* blocks of a histogram workgroup at most */
 
-  PROBLEM_WORDS = 4,
+  RUN_WORDS = 3, /* of blocks that a workgroup of the selection has: first, count, first run of its problem */
+  MIN_RUN_BLOCKS = 4,
+  MAX_RUN_BLOCKS = 128,
+
+  PROBLEM_K = 0,
+  PROBLEM_BASE = 1,
+  PROBLEM_LOW = 2,
+  PROBLEM_WORDS = 10,
+  N_DIGITS = 3,
   HISTOGRAM_BINS = 2048,
   COMPACT_ROWS = 64 /* rows of a compaction workgroup */
 };

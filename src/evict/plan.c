@@ -93,20 +93,33 @@ static laprox_result fill_heads(laprox_plan *plan, const laprox_plan_info *info)
   return LAPROX_OK;
 }
 
-/* Runs of blocks for the histograms: within a problem, and within what one binding of the scores can hold. */
+/* So many blocks a run that there is a workgroup for every part of the device, and not many more. */
+static uint32_t choose_run_blocks(const laprox_plan *plan) {
+  const VkPhysicalDeviceType type = plan->context->properties.deviceType;
+  const uint32_t n_wanted = type == VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU ? 512
+                            : type == VK_PHYSICAL_DEVICE_TYPE_CPU        ? 16
+                                                                         : 128;
+  uint32_t blocks = MIN_RUN_BLOCKS;
+  while (blocks < MAX_RUN_BLOCKS && plan->n_blocks / blocks > n_wanted) blocks *= 2;
+  return blocks;
+}
+
+/* Runs of blocks: within a problem, and within what one binding of the scores can hold. */
 static void fill_runs(const laprox_plan *plan, lpx_selection *selection, const uint32_t *block_heads,
                       uint32_t *out) {
   const uint32_t binding_blocks = (uint32_t)(plan->context->max_range / (BLOCK_ENTRIES * 4));
+  uint32_t first_run = 0, last_problem = UINT32_MAX;
   selection->n_runs = 0;
   for (uint32_t block = 0, count; block < plan->n_blocks; block += count) {
     const uint32_t problem = block_heads[block] / selection->heads_per_problem;
-    for (count = 1; count < RUN_BLOCKS && block + count < plan->n_blocks; count++)
+    for (count = 1; count < plan->run_blocks && block + count < plan->n_blocks; count++)
       if (block_heads[block + count] / selection->heads_per_problem != problem ||
           (block + count) % binding_blocks == 0)
         break;
-    out[2 * selection->n_runs] = block;
-    out[2 * selection->n_runs + 1] = count;
-    selection->n_runs++;
+    if (problem != last_problem) first_run = selection->n_runs;
+    last_problem = problem;
+    const uint32_t words[RUN_WORDS] = {block, count, first_run};
+    memcpy(out + (size_t)RUN_WORDS * selection->n_runs++, words, sizeof words);
   }
 }
 
@@ -174,7 +187,7 @@ static laprox_result fill_tables(laprox_plan *plan, const laprox_plan_info *info
   for (uint32_t i = 0; i < plan->selection.n_problems; i++) plan->n_kept += plan->selection.k[i];
 
   /* At most one run a block, for both scopes. */
-  const size_t capacity = (size_t)head_words + (size_t)plan->n_blocks * 5;
+  const size_t capacity = (size_t)head_words + (size_t)plan->n_blocks * (1 + 2 * RUN_WORDS);
   uint32_t *grown = lpx_reallocate(host, plan->tables, capacity, sizeof *grown);
   if (!grown) return lpx_fail_memory(host, "a plan");
   plan->tables = grown;
@@ -185,11 +198,12 @@ static laprox_result fill_tables(laprox_plan *plan, const laprox_plan_info *info
     for (uint32_t b = row[HEAD_FIRST_BLOCK]; b < row[HEAD_WORDS + HEAD_FIRST_BLOCK]; b++)
       block_heads[b] = head;
   }
+  plan->run_blocks = choose_run_blocks(plan);
   plan->selection.runs = head_words + plan->n_blocks;
   fill_runs(plan, &plan->selection, block_heads, grown + plan->selection.runs);
-  plan->floor_selection.runs = plan->selection.runs + 2 * plan->selection.n_runs;
+  plan->floor_selection.runs = plan->selection.runs + RUN_WORDS * plan->selection.n_runs;
   if (rules->floor) fill_runs(plan, &plan->floor_selection, block_heads, grown + plan->floor_selection.runs);
-  plan->state.n_table_words = plan->floor_selection.runs + 2 * plan->floor_selection.n_runs;
+  plan->state.n_table_words = plan->floor_selection.runs + RUN_WORDS * plan->floor_selection.n_runs;
   return LAPROX_OK;
 }
 
@@ -263,8 +277,9 @@ static laprox_result size_buffers(laprox_plan *plan) {
   plan->state.n_words = plan->state.softmax + n_heads * plan->rules.window * 2;
   uint64_t problems = plan->selection.n_problems;
   if (plan->rules.floor) problems = heads;
-  const uint64_t select_words =
-      problems * (PROBLEM_WORDS + HISTOGRAM_BINS) + (uint64_t)plan->n_blocks * 3 + 1;
+  const uint32_t mask_words = BLOCK_ENTRIES / 32;
+  const uint64_t select_words = problems * (PROBLEM_WORDS + N_DIGITS * HISTOGRAM_BINS) +
+                                (uint64_t)plan->n_blocks * (2 * mask_words + 2 + 2 + 1) + 1;
   const uint64_t result_words =
       (uint64_t)plan->shape.n_layers * 2 + (uint64_t)(heads + 1) * (HEAD_WORDS + 1) + plan->n_kept;
   result = check_range(plan, "the selection", select_words * 4);
@@ -278,8 +293,10 @@ static laprox_result size_buffers(laprox_plan *plan) {
   if (result) return result;
   plan->select = (lpx_selection_words){.histograms = (uint32_t)problems * PROBLEM_WORDS,
                                        .n_words = (uint32_t)select_words};
-  plan->select.block_counts = plan->select.histograms + (uint32_t)problems * HISTOGRAM_BINS;
-  plan->select.block_rows = plan->select.block_counts + 2 * plan->n_blocks;
+  plan->select.masks = plan->select.histograms + (uint32_t)problems * N_DIGITS * HISTOGRAM_BINS;
+  plan->select.block_counts = plan->select.masks + 2 * mask_words * plan->n_blocks;
+  plan->select.run_counts = plan->select.block_counts + 2 * plan->n_blocks;
+  plan->select.block_rows = plan->select.run_counts + 2 * plan->n_blocks; /* at most one run a block */
   plan->result = (lpx_result_words){.heads = plan->shape.n_layers * 2, .n_words = (uint32_t)result_words};
   plan->result.cu_seqlens = plan->result.heads + (heads + 1) * HEAD_WORDS;
   plan->result.indices = plan->result.cu_seqlens + heads + 1;

@@ -1,0 +1,49 @@
+#version 450
+#extension GL_GOOGLE_include_directive : require
+// The least and the largest key of each problem, but zero and infinity. One workgroup per run.
+#include "index.glsl"
+#include "../evict/layout.glsl"
+#include "../evict/select.glsl"
+
+shared uint lows[LOCAL_SIZE], highs[LOCAL_SIZE];
+
+uint low = NONE, high = 0u;
+
+void add(float score, float scale) {
+  const uint key = score_key(score, scale);
+  if (!(score >= 0.0) || key == 0u || key >= INFINITE) return;
+  low = min(low, key);
+  high = max(high, key);
+}
+
+#define ADD_SCORES(i)                                                                                                \
+  {                                                                                                                  \
+    const float scale = run_scales[block + i / 2];                                                                   \
+    add(scores##i.x, scale);                                                                                         \
+    add(scores##i.y, scale);                                                                                         \
+    add(scores##i.z, scale);                                                                                         \
+    add(scores##i.w, scale);                                                                                         \
+  }
+
+void main() {
+  if (workgroup_index() >= push.n_groups) return;
+  const uint t = gl_LocalInvocationIndex;
+  begin_run(push.first_run + workgroup_index());
+  load_scales();
+  for (uint block = 0; block < n_blocks; block += GROUP_BLOCKS) {
+    REPEAT_8(LOAD_SCORES)
+    REPEAT_8(ADD_SCORES)
+  }
+  lows[t] = low;
+  highs[t] = high;
+  for (uint width = LOCAL_SIZE / 2; width > 0; width /= 2) {
+    barrier();
+    if (t < width) {
+      lows[t] = min(lows[t], lows[t + width]);
+      highs[t] = max(highs[t], highs[t + width]);
+    }
+  }
+  if (t != 0 || lows[0] > highs[0]) return;
+  atomicMin(selection[problem_words + PROBLEM_LOW], lows[0]);
+  atomicMax(selection[problem_words + PROBLEM_HIGH], highs[0]);
+}
