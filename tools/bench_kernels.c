@@ -65,7 +65,7 @@ static bench_result *add_row(round *r, const char *kernel, const bench_profile *
 /* ---- what kernels have to move and to compute ---- */
 
 static double query_group(const bench_cache *cache) {
-  return cache->of.shape.n_heads / cache->of.shape.n_kv_heads;
+  return (double)cache->of.shape.n_heads / cache->of.shape.n_kv_heads;
 }
 
 static double row_bytes(const bench_cache *cache) {

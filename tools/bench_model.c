@@ -69,7 +69,7 @@ static laprox_result time_generating(model_bench *m, const char *kernel, double 
   const laprox_shape *shape = &m->model.shape;
   row->bytes = (double)m->model.weight_bytes + n_entries * shape->head_dim * 4;
   row->flops = 2 * n_layer_weights(m) + 2 * (double)m->model.n_vocab * m->model.model_dim +
-               4 * n_entries * shape->head_dim * (shape->n_heads / shape->n_kv_heads);
+               4 * n_entries * shape->head_dim * shape->n_heads / shape->n_kv_heads;
   laprox_result result = laprox_session_decode(m->session, m->tokens[0]);
   for (int i = 0; i < N_GENERATED && !result; i++) {
     const double start = now_ms();

@@ -72,31 +72,32 @@ static void put_count(page *p, const json_t *object, const char *key, const char
 /* ---- the head ---- */
 
 static const char *const style[] = {
-    ":root{--page:#fbfbfa;--card:#fff;--ink:#16181d;--soft:#5b6070;--line:#dcdee3;--grid:#eceef1;",
-    "--c0:#2a78d6;--c1:#d95926;--c2:#12875b;--c3:#8a5fd0;--c4:#b87a00;--c5:#c8447f;--c6:#0f8fa3;--c7:#"
-    "6b7280}",
-    "@media(prefers-color-scheme:dark){:root{--page:#14161a;--card:#1c1f25;--ink:#eceef2;--soft:#a3a9b7;",
-    "--line:#353a44;--grid:#2a2e36;--c0:#5b9df0;--c1:#f08050;--c2:#3fbf8d;--c3:#b08ff0;--c4:#dba632;--c5:#"
-    "ec7fb0;",
-    "--c6:#4cc3d6;--c7:#9aa1af}}",
-    "*{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--ink);",
-    "font:15px/1.5 system-ui,-apple-system,'Segoe UI',Roboto,sans-serif}main{max-width:1240px;margin:0 auto;",
-    "padding:28px 20px 60px}h1{font-size:25px;margin:0 0 4px}h2{font-size:18px;margin:40px 0 2px}",
+    ":root{--page:#fbfbfa;--card:#fff;--ink:#16181d;--soft:#5b6070;--line:#dcdee3;--grid:#eceef1}",
+    ":root{--c0:#2a78d6;--c1:#d95926;--c2:#12875b;--c3:#8a5fd0}",
+    ":root{--c4:#b87a00;--c5:#c8447f;--c6:#0f8fa3;--c7:#6b7280}",
+    "@media(prefers-color-scheme:dark){",
+    ":root{--page:#14161a;--card:#1c1f25;--ink:#eceef2;--soft:#a3a9b7;--line:#353a44;--grid:#2a2e36}",
+    ":root{--c0:#5b9df0;--c1:#f08050;--c2:#3fbf8d;--c3:#b08ff0}",
+    ":root{--c4:#dba632;--c5:#ec7fb0;--c6:#4cc3d6;--c7:#9aa1af}}",
+    "*{box-sizing:border-box}",
+    "body{margin:0;background:var(--page);color:var(--ink)}",
+    "body{font:15px/1.5 system-ui,-apple-system,'Segoe UI',Roboto,sans-serif}",
+    "main{max-width:1240px;margin:0 auto;padding:28px 20px 60px}",
+    "h1{font-size:25px;margin:0 0 4px}h2{font-size:18px;margin:40px 0 2px}",
     "p{margin:2px 0 12px;color:var(--soft);max-width:75ch}",
-    ".charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr));gap:16px}",
-    "figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:14px "
-    "16px}",
+    ".charts{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr))}",
+    "figure,.scroll{background:var(--card);border:1px solid var(--line);border-radius:8px}",
+    "figure{margin:0;padding:14px 16px}",
     "figcaption{font-weight:600;margin-bottom:6px}figcaption span{font-weight:400;color:var(--soft)}",
     "svg{display:block;width:100%;height:auto}svg text{font-size:12px;fill:var(--ink)}",
-    "svg .soft{fill:var(--soft);font-size:11px}svg .grid{stroke:var(--grid)}svg .axis{stroke:var(--line)}",
-    ".scroll{overflow-x:auto;background:var(--card);border:1px solid "
-    "var(--line);border-radius:8px;margin-top:16px}",
-    "table{border-collapse:collapse;width:100%;font-size:14px}th,td{padding:6px 10px;text-align:right;",
-    "white-space:nowrap;border-top:1px solid var(--grid);font-variant-numeric:tabular-nums}",
-    "thead tr:first-child th{border-top:0}th{font-weight:600}thead th{color:var(--soft);font-weight:500}",
-    "thead th.device{color:var(--ink);font-weight:600}th.device,th.left{text-align:left}",
-    "th:first-child,td.name{text-align:left}th.part,td.part{border-left:1px solid var(--line)}",
-    "td.none{color:var(--soft);text-align:left}",
+    "svg .soft{fill:var(--soft);font-size:11px}svg .grid{stroke:var(--grid)}",
+    ".scroll{overflow-x:auto;margin-top:16px}",
+    "table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}",
+    "th,td{padding:6px 10px;text-align:right;white-space:nowrap;border-top:1px solid var(--grid)}",
+    "thead tr:first-child th{border-top:0}th{font-weight:600}",
+    "thead th{color:var(--soft);font-weight:500}thead th.device{color:var(--ink);font-weight:600}",
+    "th.device,th.left,th:first-child,td.name{text-align:left}",
+    "th.part,td.part{border-left:1px solid var(--line)}",
     ".legend{display:flex;flex-wrap:wrap;gap:4px 22px;margin:10px 0 14px;padding:0;list-style:none}",
     ".key{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:7px}",
 };
@@ -320,9 +321,9 @@ static void put_charts(const chart *c) {
   put_marks(c, put_time_mark);
   begin_chart(c, "Share of the ceiling", "of what the device copies or computes at most");
   put_row_labels(c);
-  for (double share = 0; share < c->largest_share + 0.01; share += 0.25) {
-    snprintf(text, sizeof text, "%.0f %%", 100 * share);
-    put_grid_line(c, LEFT + plot_width() * share / c->largest_share, text);
+  for (int quarter = 0; quarter <= (int)(c->largest_share * 4 + 0.5); quarter++) {
+    snprintf(text, sizeof text, "%d %%", 25 * quarter);
+    put_grid_line(c, LEFT + plot_width() * 0.25 * quarter / c->largest_share, text);
   }
   put_marks(c, put_share_mark);
   put(c->p, "</div>\n");

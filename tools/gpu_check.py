@@ -39,7 +39,7 @@ def run_tests(build, folder):
     paths = [p for p in sorted(glob.glob(os.path.join(build, "tests", "test_*"))) if os.path.isfile(p) and os.access(p, os.X_OK)]
     order = {name: i for i, name in enumerate(LONG)}
     paths.sort(key=lambda p: order.get(os.path.basename(p), len(LONG)))
-    jobs = max(2, min(8, os.cpu_count() or 2))
+    jobs = max(2, min(16, os.cpu_count() or 2))
     failed = passed = skipped = 0
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         work = [pool.submit(run_test, path, variants, folder) for path in paths for variants in ("baseline", "all")]
@@ -139,10 +139,10 @@ def print_table(bench, torch, n_tokens):
         t.faster("select : 0.28 ms", t.ms("select"), 0.28, 1)
         t.faster("decode, evicted, layers at once : 0.30 ms", t.ms("evicted, at once"), 0.30, 1)
     t.faster("eviction pass : PyTorch, plain", whole, t.best("plain"), 200)
-    t.faster("eviction pass : PyTorch, triangular factor", whole, t.best("good"), 12)
-    t.faster("scores : PyTorch, triangular factor", t.ms("score"), t.best("good_score"))
-    t.faster("window attention : PyTorch's", t.ms("window attention"), t.best("good_attention"))
-    t.faster("value norm : PyTorch's", t.ms("value norm"), t.best("good_values"))
+    t.faster("eviction pass : PyTorch, with the factor", whole, t.best("factor"), 12)
+    t.faster("eviction pass : PyTorch, factor, tuned", whole, t.best("tuned"))
+    t.faster("window attention : PyTorch, tuned", t.ms("window attention"), t.best("tuned_attention"))
+    t.faster("value norm : PyTorch, factor, tuned", t.ms("value norm"), t.best("tuned_values"))
     t.faster("select : torch.topk", t.ms("select"), t.best("topk_unsorted"), 2.5)
     t.faster("select : torch.topk, sorted", t.ms("select"), t.best("topk_sorted"))
     both = None if t.ms("compact") is None else t.ms("select") + t.ms("compact")
