@@ -28,7 +28,7 @@ done
 "$root/bin/laprox" --version
 if ! [ -e "$root/share/man/man1/laprox.1" ]; then
   missing="$missing laprox.1"
-elif has_program man; then
+elif command -v man >/dev/null; then
   [ -z "$(LC_ALL=C.UTF-8 man --warnings -l "$root/share/man/man1/laprox.1" 2>&1 >"$scratch/page")" ] || fail "laprox.1 has warnings"
   for option in $("$root/bin/laprox" run --help | grep -o -e ' --[a-z-]*' | sort -u); do
     grep -q -e "$option" "$scratch/page" || fail "laprox.1 lacks $option"

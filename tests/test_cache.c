@@ -550,7 +550,8 @@ static void fill_tail(const lpx_cache *cache, const uint32_t *pattern, size_t by
       for (VkDeviceSize at = 0; at < to->size; at += bytes) {
         const VkDeviceSize now = to->size - at < bytes ? to->size - at : bytes;
         assert_int_equal(lpx_queue_upload(cache->device->queue,
-                                          lpx_buffer_part(lpx_buffer_whole(to), at, now), pattern, (size_t)now),
+                                          lpx_buffer_part(lpx_buffer_whole(to), at, now), pattern,
+                                          (size_t)now),
                          LAPROX_OK);
       }
     }

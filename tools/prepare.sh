@@ -52,12 +52,21 @@ need_for_testing() {
   need vulkan-validationlayers has_validation_layer
   need spirv-tools has_program spirv-val
   need python3 has_program python3
+  need cmake has_program cmake
 }
 
 need_for_checking() {
   need clang has_program clang
   need clang-format has_program clang-format
   need clang-tidy has_program clang-tidy
+  [ "$(uname -m)" = x86_64 ] || return 0
+  need gcc-aarch64-linux-gnu has_program aarch64-linux-gnu-gcc
+  need libc6-dev-arm64-cross [ -e /usr/aarch64-linux-gnu/include/stdio.h ]
+  need gcc-arm-linux-gnueabihf has_program arm-linux-gnueabihf-gcc
+  need libc6-dev-armhf-cross [ -e /usr/arm-linux-gnueabihf/include/stdio.h ]
+  need qemu-user-static has_program qemu-aarch64-static
+  need musl-tools has_program musl-gcc
+  need curl has_program curl
 }
 
 install_missing() {

@@ -271,8 +271,8 @@ static laprox_result write_rows(const capture *c, lpx_st_writer *writer, uint32_
   const uint64_t bytes = layer_rows(c, layer) * lpx_cache_row_bytes(&c->cache);
   uint8_t *raw = lpx_allocate(c->host, bytes, 1);
   if (!raw) return lpx_fail_memory(c->host, "a layer");
-  laprox_result result =
-      lpx_queue_download(c->device->queue, lpx_buffer_whole(prefix->buffer ? prefix : tail), raw, (size_t)bytes);
+  laprox_result result = lpx_queue_download(
+      c->device->queue, lpx_buffer_whole(prefix->buffer ? prefix : tail), raw, (size_t)bytes);
   if (!result) result = lpx_st_writer_write(writer, raw, (size_t)bytes);
   lpx_release(c->host, raw);
   return result;
