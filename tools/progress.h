@@ -1,4 +1,4 @@
-/* progress.h: a bar on standard error for what takes longer than a second. */
+/* progress.h: a bar on standard error, with the time left, for what takes longer than a second. */
 #ifndef TOOLS_PROGRESS_H
 #define TOOLS_PROGRESS_H
 
@@ -9,6 +9,7 @@ typedef struct progress {
   bool drawn;
   char what[32];
   double started_ms, drawn_ms;
+  double first; /* the fraction that it began with: a run that goes on does not begin at 0 */
 } progress;
 
 void progress_init(progress *p, bool wanted);
