@@ -11,8 +11,9 @@
 #define PROBLEM_BASE   1 // taken of all problems before
 #define PROBLEM_LOW    2 // least and largest key but zero and infinity
 #define PROBLEM_HIGH   3
-#define PROBLEM_STAGES 4 // of each pass: leading digits of the threshold, and how many of the codes that share them to take
-#define PROBLEM_WORDS  10
+#define PROBLEM_RUNS   4
+#define PROBLEM_STAGES 5 // of each pass: leading digits of the threshold, and how many of the codes that share them to take
+#define PROBLEM_WORDS  11
 #define HISTOGRAM_BINS 2048
 
 #define FIRST_BITS 11 // of the first digit; the others share the rest
@@ -51,6 +52,7 @@ layout(push_constant) uniform Push {
   uint cu_seqlens;        // word in result[]
   uint indices;
   uint window;
+  uint pass;              // of select_plain.comp
 } push;
 
 uint head_word(uint head, uint word) {
@@ -151,6 +153,12 @@ void resolve(uint pass) {
     selection[stage] = threshold;
     selection[stage + 1] = left;
   }
+}
+
+// The whole threshold and its ties.
+void load_threshold() {
+  threshold = selection[problem_words + PROBLEM_STAGES + 4];
+  left = selection[problem_words + PROBLEM_STAGES + 5];
 }
 
 // ---- reading scores ----

@@ -5,6 +5,8 @@
 #include "../evict/layout.glsl"
 #include "../evict/select.glsl"
 
+layout(constant_id = 0) const bool KNOWN = false; // the threshold: there are no histograms
+
 shared uint counts[LOCAL_SIZE]; // above, and equal from bit 16 on
 shared uvec2 sums[LOCAL_SIZE];
 
@@ -28,7 +30,10 @@ void main() {
   const uint t = gl_LocalInvocationIndex;
   begin_run(push.first_run + workgroup_index());
   begin_codes();
-  resolve(2);
+  if (KNOWN)
+    load_threshold();
+  else
+    resolve(2);
   // So many invocations share a block; the words of each lie LOCAL_SIZE / run_blocks apart.
   const uint sharing = LOCAL_SIZE / push.run_blocks, block = t / sharing;
   uint mine = 0;

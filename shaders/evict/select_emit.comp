@@ -52,8 +52,7 @@ void main() {
   const uint first = workgroup_index() % groups * GROUP_BLOCKS;
   if (first >= n_blocks) return;
   begin_codes();
-  threshold = selection[problem_words + PROBLEM_STAGES + 4];
-  left = selection[problem_words + PROBLEM_STAGES + 5];
+  load_threshold();
   const uint at = first * BLOCK_MASKS + t, block = first_block + at / BLOCK_MASKS;
   uint above = 0, equal = 0;
   if (at < n_blocks * BLOCK_MASKS) load_masks(block, at, above, equal);

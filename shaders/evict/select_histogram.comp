@@ -6,6 +6,7 @@
 #include "index.glsl"
 #include "../evict/layout.glsl"
 #include "../evict/select.glsl"
+#include "../evict/select_masks.glsl"
 
 layout(constant_id = 0) const uint MODE = 0;
 
@@ -13,10 +14,6 @@ layout(constant_id = 0) const uint MODE = 0;
 #define MODE_SECOND 1
 
 shared uint bins[HISTOGRAM_BINS];
-shared uint nibbles_above[LOCAL_SIZE], nibbles_equal[LOCAL_SIZE]; // of each vec4 of an invocation's eight
-
-uint above, equal;
-
 void count(float score, float scale, uint bit) {
   if (!(score >= 0.0)) return;
   const uint code = score_code(score, scale), digit = code >> first_shift;
@@ -38,24 +35,6 @@ void count(float score, float scale, uint bit) {
     count(scores##i.z, scale, 4 * i + 2);                                                                            \
     count(scores##i.w, scale, 4 * i + 3);                                                                            \
   }
-
-// Every invocation puts a word together from the nibbles of eight.
-void store_masks(uint block) {
-  const uint t = gl_LocalInvocationIndex, from = t % 16 * 8, nibble = t / 16 * 4;
-  barrier();
-  nibbles_above[t] = above;
-  nibbles_equal[t] = equal;
-  barrier();
-  uint word_above = 0, word_equal = 0;
-  for (uint i = 0; i < 8; i++) {
-    word_above |= (nibbles_above[from + i] >> nibble & 15u) << 4 * i;
-    word_equal |= (nibbles_equal[from + i] >> nibble & 15u) << 4 * i;
-  }
-  if (block + t / BLOCK_MASKS >= n_blocks) return;
-  const uint at = (first_block + block) * BLOCK_MASKS + t;
-  selection[push.masks_above + at] = word_above;
-  selection[push.masks_equal + at] = word_equal;
-}
 
 void main() {
   if (workgroup_index() >= push.n_groups) return;

@@ -26,10 +26,13 @@ enum {
   PROBLEM_K = 0,
   PROBLEM_BASE = 1,
   PROBLEM_LOW = 2,
-  PROBLEM_WORDS = 10,
+  PROBLEM_HIGH = 3,
+  PROBLEM_RUNS = 4,
+  PROBLEM_WORDS = 11,
   N_DIGITS = 3,
   HISTOGRAM_BINS = 2048,
-  COMPACT_ROWS = 64 /* rows of a compaction workgroup */
+  PLAIN_COUNTS = 32, /* words of a run in place of histograms where atomics fail */
+  COMPACT_ROWS = 64  /* rows of a compaction workgroup */
 };
 
 #endif

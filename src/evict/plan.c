@@ -278,7 +278,10 @@ static laprox_result size_buffers(laprox_plan *plan) {
   uint64_t problems = plan->selection.n_problems;
   if (plan->rules.floor) problems = heads;
   const uint32_t mask_words = BLOCK_ENTRIES / 32;
-  const uint64_t select_words = problems * (PROBLEM_WORDS + N_DIGITS * HISTOGRAM_BINS) +
+  const uint32_t n_runs = plan->selection.n_runs + plan->floor_selection.n_runs;
+  const uint64_t histogram_words =
+      plan->context->avoid_atomics ? (uint64_t)n_runs * PLAIN_COUNTS : problems * N_DIGITS * HISTOGRAM_BINS;
+  const uint64_t select_words = problems * PROBLEM_WORDS + histogram_words +
                                 (uint64_t)plan->n_blocks * (2 * mask_words + 2 + 2 + 1) + 1;
   const uint64_t result_words =
       (uint64_t)plan->shape.n_layers * 2 + (uint64_t)(heads + 1) * (HEAD_WORDS + 1) + plan->n_kept;
@@ -293,7 +296,7 @@ static laprox_result size_buffers(laprox_plan *plan) {
   if (result) return result;
   plan->select = (lpx_selection_words){.histograms = (uint32_t)problems * PROBLEM_WORDS,
                                        .n_words = (uint32_t)select_words};
-  plan->select.masks = plan->select.histograms + (uint32_t)problems * N_DIGITS * HISTOGRAM_BINS;
+  plan->select.masks = plan->select.histograms + (uint32_t)histogram_words;
   plan->select.block_counts = plan->select.masks + 2 * mask_words * plan->n_blocks;
   plan->select.run_counts = plan->select.block_counts + 2 * plan->n_blocks;
   plan->select.block_rows = plan->select.run_counts + 2 * plan->n_blocks; /* at most one run a block */

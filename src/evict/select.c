@@ -8,20 +8,29 @@ typedef struct select_push {
   uint32_t n_groups, first_block, first_run, heads, block_heads, runs, run_blocks, inverses, heads_per_layer,
       heads_per_problem;
   uint32_t problems, histograms, masks_above, masks_equal, block_counts, run_counts, block_rows, n_heads,
-      cu_seqlens, indices, window;
+      cu_seqlens, indices, window, pass;
 } select_push;
-_Static_assert(sizeof(select_push) == 84, "push constants of shaders/evict/select.glsl");
+_Static_assert(sizeof(select_push) == 88, "push constants of shaders/evict/select.glsl");
 
-enum { GROUP_BLOCKS = 4 }; /* that a workgroup of select_emit.comp takes */
+enum {
+  GROUP_BLOCKS = 4, /* that a workgroup of select_emit.comp takes */
+  N_PLAIN_PASSES = 8
+};
 
 laprox_result lpx_select_init(laprox_plan *plan) {
   laprox_context *context = plan->context;
-  const uint32_t first = 0, second = 1, list = 0, promote = 1;
-  laprox_result result = lpx_pipeline_get(context, "select_range", 4, NULL, 0, &plan->range);
-  if (!result) result = lpx_pipeline_get(context, "select_histogram", 4, &first, 1, &plan->histogram);
-  if (!result) result = lpx_pipeline_get(context, "select_histogram", 4, &second, 1, &plan->split);
-  if (!result) result = lpx_pipeline_get(context, "select_refine", 4, NULL, 0, &plan->refine);
-  if (!result) result = lpx_pipeline_get(context, "select_count", 4, NULL, 0, &plan->count);
+  const uint32_t first = 0, second = 1, list = 0, promote = 1, known = context->avoid_atomics;
+  laprox_result result = LAPROX_OK;
+  if (context->avoid_atomics) {
+    result = lpx_pipeline_get(context, "select_plain", 4, &first, 1, &plan->histogram);
+    if (!result) result = lpx_pipeline_get(context, "select_plain", 4, &second, 1, &plan->split);
+  } else {
+    result = lpx_pipeline_get(context, "select_range", 4, NULL, 0, &plan->range);
+    if (!result) result = lpx_pipeline_get(context, "select_histogram", 4, &first, 1, &plan->histogram);
+    if (!result) result = lpx_pipeline_get(context, "select_histogram", 4, &second, 1, &plan->split);
+    if (!result) result = lpx_pipeline_get(context, "select_refine", 4, NULL, 0, &plan->refine);
+  }
+  if (!result) result = lpx_pipeline_get(context, "select_count", 4, &known, 1, &plan->count);
   if (!result) result = lpx_pipeline_get(context, "select_emit", 4, &list, 1, &plan->emit);
   if (!result && plan->rules.floor)
     result = lpx_pipeline_get(context, "select_emit", 4, &promote, 1, &plan->promote);
@@ -50,18 +59,31 @@ static void append_runs(laprox_binding *binding, const lpx_pipeline *pipeline, s
   lpx_program_barrier(binding->program);
 }
 
-/* What the problems begin with, and their empty histograms. */
+/* What a problem begins with. Without atomics its keys are their own codes. */
+static void fill_problem(const laprox_plan *plan, const lpx_selection *selection, uint32_t problem,
+                         uint32_t base, uint32_t *run, uint32_t words[PROBLEM_WORDS]) {
+  const uint32_t *runs = plan->tables + selection->runs,
+                 *block_heads = plan->tables + plan->state.block_heads;
+  const uint32_t first = *run;
+  while (*run < selection->n_runs &&
+         block_heads[runs[RUN_WORDS * *run]] / selection->heads_per_problem == problem)
+    ++*run;
+  memset(words, 0, PROBLEM_WORDS * sizeof *words);
+  words[PROBLEM_K] = selection->k[problem];
+  words[PROBLEM_BASE] = base;
+  words[PROBLEM_LOW] = plan->context->avoid_atomics ? 1 : UINT32_MAX;
+  words[PROBLEM_HIGH] = plan->context->avoid_atomics ? 0x7f7fffff : 0;
+  words[PROBLEM_RUNS] = *run - first;
+}
+
 static void append_problems(laprox_binding *binding, const lpx_selection *selection) {
   enum { BATCH = 64 };
   const laprox_plan *plan = binding->plan;
-  uint32_t words[BATCH][PROBLEM_WORDS], base = 0;
+  uint32_t words[BATCH][PROBLEM_WORDS], base = 0, run = 0;
   for (uint32_t first = 0; first < selection->n_problems; first += BATCH) {
     const uint32_t n = selection->n_problems - first < BATCH ? selection->n_problems - first : BATCH;
-    memset(words, 0, sizeof words);
     for (uint32_t i = 0; i < n; i++) {
-      words[i][PROBLEM_K] = selection->k[first + i];
-      words[i][PROBLEM_BASE] = base;
-      words[i][PROBLEM_LOW] = UINT32_MAX;
+      fill_problem(plan, selection, first + i, base, &run, words[i]);
       base += selection->k[first + i];
     }
     lpx_program_update(binding->program,
@@ -73,10 +95,11 @@ static void append_problems(laprox_binding *binding, const lpx_selection *select
       binding->program,
       lpx_buffer_part(binding->select, ((VkDeviceSize)plan->select.block_rows + plan->n_blocks) * 4, 4),
       &base, sizeof base);
-  lpx_program_fill(binding->program,
-                   lpx_buffer_part(binding->select, (VkDeviceSize)plan->select.histograms * 4,
-                                   (VkDeviceSize)selection->n_problems * N_DIGITS * HISTOGRAM_BINS * 4),
-                   0);
+  if (!plan->context->avoid_atomics)
+    lpx_program_fill(binding->program,
+                     lpx_buffer_part(binding->select, (VkDeviceSize)plan->select.histograms * 4,
+                                     (VkDeviceSize)selection->n_problems * N_DIGITS * HISTOGRAM_BINS * 4),
+                     0);
   lpx_program_barrier(binding->program);
 }
 
@@ -87,10 +110,17 @@ static void append_threshold(laprox_binding *binding, select_push *push, laprox_
   push->heads_per_problem = selection->heads_per_problem;
   push->runs = selection->runs;
   append_problems(binding, selection);
-  const lpx_pipeline *const passes[] = {&plan->range, &plan->histogram, &plan->split, &plan->refine,
-                                        &plan->count};
-  for (size_t i = 0; i < sizeof passes / sizeof *passes; i++)
-    append_runs(binding, passes[i], push, scores, selection, 1);
+  if (plan->context->avoid_atomics) {
+    for (push->pass = 0; push->pass < N_PLAIN_PASSES; push->pass++)
+      append_runs(binding, &plan->histogram, push, scores, selection, 1);
+    append_runs(binding, &plan->split, push, scores, selection, 1);
+  } else {
+    append_runs(binding, &plan->range, push, scores, selection, 1);
+    append_runs(binding, &plan->histogram, push, scores, selection, 1);
+    append_runs(binding, &plan->split, push, scores, selection, 1);
+    append_runs(binding, &plan->refine, push, scores, selection, 1);
+  }
+  append_runs(binding, &plan->count, push, scores, selection, 1);
   lpx_program_mark_step(binding->program);
 }
 

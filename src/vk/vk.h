@@ -50,6 +50,7 @@ struct laprox_context {
   } matrix; /* with LAPROX_VARIANT_MATRIX: A is m x k, B k x n */
   VkPipelineCache pipeline_cache;
   bool has_debug_utils, has_memory_budget;
+  bool avoid_atomics; /* they fail on this device; read when plans are made */
   VkDescriptorSetLayout set_layouts[LPX_MAX_BINDINGS + 1];
   VkPipelineLayout pipeline_layouts[LPX_MAX_BINDINGS + 1];
   _Atomic(lpx_pipeline_entry *) pipelines;

@@ -1,0 +1,267 @@
+/* The selection over given scores against a sort: ties, codes of every size, lengths beside the edges of blocks, all
+   scopes and the floor, with atomics and without. */
+#include "evict/evict.h"
+#include "support/kernel.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { N_LAYERS = 3, N_KV_HEADS = 4, N_HEADS = N_LAYERS * N_KV_HEADS, WINDOW = 4, SINKS = 2 };
+
+typedef enum pattern {
+  ALL_EQUAL,
+  TWO_VALUES,
+  ZEROS,
+  MOSTLY_ZERO, /* and the rest tiny and huge */
+  LOG_NORMAL,
+  CLOSE, /* neighbouring floats */
+  N_PATTERNS
+} pattern;
+
+typedef struct select_case {
+  const uint32_t *lengths; /* N_HEADS: entries of each head */
+  laprox_scope scope;
+  uint32_t budget, floor;
+  pattern pattern;
+  VkDeviceSize max_range; /* 0: the device's */
+} select_case;
+
+typedef struct candidate {
+  uint32_t key, head, entry;
+} candidate;
+
+static float make_score(kernel_test *test, pattern which) {
+  const uint32_t random = kernel_random(test, 1u << 16);
+  switch (which) {
+  case ALL_EQUAL:
+    return 0.25f;
+  case TWO_VALUES:
+    return random % 16 ? 0.25f : 0.75f;
+  case ZEROS:
+    return 0.0f;
+  case MOSTLY_ZERO:
+    return random % 8    ? 0.0f
+           : random % 16 ? 1e-42f
+                         : ldexpf(1.0f + (float)random / 65536.0f, (int)(random % 100));
+  case LOG_NORMAL:
+    return expf(((float)random / 65536.0f + (float)kernel_random(test, 1u << 16) / 65536.0f - 1.0f) * 20.0f);
+  default:
+    return 1.0f + (float)(random % 512) * 1.1920929e-7f;
+  }
+}
+
+static int compare(const void *left, const void *right) {
+  const candidate *a = left, *b = right;
+  if (a->key != b->key) return a->key > b->key ? -1 : 1;
+  if (a->head != b->head) return a->head < b->head ? -1 : 1;
+  return a->entry < b->entry ? -1 : 1;
+}
+
+/* Takes the best k of heads [first, last). */
+static void choose(candidate *all, size_t n, uint32_t first, uint32_t last, size_t k, uint8_t *taken,
+                   size_t stride) {
+  candidate *some = malloc((n ? n : 1) * sizeof *some);
+  size_t n_some = 0;
+  for (size_t i = 0; i < n; i++)
+    if (all[i].head >= first && all[i].head < last) some[n_some++] = all[i];
+  qsort(some, n_some, sizeof *some, compare);
+  for (size_t i = 0; i < k && i < n_some; i++) taken[some[i].head * stride + some[i].entry] = 1;
+  free(some);
+}
+
+/* What each entry should come to, as bytes [head][entry]. */
+static uint8_t *reference(const laprox_plan *plan, const select_case *c, const float *scores,
+                          const uint32_t *result, size_t stride) {
+  uint8_t *taken = calloc(N_HEADS, stride), *floors = calloc(N_HEADS, stride);
+  candidate *all = malloc(((size_t)plan->n_blocks * BLOCK_ENTRIES + 1) * sizeof *all);
+  size_t n = 0;
+  for (uint32_t head = 0; head < N_HEADS; head++) {
+    const uint32_t *row = plan->tables + (size_t)head * HEAD_WORDS;
+    float scale;
+    memcpy(&scale, &result[plan->result.counters + 2 * (head / N_KV_HEADS) + 1], sizeof scale);
+    for (uint32_t i = 0; i < row[HEAD_N_CANDIDATES]; i++) {
+      const float scaled = scores[(size_t)row[HEAD_FIRST_BLOCK] * BLOCK_ENTRIES + i] * scale;
+      all[n] = (candidate){.head = head, .entry = row[HEAD_N_SINKS] + i};
+      memcpy(&all[n++].key, &scaled, sizeof scaled);
+    }
+    for (uint32_t i = 0; i < row[HEAD_N_ENTRIES]; i++)
+      taken[head * stride + i] = i < row[HEAD_N_SINKS] || i + WINDOW >= row[HEAD_N_ENTRIES];
+  }
+  for (uint32_t head = 0; head < N_HEADS && c->floor; head++)
+    choose(all, n, head, head + 1, c->floor, floors, stride);
+  for (size_t i = 0; i < n; i++)
+    if (floors[all[i].head * stride + all[i].entry]) all[i].key = 0x7f800000;
+  const uint32_t heads = plan->selection.heads_per_problem;
+  for (uint32_t problem = 0; problem < plan->selection.n_problems; problem++)
+    choose(all, n, problem * heads, (problem + 1) * heads, plan->selection.k[problem], taken, stride);
+  free(all);
+  free(floors);
+  return taken;
+}
+
+static void check(const laprox_plan *plan, const select_case *c, const float *scores,
+                  const uint32_t *result) {
+  size_t stride = 1;
+  for (uint32_t head = 0; head < N_HEADS; head++)
+    if (c->lengths[head] > stride) stride = c->lengths[head];
+  uint8_t *taken = reference(plan, c, scores, result, stride);
+  const uint32_t *cu_seqlens = result + plan->result.cu_seqlens, *indices = result + plan->result.indices;
+  uint32_t row = 0;
+  for (uint32_t head = 0; head < N_HEADS; head++) {
+    assert_int_equal(cu_seqlens[head], row);
+    for (uint32_t i = 0; i < c->lengths[head]; i++) {
+      if (!taken[head * stride + i]) continue;
+      assert_true(row < plan->n_kept);
+      assert_int_equal(indices[row++], i);
+    }
+  }
+  assert_int_equal(cu_seqlens[N_HEADS], row);
+  assert_int_equal(row, plan->n_kept);
+  free(taken);
+}
+
+static laprox_plan *make_plan(kernel_test *test, const select_case *c) {
+  uint32_t cu_seqlens[N_LAYERS * (N_KV_HEADS + 1)];
+  for (uint32_t layer = 0; layer < N_LAYERS; layer++) {
+    uint32_t *rows = cu_seqlens + (size_t)layer * (N_KV_HEADS + 1);
+    rows[0] = 0;
+    for (uint32_t head = 0; head < N_KV_HEADS; head++)
+      rows[head + 1] = rows[head] + c->lengths[layer * N_KV_HEADS + head];
+  }
+  const laprox_plan_info info = {
+      .shape = {.n_layers = N_LAYERS, .n_heads = N_KV_HEADS, .n_kv_heads = N_KV_HEADS, .head_dim = 4},
+      .policy = {.kind = LAPROX_POLICY_RANDOM,
+                 .scope = c->scope,
+                 .budget = {.tokens = c->budget},
+                 .window = WINDOW,
+                 .sinks = SINKS,
+                 .floor = c->floor},
+      .cache_dtype = LAPROX_DTYPE_F16,
+      .n_segments = 1,
+      .n_tokens = 1u << 20,
+      .segments = {{.cu_seqlens = cu_seqlens}}};
+  laprox_plan *plan = NULL;
+  assert_int_equal(laprox_plan_create(test->context, &info, &plan), LAPROX_OK);
+  return plan;
+}
+
+static void run_plan(kernel_test *test, const select_case *c, const laprox_plan *plan) {
+  laprox_requirements needs;
+  laprox_plan_requirements(plan, &needs);
+  lpx_buffer scratch = kernel_buffer(test, NULL, (size_t)needs.scratch_bytes);
+  lpx_buffer result = kernel_buffer(test, NULL, (size_t)needs.result_bytes);
+  const size_t n = (size_t)needs.scores_bytes / sizeof(float);
+  float *scores = malloc((n ? n : 1) * sizeof *scores);
+  lpx_buffer scores_buffer = kernel_buffer(test, NULL, n ? n * sizeof *scores : 4);
+  const laprox_layer_buffers layers[N_LAYERS] = {0};
+  const laprox_binding_info info = {.layers = layers,
+                                    .scratch = lpx_buffer_whole(&scratch),
+                                    .scores = lpx_buffer_whole(&scores_buffer),
+                                    .result = lpx_buffer_whole(&result)};
+  laprox_binding *binding = NULL;
+  assert_int_equal(laprox_binding_create(plan, &info, &binding), LAPROX_OK);
+  uint32_t first, count;
+  laprox_binding_layer_steps(binding, N_LAYERS, &first, &count);
+  assert_int_equal(lpx_queue_run_steps(test->queue, binding->program, 0, first, NULL), LAPROX_OK);
+  kernel_download(test, &scores_buffer, scores, n * sizeof *scores);
+  for (size_t i = 0; i < n; i++)
+    if (scores[i] >= 0.0f) scores[i] = make_score(test, c->pattern);
+  if (n)
+    assert_int_equal(
+        lpx_queue_upload(test->queue, lpx_buffer_whole(&scores_buffer), scores, n * sizeof *scores),
+        LAPROX_OK);
+  uint32_t *words = malloc((size_t)needs.result_bytes);
+  for (int repeat = 0; repeat < 2; repeat++) {
+    assert_int_equal(lpx_queue_run_steps(test->queue, binding->program, first, count, NULL), LAPROX_OK);
+    kernel_download(test, &result, words, (size_t)needs.result_bytes);
+    check(plan, c, scores, words);
+  }
+  free(words);
+  free(scores);
+  laprox_binding_destroy(binding);
+  kernel_release(test, &scores_buffer);
+  kernel_release(test, &result);
+  kernel_release(test, &scratch);
+}
+
+static void run_case(kernel_test *test, const select_case *c) {
+  const VkDeviceSize max_range = test->context->max_range;
+  const bool avoid_atomics = test->context->avoid_atomics;
+  for (int plain = 0; plain < 2; plain++) {
+    test->context->avoid_atomics = plain;
+    if (c->max_range) test->context->max_range = c->max_range;
+    laprox_plan *plan = make_plan(test, c);
+    run_plan(test, c, plan);
+    laprox_plan_destroy(plan);
+    test->context->max_range = max_range;
+  }
+  test->context->avoid_atomics = avoid_atomics;
+}
+
+/* Heads without candidates, with one, and around one, two and eight blocks. */
+static const uint32_t ragged[N_HEADS] = {1029, 6, 7, 2054, 1030, 1031, 300, 8198, 5000, 4, 4, 1035};
+static const uint32_t long_heads[N_HEADS] = {9000, 8000, 20000, 7, 12345, 9001, 9002, 30000, 8, 9, 10000, 6};
+
+static void test_patterns(void **state) {
+  kernel_test test = kernel_test_begin(state, 1);
+  for (pattern which = 0; which < N_PATTERNS; which++)
+    for (laprox_scope scope = LAPROX_SCOPE_GLOBAL; scope <= LAPROX_SCOPE_HEAD; scope++) {
+      const select_case c = {.lengths = ragged, .scope = scope, .budget = 300, .pattern = which};
+      run_case(&test, &c);
+    }
+  kernel_test_end(&test);
+}
+
+/* Nothing beside what is protected, one entry, all but few, all. */
+static void test_budgets(void **state) {
+  kernel_test test = kernel_test_begin(state, 2);
+  static const uint32_t budgets[] = {WINDOW + SINKS, WINDOW + SINKS + 1, 1500, 1u << 19};
+  for (size_t i = 0; i < sizeof budgets / sizeof *budgets; i++)
+    for (pattern which = 0; which < N_PATTERNS; which += 2) {
+      const select_case c = {
+          .lengths = ragged, .scope = LAPROX_SCOPE_GLOBAL, .budget = budgets[i], .pattern = which};
+      run_case(&test, &c);
+    }
+  kernel_test_end(&test);
+}
+
+static void test_floor(void **state) {
+  kernel_test test = kernel_test_begin(state, 3);
+  for (pattern which = 0; which < N_PATTERNS; which++) {
+    const select_case c = {.lengths = long_heads,
+                           .scope = which % 2 ? LAPROX_SCOPE_LAYER : LAPROX_SCOPE_GLOBAL,
+                           .budget = 700,
+                           .floor = 130,
+                           .pattern = which};
+    run_case(&test, &c);
+  }
+  kernel_test_end(&test);
+}
+
+/* Scores beyond one binding: runs end where a binding does. */
+static void test_ranges(void **state) {
+  kernel_test test = kernel_test_begin(state, 4);
+  const select_case c = {.lengths = long_heads,
+                         .scope = LAPROX_SCOPE_GLOBAL,
+                         .budget = 900,
+                         .floor = 10,
+                         .pattern = CLOSE,
+                         .max_range = (VkDeviceSize)340 << 10};
+  run_case(&test, &c);
+  kernel_test_end(&test);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_patterns),
+      cmocka_unit_test(test_budgets),
+      cmocka_unit_test(test_floor),
+      cmocka_unit_test(test_ranges),
+  };
+  return cmocka_run_group_tests(tests, test_gpu_setup, test_gpu_teardown);
+}
