@@ -229,7 +229,7 @@ static const bad_case bad_usage[] = {
     {2, RUN("--budget", "5%", "--pool", "33"), OUTPUT_KEPT},
     {2, RUN("--budget", "5%", "--scope", "galaxy"), OUTPUT_KEPT},
     {2, RUN("--budget", "5%", "--policy", "amnesia"), OUTPUT_KEPT},
-    {2, RUN("--budget", "5%", "--policy", "adakv"), OUTPUT_KEPT},
+    {2, RUN("--budget", "5%", "--policy", "h2o"), OUTPUT_KEPT},
     {2, RUN("--budget", "5%", "--policy", "snapkv", "--gqa", "joint"), OUTPUT_KEPT},
     {2, RUN("--budget", "5%", "--policy", "streaming", "--pool", "7"), OUTPUT_KEPT},
     {2, RUN("--budget", "5%", "--policy", "streaming", "--scope", "layer"), OUTPUT_KEPT},

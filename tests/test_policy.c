@@ -46,6 +46,10 @@ static void defaults(void **state) {
                (lpx_rules)RULES(STREAMING, HEAD, 1, false, 4));
   expect_rules((laprox_policy){.kind = LAPROX_POLICY_RANDOM}, (lpx_rules)RULES(RANDOM, HEAD, 1, false, 0));
   expect_rules((laprox_policy){.kind = LAPROX_POLICY_FULL}, (lpx_rules)RULES(FULL, HEAD, 1, false, 0));
+  expect_rules((laprox_policy){.kind = LAPROX_POLICY_VATP}, (lpx_rules)RULES(VATP, HEAD, 1, false, 20));
+  expect_rules((laprox_policy){.kind = LAPROX_POLICY_TOVA}, (lpx_rules)RULES(TOVA, HEAD, 1, false, 0));
+  expect_rules((laprox_policy){.kind = LAPROX_POLICY_KEYDIFF}, (lpx_rules)RULES(KEYDIFF, HEAD, 1, false, 0));
+  expect_rules((laprox_policy){.kind = LAPROX_POLICY_KNORM}, (lpx_rules)RULES(KNORM, HEAD, 1, false, 0));
   expect_rules((laprox_policy){.kind = LAPROX_POLICY_ADAKV}, (lpx_rules)RULES(ADAKV, LAYER, 7, false, 0));
   expect_rules((laprox_policy){.kind = LAPROX_POLICY_PYRAMIDKV},
                (lpx_rules)RULES(PYRAMIDKV, HEAD, 7, false, 0));
@@ -110,6 +114,11 @@ static void invalid_policies(void **state) {
       {{.kind = LAPROX_POLICY_STREAMING, .floor = 1}, "floor"},
       {{.kind = LAPROX_POLICY_ADAKV, .scope = LAPROX_SCOPE_LAYER}, "scope"},
       {{.kind = LAPROX_POLICY_ADAKV, .floor = 3}, "floor"},
+      {{.kind = LAPROX_POLICY_TOVA, .scope = LAPROX_SCOPE_GLOBAL}, "scope"},
+      {{.kind = LAPROX_POLICY_TOVA, .floor = 1}, "floor"},
+      {{.kind = LAPROX_POLICY_VATP, .gqa = LAPROX_GQA_MEAN}, "gqa"},
+      {{.kind = LAPROX_POLICY_KEYDIFF, .pool_width = 3}, "pool_width"},
+      {{.kind = LAPROX_POLICY_KNORM, .pool = LAPROX_POOL_MAX}, "pool"},
       {{.kind = LAPROX_POLICY_PYRAMIDKV, .gqa = LAPROX_GQA_MEAN}, "gqa"},
       {{.kind = LAPROX_POLICY_PYRAMIDKV, .normalize = LAPROX_SWITCH_ON}, "normalize"},
       {{.kind = LAPROX_POLICY_FULL, .scope = LAPROX_SCOPE_GLOBAL}, "scope"},
@@ -230,7 +239,11 @@ static void yielding_sinks(void **state) {
   assert_int_equal(budget, 34);
   lpx_rules_fit(&rules, budget);
   assert_int_equal(rules.sinks, 2);
-  policy.sinks = 4;
+  policy = (laprox_policy){.kind = LAPROX_POLICY_VATP, .budget.tokens = 43};
+  assert_int_equal(lpx_rules_resolve(&host.host, &policy, &rules), LAPROX_OK);
+  lpx_rules_fit(&rules, 43);
+  assert_int_equal(rules.sinks, 5);
+  policy = (laprox_policy){.kind = LAPROX_POLICY_STREAMING, .sinks = 4, .budget.tokens = 34};
   assert_int_equal(lpx_rules_resolve(&host.host, &policy, &rules), LAPROX_OK);
   assert_int_equal(lpx_budget_resolve(&host.host, &rules, &policy.budget, 1000, &budget),
                    LAPROX_ERROR_INVALID_ARGUMENT);

@@ -73,8 +73,9 @@ enum {
 
 #define POLICY(kind) (1u << LAPROX_POLICY_##kind)
 #define ALL_POLICIES UINT32_MAX
-#define SCORED       (POLICY(LAPROX) | POLICY(SNAPKV))
-#define COMPETING    (SCORED | POLICY(RANDOM))
+#define NORMALIZED   (POLICY(LAPROX) | POLICY(SNAPKV))
+#define POOLED       (NORMALIZED | POLICY(ADAKV) | POLICY(PYRAMIDKV) | POLICY(VATP))
+#define COMPETING    (NORMALIZED | POLICY(RANDOM) | POLICY(VATP) | POLICY(KEYDIFF) | POLICY(KNORM))
 
 typedef struct option_spec {
   option_id id;
@@ -97,21 +98,21 @@ static const option_spec specs[] = {
     {OPTION_BUDGET, 0, "budget", "5%|512", EVICTING, ALL_POLICIES,
      "cache entries that a (layer, KV head) keeps on average, window included"},
     {OPTION_POLICY, 0, "policy", "NAME", EVICTING, ALL_POLICIES,
-     "laprox, snapkv, streaming, random or full [laprox]"},
+     "laprox, snapkv, adakv, pyramidkv, vatp, tova, keydiff, knorm, streaming, random or full [laprox]"},
     {OPTION_SCOPE, 0, "scope", "WHERE", EVICTING, COMPETING,
      "entries compete within the model, a layer or a head: global, layer, head"},
     {OPTION_WINDOW, 0, "window", "N", EVICTING, ALL_POLICIES,
      "last tokens, whose queries score and which all stay [32]"},
     {OPTION_WINDOW, 0, "window", "N", COMMAND_CAPTURE, 0, "last tokens, whose queries are written [32]"},
-    {OPTION_POOL, 0, "pool", "7|max:7|1", EVICTING, SCORED,
-     "smooth scores over so many neighbours: average, or max: [7]; 1 = not at all"},
+    {OPTION_POOL, 0, "pool", "7|max:7|1", EVICTING, POOLED,
+     "smooth scores over so many neighbours: average, or max: [7; vatp: 1]; 1 = not at all"},
     {OPTION_GQA, 0, "gqa", "HOW", EVICTING, POLICY(LAPROX),
      "query heads of a KV head: mean, joint, attention-mean [mean]"},
     {OPTION_SINKS, 0, "sinks", "N", EVICTING, ALL_POLICIES,
-     "first tokens that all heads keep [0; streaming: 4]"},
+     "first tokens that all heads keep [0; streaming: 4, vatp: 20]"},
     {OPTION_FLOOR, 0, "floor", "N", EVICTING, COMPETING,
      "entries of its own that every head keeps at least [0]"},
-    {OPTION_NO_NORMALIZE, 0, "no-normalize", NULL, EVICTING, SCORED,
+    {OPTION_NO_NORMALIZE, 0, "no-normalize", NULL, EVICTING, NORMALIZED,
      "do not divide a layer's scores by their sum"},
     {OPTION_SEED, 0, "seed", "N", EVICTING, 0, "for drawn tokens and for --policy random [0]"},
     {OPTION_N, 'n', "n-predict", "N", COMMAND_RUN, 0, "tokens to generate at most [64]"},
@@ -222,10 +223,13 @@ static const word policy_words[] = {{"laprox", LAPROX_POLICY_LAPROX},
                                     {"streaming", LAPROX_POLICY_STREAMING},
                                     {"random", LAPROX_POLICY_RANDOM},
                                     {"full", LAPROX_POLICY_FULL},
-                                    {"adakv", -1},
-                                    {"pyramidkv", -1},
+                                    {"adakv", LAPROX_POLICY_ADAKV},
+                                    {"pyramidkv", LAPROX_POLICY_PYRAMIDKV},
+                                    {"vatp", LAPROX_POLICY_VATP},
+                                    {"tova", LAPROX_POLICY_TOVA},
+                                    {"keydiff", LAPROX_POLICY_KEYDIFF},
+                                    {"knorm", LAPROX_POLICY_KNORM},
                                     {"criticalkv", -1},
-                                    {"vatp", -1},
                                     {NULL, 0}};
 static const word scope_words[] = {
     {"global", LAPROX_SCOPE_GLOBAL}, {"layer", LAPROX_SCOPE_LAYER}, {"head", LAPROX_SCOPE_HEAD}, {NULL, 0}};

@@ -123,7 +123,15 @@ typedef enum laprox_policy_kind {
   LAPROX_POLICY_ADAKV = 6,
   /** snapkv within heads; places fall linearly from the first layer to the last, which has 1/20 of the mean (arXiv
    *  2406.02069) */
-  LAPROX_POLICY_PYRAMIDKV = 7
+  LAPROX_POLICY_PYRAMIDKV = 7,
+  /** window attention summed over the queries, mean over the group, times the sum of |v| (arXiv 2406.12335) */
+  LAPROX_POLICY_VATP = 8,
+  /** the last query's attention, mean over all heads of a layer, which keep the same entries (arXiv 2401.06104) */
+  LAPROX_POLICY_TOVA = 9,
+  /** keys unlike the head's other keys: 1 - cos(k, mean of the keys at length 1) (arXiv 2504.15364) */
+  LAPROX_POLICY_KEYDIFF = 10,
+  /** keys of small norm, scored 1 / (1 + |k|) (arXiv 2406.11430) */
+  LAPROX_POLICY_KNORM = 11
 } laprox_policy_kind;
 
 /** Which entries compete with each other for the same places. */
@@ -171,17 +179,19 @@ typedef struct laprox_budget {
  *  group). A field that the chosen kind does not have must be left at 0, otherwise LAPROX_ERROR_INVALID_ARGUMENT; all
  *  have window, sinks and budget, and of the other fields
  *  laprox: scope, gqa, pool, pool_width, normalize, floor; snapkv: scope, pool, pool_width, normalize, floor;
- *  random: scope, floor, seed; adakv, pyramidkv: pool, pool_width; streaming, full: none. */
+ *  random: scope, floor, seed; adakv, pyramidkv: pool, pool_width; vatp: scope, pool, pool_width, floor;
+ *  keydiff, knorm: scope, floor; tova, streaming, full: none. */
 typedef struct laprox_policy {
   laprox_policy_kind kind;
   laprox_scope scope;
   laprox_gqa gqa;
   laprox_pool pool;
-  uint32_t pool_width; /**< odd, 1 … 31; 0 = 7; 1 = no pooling */
+  uint32_t pool_width; /**< odd, 1 … 31; 0 = 7, for vatp 1; 1 = no pooling */
   laprox_switch
       normalize;   /**< divide a layer's scores by their sum; AUTO = on for laprox, off for the others */
   uint32_t window; /**< last tokens whose queries score and which all heads keep; 1 … 256; 0 = 32 */
-  /** first positions that every head keeps; 0 = 4 for streaming, or as many as its places, else none */
+  /** first positions that every head keeps; 0 = a default that yields to small budgets: 4 for streaming, 20 for vatp,
+   *  but at most half of its places, else none */
   uint32_t sinks;
   uint32_t floor; /**< best candidates of its own that every (layer, KV head) keeps; 0 = none */
   uint32_t seed;  /**< for random */

@@ -67,9 +67,11 @@ laprox_result lpx_budget_resolve(const laprox_host *host, const lpx_rules *rules
 /* Fits the sinks to a budget, where they may yield. */
 void lpx_rules_fit(lpx_rules *rules, uint32_t budget);
 
-/* Whether a policy looks at the window's attention, and at values through the value factor. */
+/* What a policy looks at: keys, the window's attention to them, values, values through the value factor. */
+bool lpx_rules_use_keys(const lpx_rules *rules);
 bool lpx_rules_use_attention(const lpx_rules *rules);
 bool lpx_rules_use_values(const lpx_rules *rules);
+bool lpx_rules_use_factors(const lpx_rules *rules);
 
 /* Of the n_layers x `places` places that a head of each layer has in all, those of one layer: falling from the first
    layer to the last, which has 1/20 of the mean. At most `most`, in which case the last layers have more. */

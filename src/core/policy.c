@@ -15,6 +15,7 @@ typedef struct kind_traits {
   bool scope, gqa, pool, normalize, floor, seed;
   laprox_scope default_scope;
   uint32_t default_pool_width, default_sinks;
+  uint32_t sinks_share; /* of a head's places, one part in so many: 0 = all */
 } kind_traits;
 
 static const kind_traits traits[] = {
@@ -31,6 +32,14 @@ static const kind_traits traits[] = {
                              .default_pool_width = 7},
     [LAPROX_POLICY_PYRAMIDKV] = {"pyramidkv", .pool = true, .default_scope = LAPROX_SCOPE_HEAD,
                                  .default_pool_width = 7},
+    [LAPROX_POLICY_VATP] = {"vatp", .scope = true, .pool = true, .floor = true,
+                            .default_scope = LAPROX_SCOPE_HEAD, .default_pool_width = 1, .default_sinks = 20,
+                            .sinks_share = 2},
+    [LAPROX_POLICY_TOVA] = {"tova", .default_scope = LAPROX_SCOPE_HEAD, .default_pool_width = 1},
+    [LAPROX_POLICY_KEYDIFF] = {"keydiff", .scope = true, .floor = true, .default_scope = LAPROX_SCOPE_HEAD,
+                               .default_pool_width = 1},
+    [LAPROX_POLICY_KNORM] = {"knorm", .scope = true, .floor = true, .default_scope = LAPROX_SCOPE_HEAD,
+                             .default_pool_width = 1},
 };
 enum { N_KINDS = sizeof traits / sizeof *traits };
 
@@ -123,16 +132,26 @@ laprox_result lpx_rules_resolve(const laprox_host *host, const laprox_policy *po
 
 void lpx_rules_fit(lpx_rules *rules, uint32_t budget) {
   const uint32_t protected_entries = rules->window + rules->floor;
-  const uint32_t room = budget > protected_entries ? budget - protected_entries : 0;
+  const uint32_t share = traits_of(rules->kind)->sinks_share;
+  const uint32_t room = (budget > protected_entries ? budget - protected_entries : 0) / (share ? share : 1);
   if (rules->sinks_yield && rules->sinks > room) rules->sinks = room;
 }
 
-bool lpx_rules_use_attention(const lpx_rules *rules) {
+bool lpx_rules_use_keys(const lpx_rules *rules) {
   return rules->kind != LAPROX_POLICY_STREAMING && rules->kind != LAPROX_POLICY_RANDOM &&
          rules->kind != LAPROX_POLICY_FULL;
 }
 
+bool lpx_rules_use_attention(const lpx_rules *rules) {
+  return lpx_rules_use_keys(rules) && rules->kind != LAPROX_POLICY_KEYDIFF &&
+         rules->kind != LAPROX_POLICY_KNORM;
+}
+
 bool lpx_rules_use_values(const lpx_rules *rules) {
+  return lpx_rules_use_factors(rules) || rules->kind == LAPROX_POLICY_VATP;
+}
+
+bool lpx_rules_use_factors(const lpx_rules *rules) {
   return rules->kind == LAPROX_POLICY_LAPROX;
 }
 

@@ -25,7 +25,7 @@ static uint32_t norm_mode(const laprox_plan *plan) {
 }
 
 laprox_result lpx_attention_norm_init(laprox_plan *plan) {
-  uint32_t constants[] = {plan->shape.head_dim, plan->group, plan->rules.window, plan->dtype, 0};
+  uint32_t constants[] = {plan->shape.head_dim, plan->group, plan->n_queries, plan->dtype, 0};
   laprox_context *context = plan->context;
   laprox_result result = lpx_pipeline_get(context, "window_softmax", 4, constants, 5, &plan->window_softmax);
   if (!result) result = lpx_pipeline_get(context, "window_merge", 2, constants, 5, &plan->window_merge);
@@ -50,12 +50,12 @@ static window_push layer_push(const laprox_plan *plan, uint32_t layer) {
 
 /* Query heads of a group that a tile of 128 rows takes, and how many tiles that makes: as in window.glsl. */
 static uint32_t head_tiles(const laprox_plan *plan) {
-  const uint32_t padded = (plan->rules.window + 15) / 16 * 16, fit = padded < 128 ? 128 / padded : 1;
+  const uint32_t padded = (plan->n_queries + 15) / 16 * 16, fit = padded < 128 ? 128 / padded : 1;
   return (plan->group + fit - 1) / fit;
 }
 
 static uint64_t entry_cost(const laprox_plan *plan) {
-  return (uint64_t)2 * plan->shape.head_dim * plan->group * plan->rules.window;
+  return (uint64_t)2 * plan->shape.head_dim * plan->group * plan->n_queries;
 }
 
 /* A pass over items (splits or tiles) [begin, end) of the layer, in dispatches that are short enough. */
@@ -105,8 +105,8 @@ void lpx_attention_norm_append_softmax(laprox_binding *binding, uint32_t layer) 
                       .in_offset = plan->work.partials};
   const laprox_buffer ranges[] = {binding->state, binding->work};
   lpx_program_dispatch(binding->program, &plan->window_merge, ranges, &merge, sizeof merge,
-                       (uint64_t)plan->shape.n_heads * ((plan->rules.window + 7) / 8),
-                       (uint64_t)n_splits * plan->group * plan->rules.window * 8);
+                       (uint64_t)plan->shape.n_heads * ((plan->n_queries + 7) / 8),
+                       (uint64_t)n_splits * plan->group * plan->n_queries * 8);
   lpx_program_barrier(binding->program);
 }
 
@@ -123,6 +123,6 @@ void lpx_attention_norm_append(laprox_binding *binding, uint32_t layer, uint32_t
   gram_push gram = {.in_offset = plan->work.probabilities, .out_offset = plan->work.attention};
   lpx_program_dispatch(
       binding->program, &plan->attention_gram, &binding->work, &gram, sizeof gram, end_tile - tile,
-      (uint64_t)(end_tile - tile) * TILE_ENTRIES * plan->group * plan->group * plan->rules.window);
+      (uint64_t)(end_tile - tile) * TILE_ENTRIES * plan->group * plan->group * plan->n_queries);
   lpx_program_barrier(binding->program);
 }

@@ -37,15 +37,17 @@ static laprox_result check_buffer(const laprox_plan *plan, const char *what, lap
 static laprox_result check_layer(const laprox_plan *plan, const laprox_requirements *needs, uint32_t layer,
                                  const laprox_layer_buffers *buffers) {
   laprox_result result = LAPROX_OK;
-  if (!lpx_plan_uses_attention(plan) || layer < plan->first_layer) return result;
-  result = check_buffer(plan, "query", buffers->query, needs->query_bytes, needs->alignment);
+  const lpx_rules *rules = &plan->rules;
+  if (!lpx_rules_use_keys(rules) || layer < plan->first_layer) return result;
+  if (lpx_rules_use_attention(rules))
+    result = check_buffer(plan, "query", buffers->query, needs->query_bytes, needs->alignment);
   if (!result && needs->factor_bytes)
     result = check_buffer(plan, "factor", buffers->factor, needs->factor_bytes, needs->alignment);
   for (uint32_t s = 0; s < plan->n_segments && !result; s++) {
     const VkDeviceSize bytes = lpx_segment_bytes(plan, layer, s);
     if (!bytes) continue;
     result = check_buffer(plan, "key", buffers->key[s], bytes, 4);
-    if (!result && lpx_plan_uses_values(plan))
+    if (!result && lpx_rules_use_values(rules))
       result = check_buffer(plan, "value", buffers->value[s], bytes, 4);
   }
   return result;
@@ -92,9 +94,9 @@ static void append_tables(laprox_binding *binding) {
 static void append_layer(laprox_binding *binding, uint32_t layer) {
   const laprox_plan *plan = binding->plan;
   const uint32_t n_tiles = plan->layers[layer].n_tiles;
-  if (!lpx_plan_uses_attention(plan)) {
+  if (!lpx_rules_use_keys(&plan->rules)) {
     lpx_reduce_append_synthetic(binding, layer);
-  } else {
+  } else if (lpx_plan_uses_attention(plan)) {
     lpx_attention_norm_append_softmax(binding, layer);
     for (uint32_t tile = 0; tile < n_tiles; tile += plan->strip_tiles) {
       const uint32_t end = n_tiles - tile > plan->strip_tiles ? tile + plan->strip_tiles : n_tiles;
@@ -102,6 +104,7 @@ static void append_layer(laprox_binding *binding, uint32_t layer) {
       if (lpx_plan_uses_values(plan)) lpx_value_norm_append(binding, layer, tile, end);
     }
   }
+  lpx_entry_score_append(binding, layer);
   lpx_reduce_append(binding, layer);
   lpx_program_mark_step(binding->program);
 }

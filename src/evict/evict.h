@@ -20,7 +20,7 @@ typedef struct lpx_state_words {
 } lpx_state_words;
 
 typedef struct lpx_work_words {
-  uint32_t partials, probabilities, attention, raw, block_sums, n_words;
+  uint32_t partials, anchors, probabilities, attention, raw, block_sums, n_words;
 } lpx_work_words;
 
 typedef struct lpx_selection_words {
@@ -48,6 +48,7 @@ struct laprox_plan {
   bool retain_scores;
   uint32_t n_segments;
   uint32_t query_rows, query_start;
+  uint32_t n_queries; /* of the window, which score: its last ones */
   float scale;
   uint32_t budget;
   uint64_t n_kept;
@@ -70,7 +71,7 @@ struct laprox_plan {
       layer_sum;
   lpx_pipeline range, histogram, split, refine, count, emit, promote, protect;
   lpx_pipeline compact, compact_wide, compact_in_place, compact_scores;
-  lpx_pipeline stage;
+  lpx_pipeline stage, entry_score, key_anchor, anchor_merge, head_mean;
 };
 
 struct laprox_binding {
@@ -121,7 +122,7 @@ uint32_t lpx_items_at_once(const laprox_plan *plan, uint64_t item_cost);
 /* Of one entry of K or V. */
 VkDeviceSize lpx_plan_row_bytes(const laprox_plan *plan);
 
-/* Whether the policy looks at attention, and at values. */
+/* Whether the policy looks at attention, and at values through the value factor. */
 bool lpx_plan_uses_attention(const laprox_plan *plan);
 bool lpx_plan_uses_values(const laprox_plan *plan);
 
@@ -137,6 +138,12 @@ void lpx_value_norm_append(laprox_binding *binding, uint32_t layer, uint32_t til
 laprox_result lpx_reduce_init(laprox_plan *plan);
 void lpx_reduce_append_synthetic(laprox_binding *binding, uint32_t layer);
 void lpx_reduce_append(laprox_binding *binding, uint32_t layer);
+
+/* Scores beside attention: words that they need in work, and where the anchors stand among them. */
+uint64_t lpx_entry_score_words(const laprox_plan *plan, uint64_t n_splits, uint32_t *anchors);
+laprox_result lpx_entry_score_init(laprox_plan *plan);
+/* Of a layer whose attention scores, if it has any, are complete. */
+void lpx_entry_score_append(laprox_binding *binding, uint32_t layer);
 
 /* Entries chosen before the selection: in a copy of the scores that the selection then goes by. */
 bool lpx_plan_marks_in_selection(const laprox_plan *plan);

@@ -16,7 +16,7 @@ bool lpx_plan_uses_attention(const laprox_plan *plan) {
 }
 
 bool lpx_plan_uses_values(const laprox_plan *plan) {
-  return lpx_rules_use_values(&plan->rules);
+  return lpx_rules_use_factors(&plan->rules);
 }
 
 static uint32_t divide_up(uint32_t a, uint32_t b) {
@@ -242,7 +242,9 @@ static laprox_result size_work(laprox_plan *plan) {
   }
   uint64_t words = 0, attention = 0, probabilities = 0;
   if (lpx_plan_uses_attention(plan))
-    words = max_splits * plan->n_segments * plan->group * plan->rules.window * 2;
+    words = max_splits * plan->n_segments * plan->group * plan->n_queries * 2;
+  else
+    words = lpx_entry_score_words(plan, max_splits, &plan->work.anchors);
   const uint64_t others = words + max_blocks * (BLOCK_ENTRIES + 1), most = plan->context->max_range / 4;
   const uint64_t room = others > most ? 0 : most - others;
   if (lpx_plan_uses_values(plan)) {
@@ -260,7 +262,8 @@ static laprox_result size_work(laprox_plan *plan) {
   for (int i = 0; i < 5; i++) ends[i] = at += starts[i];
   const laprox_result result = check_range(plan, "the scoring of a layer", at * 4);
   if (result) return result;
-  plan->work = (lpx_work_words){.probabilities = (uint32_t)ends[0],
+  plan->work = (lpx_work_words){.anchors = plan->work.anchors,
+                                .probabilities = (uint32_t)ends[0],
                                 .attention = (uint32_t)ends[1],
                                 .raw = (uint32_t)ends[2],
                                 .block_sums = (uint32_t)ends[3],
@@ -444,6 +447,7 @@ static laprox_result create_pipelines(laprox_plan *plan) {
   laprox_result result = LAPROX_OK;
   if (lpx_plan_uses_attention(plan)) result = lpx_attention_norm_init(plan);
   if (!result && lpx_plan_uses_values(plan)) result = lpx_value_norm_init(plan);
+  if (!result) result = lpx_entry_score_init(plan);
   if (!result) result = lpx_reduce_init(plan);
   if (!result) result = lpx_stage_init(plan);
   if (!result) result = lpx_select_init(plan);
@@ -483,7 +487,8 @@ static laprox_result build(laprox_plan *plan, const laprox_plan_info *info) {
   const laprox_segment *last = &info->segments[1];
   plan->n_segments = info->n_segments == 2 && !last->cu_seqlens && !last->n_entries ? 1 : info->n_segments;
   plan->query_rows = info->query_rows ? info->query_rows : plan->rules.window;
-  plan->query_start = info->query_start % plan->query_rows;
+  plan->n_queries = plan->rules.kind == LAPROX_POLICY_TOVA ? 1 : plan->rules.window;
+  plan->query_start = (info->query_start + plan->rules.window - plan->n_queries) % plan->query_rows;
   plan->scale = info->scale != 0.0f ? info->scale : 1.0f / sqrtf((float)info->shape.head_dim);
   const uint32_t n_tokens = info->n_tokens ? info->n_tokens : default_n_tokens(info);
   result = lpx_budget_resolve(&context->host, &plan->rules, &info->policy.budget, n_tokens, &plan->budget);

@@ -19,7 +19,7 @@ laprox_result lpx_reduce_init(laprox_plan *plan) {
   laprox_result result = lpx_pipeline_get(context, "pool", 4, pool, 2, &plan->pool);
   if (!result) result = lpx_pipeline_get(context, "layer_sum", 3, NULL, 0, &plan->layer_sum);
   const uint32_t synthetic[] = {0, 0, 0, 0, plan->rules.kind == LAPROX_POLICY_RANDOM};
-  if (!result && !lpx_plan_uses_attention(plan))
+  if (!result && !lpx_rules_use_keys(&plan->rules))
     result = lpx_pipeline_get(context, "synthetic", 2, synthetic, 5, &plan->synthetic);
   return result;
 }

@@ -209,7 +209,7 @@ static laprox_result upload(capture *c) {
   lpx_rules rules;
   laprox_result result = lpx_rules_resolve(c->host, &c->policy, &rules);
   if (result) return result;
-  const bool values = lpx_rules_use_values(&rules), attention = lpx_rules_use_attention(&rules);
+  const bool values = lpx_rules_use_factors(&rules), attention = lpx_rules_use_attention(&rules);
   result = lpx_cache_init(c->device, &c->shape, c->dtype, &c->cache);
   if (!result) result = lpx_cache_reserve(&c->cache, c->n_tokens, true);
   if (!result && attention) c->queries = lpx_allocate(c->host, n_layers, sizeof *c->queries);

@@ -93,7 +93,8 @@ static laprox_result note_last_cut(course *c, uint64_t hidden) {
   const estimate *e = c->e;
   const uint32_t n_layers = e->model->shape.n_layers, n = e->info->n_prompt;
   uint64_t rows = c->budget;
-  if (e->rules.scope == LAPROX_SCOPE_GLOBAL && n_layers > 1) rows = rows * n_layers / (n_layers - 1);
+  const bool shared = e->rules.scope == LAPROX_SCOPE_GLOBAL || e->rules.kind == LAPROX_POLICY_PYRAMIDKV;
+  if (shared && n_layers > 1) rows = rows * n_layers / (n_layers - 1);
   if (rows > n) rows = n;
   laprox_plan_info info = {.n_tokens = n,
                            .n_segments = 1,
@@ -199,7 +200,7 @@ static laprox_result fill(const estimate *e, laprox_memory_plan *out) {
   laprox_result result =
       lpx_budget_resolve(&e->context->host, &e->rules, &info->policy.budget, info->n_prompt, &c.budget);
   if (result) return result;
-  if (lpx_rules_use_values(&e->rules))
+  if (lpx_rules_use_factors(&e->rules))
     c.factor_bytes =
         e->model->shape.n_layers * (uint64_t)laprox_value_factor_bytes(&e->model->shape, e->rules.gqa);
   out->weight_bytes = e->model->weight_bytes;

@@ -38,7 +38,7 @@ static laprox_result prepare_factors(laprox_session *session, laprox_gqa gqa) {
 static laprox_result prepare(laprox_session *session, const laprox_policy *policy, uint32_t n_tokens,
                              lpx_rules *rules, lpx_cache_eviction *out) {
   laprox_result result = lpx_rules_resolve(&session->context->host, policy, rules);
-  if (!result && lpx_rules_use_values(rules)) result = prepare_factors(session, rules->gqa);
+  if (!result && lpx_rules_use_factors(rules)) result = prepare_factors(session, rules->gqa);
   *out = (lpx_cache_eviction){.policy = policy,
                               .queries = session->queries,
                               .query_rows = session->info.window,

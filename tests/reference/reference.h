@@ -90,6 +90,10 @@ typedef struct ref_kept {
 void ref_select(const ref_scores *scores, const ref_rules *rules, uint32_t budget, ref_kept *out);
 void ref_kept_finish(ref_kept *kept);
 
+/* Scores of all entries of a KV head under the policies that rivals.c knows. */
+bool ref_is_rival(laprox_policy_kind kind);
+void ref_rival_scores(const ref_cache *cache, const ref_rules *rules, uint32_t layer, uint32_t kv_head,
+                      double *values);
 /* Candidates that each (layer, KV head) keeps under pyramidkv and adakv, by their own formulas (rivals.c). */
 void ref_pyramid_places(const ref_scores *scores, const ref_rules *rules, uint32_t budget, size_t *places);
 void ref_adakv_places(const ref_scores *scores, const ref_rules *rules, uint32_t budget, size_t *places);

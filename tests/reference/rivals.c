@@ -5,6 +5,75 @@
 #include <math.h>
 #include <stdlib.h>
 
+bool ref_is_rival(laprox_policy_kind kind) {
+  return kind == LAPROX_POLICY_VATP || kind == LAPROX_POLICY_TOVA || kind == LAPROX_POLICY_KEYDIFF ||
+         kind == LAPROX_POLICY_KNORM;
+}
+
+/* ---- scores ---- */
+
+/* values[i] += weight * the attention that query heads [h, h_end) pay to entry i in window queries [t, w). */
+static void add_attention(const ref_cache *cache, const ref_rules *rules, uint32_t layer, uint32_t h,
+                          uint32_t h_end, uint32_t t, double weight, size_t n, double *values) {
+  double *attention = ref_allocate(rules->window * n, sizeof *attention);
+  for (; h < h_end; h++) {
+    ref_attention(cache, rules, layer, h, attention);
+    for (size_t at = t * n; at < rules->window * n; at++) values[at % n] += weight * attention[at];
+  }
+  free(attention);
+}
+
+/* Sum over the queries, mean over the group. */
+static void window_attention(const ref_cache *cache, const ref_rules *rules, uint32_t layer, uint32_t kv_head,
+                             size_t n, double *values) {
+  const uint32_t r = cache->shape.n_heads / cache->shape.n_kv_heads;
+  add_attention(cache, rules, layer, kv_head * r, (kv_head + 1) * r, 0, 1.0 / r, n, values);
+}
+
+static double length(const float *x, size_t d) {
+  double sum = 0;
+  for (size_t c = 0; c < d; c++) sum += (double)x[c] * (double)x[c];
+  return sqrt(sum);
+}
+
+static void key_differences(const ref_head *head, size_t d, double *values) {
+  double *anchor = ref_allocate(d, sizeof *anchor), size = 0;
+  for (size_t i = 0; i < head->n_entries; i++) {
+    const double own = length(head->key + i * d, d);
+    for (size_t c = 0; c < d && own != 0; c++) anchor[c] += (double)head->key[i * d + c] / own;
+  }
+  for (size_t c = 0; c < d; c++) size += anchor[c] * anchor[c];
+  for (size_t i = 0; i < head->n_entries; i++) {
+    const double scale = length(head->key + i * d, d) * sqrt(size);
+    double dot = 0;
+    for (size_t c = 0; c < d; c++) dot += (double)head->key[i * d + c] * anchor[c];
+    values[i] = 1 - (scale != 0 ? dot / scale : 0);
+  }
+  free(anchor);
+}
+
+void ref_rival_scores(const ref_cache *cache, const ref_rules *rules, uint32_t layer, uint32_t kv_head,
+                      double *values) {
+  const ref_head *head = &cache->layers[layer].heads[kv_head];
+  const size_t n = head->n_entries, d = cache->shape.head_dim;
+  if (rules->kind == LAPROX_POLICY_KEYDIFF) key_differences(head, d, values);
+  if (rules->kind == LAPROX_POLICY_KNORM)
+    for (size_t i = 0; i < n; i++) values[i] = 1 / (1 + length(head->key + i * d, d));
+  if (rules->kind == LAPROX_POLICY_TOVA)
+    for (uint32_t h = 0; h < cache->shape.n_heads; h++)
+      add_attention(cache, rules, layer, h, h + 1, rules->window - 1, 1.0 / cache->shape.n_heads, n, values);
+  if (rules->kind == LAPROX_POLICY_VATP) {
+    window_attention(cache, rules, layer, kv_head, n, values);
+    for (size_t i = 0; i < n; i++) {
+      double size = 0;
+      for (size_t c = 0; c < d; c++) size += fabs((double)head->value[i * d + c]);
+      values[i] *= size;
+    }
+  }
+}
+
+/* ---- places ---- */
+
 /* Rounds shares[i] / divisor down and gives what is left, one each, to the largest remainders, the first ones among
    equals. No share exceeds most[i]; what it had more goes on to the next. */
 static void round_shares(const int64_t *shares, int64_t divisor, const int64_t *most, int64_t left, size_t n,

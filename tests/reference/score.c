@@ -17,7 +17,8 @@ static uint32_t smaller(uint32_t a, uint32_t b) {
 }
 
 static bool is_attention_policy(laprox_policy_kind kind) {
-  return kind != LAPROX_POLICY_STREAMING && kind != LAPROX_POLICY_RANDOM && kind != LAPROX_POLICY_FULL;
+  return kind == LAPROX_POLICY_LAPROX || kind == LAPROX_POLICY_SNAPKV || kind == LAPROX_POLICY_ADAKV ||
+         kind == LAPROX_POLICY_PYRAMIDKV;
 }
 
 ref_rules ref_rules_decide(const laprox_policy *policy) {
@@ -31,7 +32,9 @@ ref_rules ref_rules_decide(const laprox_policy *policy) {
   if (!rules.gqa) rules.gqa = LAPROX_GQA_MEAN;
   if (!rules.pool) rules.pool = LAPROX_POOL_AVERAGE;
   if (!rules.pool_width) rules.pool_width = 7;
-  if (rules.pool_width == LAPROX_NONE || !is_attention_policy(rules.kind)) rules.pool_width = 1;
+  if (!policy->pool_width && ref_is_rival(rules.kind)) rules.pool_width = 1;
+  if (rules.pool_width == LAPROX_NONE || !(is_attention_policy(rules.kind) || ref_is_rival(rules.kind)))
+    rules.pool_width = 1;
   rules.normalize = policy->normalize == LAPROX_SWITCH_ON ||
                     (policy->normalize == LAPROX_SWITCH_AUTO && rules.kind == LAPROX_POLICY_LAPROX);
   if (!rules.window) rules.window = 32;
@@ -39,6 +42,8 @@ ref_rules ref_rules_decide(const laprox_policy *policy) {
     rules.sinks = 0;
   else if (!rules.sinks && rules.kind == LAPROX_POLICY_STREAMING)
     rules.sinks = 4;
+  else if (!rules.sinks && rules.kind == LAPROX_POLICY_VATP)
+    rules.sinks = 20;
   if (rules.floor == LAPROX_NONE) rules.floor = 0;
   return rules;
 }
@@ -50,7 +55,9 @@ uint32_t ref_budget(ref_rules *rules, const laprox_budget *budget, uint32_t n_to
   if (rules->kind == LAPROX_POLICY_FULL || (budget->tokens == 0 && budget->share == 0)) return REF_KEEP_ALL;
   if (!b) b = (uint32_t)floor(budget->share * n_tokens + 0.5);
   if (b < least) b = least;
-  if (rules->sinks_yield) rules->sinks = smaller(rules->sinks, b - rules->window - rules->floor);
+  const uint32_t room = b - rules->window - rules->floor;
+  if (rules->sinks_yield)
+    rules->sinks = smaller(rules->sinks, rules->kind == LAPROX_POLICY_VATP ? room / 2 : room);
   return b >= n_tokens || n_tokens <= rules->window ? REF_KEEP_ALL : b;
 }
 
@@ -269,14 +276,20 @@ void ref_score_raw(const ref_cache *cache, const ref_rules *rules, ref_scores *s
       size_t head = (size_t)layer * cache->shape.n_kv_heads + kv_head;
       double *values = scores->values + scores->offsets[head];
       head_group group;
+      double *rival = NULL;
       if (scores->first[head] == scores->end[head]) continue;
       group_init(&group, cache, rules, layer, kv_head);
+      if (ref_is_rival(rules->kind)) {
+        rival = ref_allocate(scores->n_entries[head], sizeof *rival);
+        ref_rival_scores(cache, rules, layer, kv_head, rival);
+      }
       for (uint32_t i = scores->first[head]; i < scores->end[head]; i++) {
-        values[i] = score_entry(&group, rules, kv_head, i);
+        values[i] = rival ? rival[i] : score_entry(&group, rules, kv_head, i);
         if (isfinite(values[i])) continue;
         values[i] = 0;
         scores->n_nonfinite[layer]++;
       }
+      free(rival);
       group_finish(&group);
     }
 }
