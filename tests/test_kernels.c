@@ -27,12 +27,24 @@ static lpx_weight make_weight(kernel_test *test, laprox_dtype dtype, uint32_t n_
   const size_t n = (size_t)n_rows * n_columns;
   *values = kernel_random_floats(test, n);
   void *data = kernel_encode(dtype, *values, n);
-  const lpx_weight weight = {.buffer = kernel_buffer(test, data, laprox_dtype_bytes(dtype, n)),
-                             .dtype = dtype,
-                             .n_rows = n_rows,
-                             .n_columns = n_columns};
+  const size_t bytes = n_rows * (size_t)lpx_weight_row_bytes(dtype, n_columns);
+  uint8_t *packed = malloc(bytes);
+  assert_non_null(packed);
+  lpx_weight_pack(dtype, n_columns, n_rows, data, packed);
+  const lpx_weight weight = {
+      .buffer = kernel_buffer(test, packed, bytes), .dtype = dtype, .n_rows = n_rows, .n_columns = n_columns};
   free(data);
+  free(packed);
   return weight;
+}
+
+/* A norm's weight, which has no padding. */
+static lpx_weight make_vector(kernel_test *test, uint32_t n, float **values) {
+  *values = kernel_random_floats(test, n);
+  return (lpx_weight){.buffer = kernel_buffer(test, *values, n * sizeof **values),
+                      .dtype = LAPROX_DTYPE_F32,
+                      .n_rows = 1,
+                      .n_columns = n};
 }
 
 typedef struct matmul_case {
@@ -68,9 +80,14 @@ static void run_matmul(kernel_test *test, const lpx_kernels *kernels, const matm
   lpx_weight weight = make_weight(test, c->dtype, c->n_outputs, c->depth, &w);
   lpx_buffer in = kernel_buffer(test, x, (size_t)c->n_rows * c->depth * sizeof *x);
   lpx_buffer out = kernel_buffer(test, before, n_out * sizeof *before);
-  lpx_matmul_append(test->program, kernels, &weight, lpx_buffer_whole(&in), c->n_rows,
-                    lpx_buffer_part(lpx_buffer_whole(&out), skip * sizeof *y, (n_out - skip) * sizeof *y),
-                    c->accumulate);
+  const lpx_matrix matrix = {.parts = {weight}, .n_parts = 1, .n_rows = c->n_outputs, .n_columns = c->depth};
+  const lpx_linear product = {
+      .matrix = &matrix,
+      .in = lpx_buffer_whole(&in),
+      .n_rows = c->n_rows,
+      .out = lpx_buffer_part(lpx_buffer_whole(&out), skip * sizeof *y, (n_out - skip) * sizeof *y),
+      .accumulate = c->accumulate};
+  lpx_linear_append(test->program, kernels, &product);
   kernel_run(test);
   kernel_download(test, &out, y, n_out * sizeof *y);
   check_matmul(c, x, w, before, y, skip);
@@ -113,6 +130,150 @@ static void test_matmul(void **state) {
                        LAPROX_OK);
     run_matmuls(&test, &kernels);
   }
+  kernel_test_end(&test);
+}
+
+/* A single row in every form that a device may choose: lanes, outputs of a thread, shared memory or shuffles. */
+static void set_matvec(kernel_test *test, lpx_kernels *kernels, uint32_t lanes, uint32_t each,
+                       bool subgroup) {
+  kernels->matvec_columns = 128 / lanes * each;
+  const char *plain_name = subgroup ? "matvec_subgroup" : "matvec";
+  const char *norm_name = subgroup ? "matvec_norm_subgroup" : "matvec_norm";
+  for (uint32_t dtype = 1; dtype < LPX_N_DTYPES; dtype++) {
+    const uint32_t plain[] = {dtype, lanes, each, 0}, gated[] = {dtype, lanes, each, 1};
+    lpx_matvec *family = &kernels->matvec[dtype];
+    assert_int_equal(lpx_pipeline_get(test->context, plain_name, 3, plain, 4, &family->plain), LAPROX_OK);
+    assert_int_equal(lpx_pipeline_get(test->context, norm_name, 4, plain, 4, &family->normed), LAPROX_OK);
+    assert_int_equal(lpx_pipeline_get(test->context, norm_name, 4, gated, 4, &family->gated), LAPROX_OK);
+  }
+}
+
+/* Gates and values, or plain outputs, of a row that is normalised first. */
+static void run_normed(kernel_test *test, const lpx_kernels *kernels, laprox_dtype dtype, uint32_t n_outputs,
+                       uint32_t depth, bool gated) {
+  const uint32_t n_rows = gated ? 2 * n_outputs : n_outputs;
+  const float epsilon = 1e-5f;
+  float *w, *scale, *x = kernel_random_floats(test, depth), *y = malloc(n_outputs * sizeof *y);
+  for (size_t i = 0; i < depth; i++) x[i] *= 1e-2f; /* where epsilon counts */
+  lpx_weight weight = make_weight(test, dtype, n_rows, depth, &w), norm = make_vector(test, depth, &scale);
+  const lpx_matrix matrix = {.parts = {weight}, .n_parts = 1, .n_rows = n_rows, .n_columns = depth};
+  lpx_buffer in = kernel_buffer(test, x, depth * sizeof *x),
+             out = kernel_buffer(test, NULL, n_outputs * sizeof *y);
+  assert_true(lpx_linear_can_gate(kernels, &matrix));
+  lpx_linear_append(test->program, kernels,
+                    &(lpx_linear){.matrix = &matrix,
+                                  .in = lpx_buffer_whole(&in),
+                                  .n_rows = 1,
+                                  .out = lpx_buffer_whole(&out),
+                                  .norm = &norm,
+                                  .epsilon = epsilon,
+                                  .gated = gated});
+  kernel_run(test);
+  kernel_download(test, &out, y, n_outputs * sizeof *y);
+  double squares = 0.0;
+  for (size_t k = 0; k < depth; k++) squares += (double)x[k] * (double)x[k];
+  const double factor = 1.0 / sqrt(squares / depth + (double)epsilon);
+  for (size_t i = 0; i < n_outputs; i++) {
+    double sum[2] = {0.0, 0.0}, size[2] = {0.0, 0.0};
+    for (size_t half = 0; half < (gated ? 2 : 1); half++)
+      for (size_t k = 0; k < depth; k++) {
+        const double product =
+            (double)x[k] * factor * (double)scale[k] * (double)w[(half * n_outputs + i) * depth + k];
+        sum[half] += product;
+        size[half] += fabs(product);
+      }
+    const double error = (depth + 16) * EPSILON; /* of either sum, in units of its size */
+    double want = sum[0], tolerance = error * size[0];
+    if (gated) {
+      const double silu = sum[0] / (1.0 + exp(-sum[0]));
+      want = silu * sum[1];
+      /* silu' is at most 1.1; exp errs by 3 + 2 |x| units of two halves */
+      tolerance = (1.1 * error * size[0] + (16.0 + 4.0 * fabs(sum[0])) * EPSILON * fabs(silu)) *
+                      (fabs(sum[1]) + error * size[1]) +
+                  fabs(silu) * error * size[1];
+    }
+    kernel_assert_close((double)y[i], want, tolerance, gated ? "gated" : "normed", i);
+  }
+  kernel_release(test, &in);
+  kernel_release(test, &out);
+  kernel_release(test, &weight.buffer);
+  kernel_release(test, &norm.buffer);
+  free(w);
+  free(scale);
+  free(x);
+  free(y);
+}
+
+static void run_single_rows(kernel_test *test, const lpx_kernels *kernels) {
+  static const uint32_t outputs[] = {1, 31, 260};
+  for (uint32_t dtype = 1; dtype < LPX_N_DTYPES; dtype++)
+    for (size_t i = 0; i < COUNT(outputs); i++) {
+      const bool bytes = dtype == LAPROX_DTYPE_Q8_0;
+      const uint32_t depths[] = {bytes ? 32 : 4, bytes ? 96 : 76, 800};
+      for (size_t k = 0; k < COUNT(depths); k++) {
+        run_matmul(test, kernels, &(matmul_case){(laprox_dtype)dtype, 1, outputs[i], depths[k], k == 1});
+        run_normed(test, kernels, (laprox_dtype)dtype, outputs[i], depths[k], false);
+        run_normed(test, kernels, (laprox_dtype)dtype, outputs[i], depths[k], true);
+      }
+    }
+}
+
+static void test_single_row(void **state) {
+  kernel_test test = kernel_test_begin(state, 7);
+  lpx_kernels kernels = make_kernels(&test, LAPROX_DTYPE_F16);
+  run_single_rows(&test, &kernels);
+  for (uint32_t lanes = 4; lanes <= 32; lanes *= 2)
+    for (uint32_t each = 4; each <= 8; each *= 2)
+      for (int subgroup = 0; subgroup < 2; subgroup++) {
+        if (subgroup &&
+            (!lpx_shader_usable(test.context, "matvec_subgroup") || lanes > test.context->subgroup_size))
+          continue;
+        set_matvec(&test, &kernels, lanes, each, subgroup);
+        if (lanes == 8 || each == 4) run_single_rows(&test, &kernels);
+      }
+  kernel_test_end(&test);
+}
+
+/* A matrix of tensors of different types writes its outputs side by side. */
+static void test_parts(void **state) {
+  kernel_test test = kernel_test_begin(state, 8);
+  lpx_kernels kernels = make_kernels(&test, LAPROX_DTYPE_F16);
+  enum { DEPTH = 64, N = 3, FIRST = 64, SECOND = 32, N_OUTPUTS = FIRST + SECOND, STRIDE = 80 };
+  float *w[2], *x = kernel_random_floats(&test, (size_t)N * STRIDE), y[N * N_OUTPUTS];
+  lpx_weight parts[2] = {make_weight(&test, LAPROX_DTYPE_F16, FIRST, DEPTH, &w[0]),
+                         make_weight(&test, LAPROX_DTYPE_Q8_0, SECOND, DEPTH, &w[1])};
+  const lpx_matrix matrix = {
+      .parts = {parts[0], parts[1]}, .n_parts = 2, .n_rows = N_OUTPUTS, .n_columns = DEPTH};
+  lpx_buffer in = kernel_buffer(&test, x, (size_t)N * STRIDE * sizeof *x);
+  assert_false(lpx_linear_can_gate(&kernels, &matrix));
+  for (uint32_t n_rows = 1; n_rows <= N; n_rows += N - 1) {
+    lpx_buffer out = kernel_buffer(&test, NULL, sizeof y);
+    lpx_linear_append(test.program, &kernels,
+                      &(lpx_linear){.matrix = &matrix,
+                                    .in = lpx_buffer_whole(&in),
+                                    .input_stride = STRIDE,
+                                    .n_rows = n_rows,
+                                    .out = lpx_buffer_whole(&out)});
+    kernel_run(&test);
+    kernel_download(&test, &out, y, sizeof y);
+    for (size_t row = 0; row < n_rows; row++)
+      for (size_t i = 0; i < N_OUTPUTS; i++) {
+        const float *weights = i < FIRST ? w[0] + i * DEPTH : w[1] + (i - FIRST) * DEPTH;
+        double sum = 0.0, size = 0.0;
+        for (size_t k = 0; k < DEPTH; k++) {
+          sum += (double)x[row * STRIDE + k] * (double)weights[k];
+          size += fabs((double)x[row * STRIDE + k] * (double)weights[k]);
+        }
+        kernel_assert_close((double)y[row * N_OUTPUTS + i], sum, (DEPTH + 2) * EPSILON * size, "parts", i);
+      }
+    kernel_release(&test, &out);
+  }
+  kernel_release(&test, &in);
+  for (size_t i = 0; i < 2; i++) {
+    kernel_release(&test, &parts[i].buffer);
+    free(w[i]);
+  }
+  free(x);
   kernel_test_end(&test);
 }
 
@@ -167,7 +328,7 @@ static void run_norm(kernel_test *test, const lpx_kernels *kernels, uint32_t n_r
   const float epsilon = 1e-5f;
   float *w, *x = kernel_random_floats(test, skip + n), *y = malloc(n * sizeof *y);
   for (size_t i = 0; i < dim; i++) x[skip + i] *= 1e-3f; /* where epsilon counts */
-  lpx_weight weight = make_weight(test, LAPROX_DTYPE_F32, 1, dim, &w);
+  lpx_weight weight = make_vector(test, dim, &w);
   lpx_buffer in = kernel_buffer(test, x, (skip + n) * sizeof *x),
              out = kernel_buffer(test, NULL, n * sizeof *y);
   lpx_norm_append(test->program, kernels, &weight, epsilon,
@@ -205,46 +366,59 @@ static void test_norm(void **state) {
 static void test_swiglu(void **state) {
   kernel_test test = kernel_test_begin(state, 5);
   lpx_kernels kernels = make_kernels(&test, LAPROX_DTYPE_F16);
-  enum { N = 2052 };
-  float *gate = kernel_random_floats(&test, N), *up = kernel_random_floats(&test, N), got[N];
-  for (size_t i = 0; i < N; i++) gate[i] *= i % 2 ? 20.0f : 1.0f;
-  gate[0] = -1000.0f;
-  gate[1] = 1000.0f;
-  lpx_buffer g = kernel_buffer(&test, gate, N * sizeof *gate), u = kernel_buffer(&test, up, N * sizeof *up);
-  lpx_swiglu_append(test.program, &kernels, lpx_buffer_whole(&g), lpx_buffer_whole(&u), N);
+  enum { N_ROWS = 3, N = 684 };
+  float *rows = kernel_random_floats(&test, (size_t)N_ROWS * 2 * N), got[N_ROWS * 2 * N];
+  for (size_t i = 0; i < N_ROWS * 2 * N; i++) rows[i] *= i % 2 ? 20.0f : 1.0f;
+  rows[0] = -1000.0f;
+  rows[1] = 1000.0f;
+  lpx_buffer buffer = kernel_buffer(&test, rows, sizeof got);
+  lpx_swiglu_append(test.program, &kernels, lpx_buffer_whole(&buffer), N_ROWS, N);
   kernel_run(&test);
-  kernel_download(&test, &g, got, sizeof got);
-  for (size_t i = 0; i < N; i++) {
-    const double x = (double)gate[i], want = x / (1.0 + exp(-x)) * (double)up[i];
+  kernel_download(&test, &buffer, got, sizeof got);
+  for (size_t i = 0; i < N_ROWS * N; i++) {
+    const size_t gate = i / N * 2 * N + i % N;
+    const double x = (double)rows[gate], want = x / (1.0 + exp(-x)) * (double)rows[gate + N];
     /* Vulkan's exp: 3 + 2 |x| units in the last place, of two halves */
     const double units = 2.0 * (3.0 + 2.0 * fabs(x)) + 8.0;
-    kernel_assert_close((double)got[i], want, units * EPSILON * fabs(want) + 1e-30, "swiglu", i);
+    kernel_assert_close((double)got[gate], want, units * EPSILON * fabs(want) + 1e-30, "swiglu", i);
   }
-  kernel_release(&test, &g);
-  kernel_release(&test, &u);
-  free(gate);
-  free(up);
+  kernel_release(&test, &buffer);
+  free(rows);
   kernel_test_end(&test);
 }
 
 typedef struct rope_case {
   laprox_dtype cache_dtype;
-  uint32_t n_rows, n_heads, head_dim, first_position, head_rows, first_row;
-  VkDeviceSize max_range; /* 0: the device's */
+  uint32_t n_rows, n_heads, n_kv_heads, head_dim, first_position, head_rows, first_row;
+  uint32_t query_first, ring_row; /* the last n_rows - query_first queries go to rows ring_row … */
+  bool from_state;                /* position and rows stand in front of the rows */
+  VkDeviceSize max_range;         /* 0: the device's */
 } rope_case;
 
 static double frequency(const rope_case *c, size_t pair) {
   return pow(10000.0, -2.0 * (double)pair / (double)c->head_dim);
 }
 
-static lpx_buffer make_turns(kernel_test *test, const rope_case *c) {
+/* Header and rows [queries, K, V]. */
+static lpx_buffer make_rows(kernel_test *test, const rope_case *c, const laprox_shape *shape, const float *x,
+                            size_t n) {
+  const size_t header = (size_t)lpx_rope_header_bytes(shape);
+  uint8_t *data = malloc(header + n * sizeof *x);
+  assert_non_null(data);
+  const lpx_token_state state = {
+      .position = c->first_position, .tail_row = c->first_row, .ring_row = c->ring_row};
+  memcpy(data, &state, sizeof state);
   uint32_t words[256];
   for (size_t i = 0; i < c->head_dim / 2; i++) {
     const uint64_t turns = (uint64_t)(frequency(c, i) / 6.283185307179586 * 18446744073709551616.0);
     words[2 * i] = (uint32_t)turns;
     words[2 * i + 1] = (uint32_t)(turns >> 32);
   }
-  return kernel_buffer(test, words, (size_t)c->head_dim * 4);
+  memcpy(data + sizeof state, words, (size_t)c->head_dim * sizeof *words);
+  memcpy(data + header, x, n * sizeof *x);
+  lpx_buffer rows = kernel_buffer(test, data, header + n * sizeof *x);
+  free(data);
+  return rows;
 }
 
 /* Row and head of what was stored against the source. */
@@ -261,65 +435,102 @@ static void check_rotated(const rope_case *c, const float *x, const float *y, si
   }
 }
 
+/* What K or V holds: rows that were stored, and all others untouched. */
+static void check_cache(kernel_test *test, const rope_case *c, const float *x, const lpx_buffer *buffer,
+                        bool is_value) {
+  const size_t d = c->head_dim, n_cache = (size_t)c->n_kv_heads * c->head_rows * d;
+  const size_t cache_bytes = laprox_dtype_bytes(c->cache_dtype, n_cache);
+  const size_t row_heads = c->n_heads + 2 * c->n_kv_heads;
+  const size_t first_head = c->n_heads + (is_value ? c->n_kv_heads : 0);
+  float *cache = malloc(n_cache * sizeof *cache);
+  void *raw = malloc(cache_bytes);
+  assert_true(cache && raw);
+  kernel_download(test, buffer, raw, cache_bytes);
+  lpx_to_f32(c->cache_dtype, raw, n_cache, cache);
+  for (size_t head = 0; head < c->n_kv_heads; head++)
+    for (size_t i = 0; i < c->head_rows; i++) {
+      const float *stored = cache + (head * c->head_rows + i) * d;
+      const size_t row = i - c->first_row;
+      if (i >= c->first_row && row < c->n_rows)
+        check_rotated(c, x + (row * row_heads + first_head + head) * d, stored, row, !is_value,
+                      c->cache_dtype == LAPROX_DTYPE_F16, "stored");
+      else
+        for (size_t e = 0; e < d; e++) assert_true(isnan(stored[e]));
+    }
+  free(cache);
+  free(raw);
+}
+
+static void check_queries(kernel_test *test, const rope_case *c, const laprox_shape *shape, const float *x,
+                          const lpx_buffer *rows, const lpx_buffer *ring, size_t ring_rows) {
+  const size_t d = c->head_dim, row_heads = c->n_heads + 2 * c->n_kv_heads, n = c->n_rows * row_heads * d;
+  const size_t header = (size_t)lpx_rope_header_bytes(shape), n_ring = ring_rows * c->n_heads * d;
+  uint8_t *all = malloc(header + n * sizeof *x);
+  float *kept = malloc(n_ring * sizeof *kept), *rotated = malloc(n * sizeof *rotated);
+  assert_true(all && kept && rotated);
+  kernel_download(test, rows, all, header + n * sizeof *x);
+  kernel_download(test, ring, kept, n_ring * sizeof *kept);
+  memcpy(rotated, all + header, n * sizeof *x);
+  for (size_t row = 0; row < c->n_rows; row++)
+    for (size_t head = 0; head < c->n_heads; head++) {
+      const size_t at = (row * row_heads + head) * d;
+      check_rotated(c, x + at, rotated + at, row, true, false, "rotated");
+      if (row >= c->query_first)
+        assert_memory_equal(kept + ((c->ring_row + row - c->query_first) * c->n_heads + head) * d,
+                            rotated + at, d * sizeof *kept);
+    }
+  for (size_t i = 0; i < c->ring_row * c->n_heads * d; i++) assert_true(isnan(kept[i]));
+  free(all);
+  free(kept);
+  free(rotated);
+}
+
 static void run_rope(kernel_test *test, const rope_case *c) {
   lpx_kernels kernels = make_kernels(test, c->cache_dtype);
   const VkDeviceSize max_range = test->context->max_range;
   if (c->max_range) test->context->max_range = c->max_range;
-  const size_t d = c->head_dim, n = (size_t)c->n_rows * c->n_heads * d;
-  const size_t n_cache = (size_t)c->n_heads * c->head_rows * d;
-  const size_t cache_bytes = laprox_dtype_bytes(c->cache_dtype, n_cache);
-  float *x = kernel_random_floats(test, n), *rotated = malloc(n * sizeof *x),
-        *cache = malloc(n_cache * sizeof *x);
-  void *raw = malloc(cache_bytes);
-  lpx_buffer source = kernel_buffer(test, x, n * sizeof *x), turns = make_turns(test, c);
-  lpx_buffer to = kernel_buffer(test, NULL, n * sizeof *x), k = kernel_buffer(test, NULL, cache_bytes),
-             v = kernel_buffer(test, NULL, cache_bytes);
-  lpx_head_rows rows = {.source = lpx_buffer_whole(&source),
-                        .n_rows = c->n_rows,
-                        .n_heads = c->n_heads,
-                        .head_dim = c->head_dim,
-                        .turns = lpx_buffer_whole(&turns),
-                        .first_position = c->first_position,
-                        .rotate = true};
-  lpx_rotate_append(test->program, &kernels, &rows, lpx_buffer_whole(&to));
-  lpx_store_append(test->program, &kernels, &rows, lpx_buffer_whole(&k), c->head_rows, c->first_row);
-  rows.rotate = false;
-  lpx_store_append(test->program, &kernels, &rows, lpx_buffer_whole(&v), c->head_rows, c->first_row);
+  const laprox_shape shape = {
+      .n_layers = 1, .n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads, .head_dim = c->head_dim};
+  const size_t d = c->head_dim, n = (size_t)c->n_rows * (c->n_heads + 2 * c->n_kv_heads) * d;
+  const size_t cache_bytes = laprox_dtype_bytes(c->cache_dtype, (size_t)c->n_kv_heads * c->head_rows * d);
+  const size_t ring_rows = c->ring_row + c->n_rows - c->query_first;
+  float *x = kernel_random_floats(test, n);
+  lpx_buffer rows = make_rows(test, c, &shape, x, n);
+  lpx_buffer ring = kernel_buffer(test, NULL, ring_rows * c->n_heads * d * sizeof *x);
+  lpx_buffer k = kernel_buffer(test, NULL, cache_bytes), v = kernel_buffer(test, NULL, cache_bytes);
+  const lpx_token_state state = {
+      .position = c->first_position, .tail_row = c->first_row, .ring_row = c->ring_row};
+  lpx_rope_append(test->program, &kernels,
+                  &(lpx_rope){.shape = &shape,
+                              .rows = lpx_buffer_whole(&rows),
+                              .n_rows = c->n_rows,
+                              .with_queries = true,
+                              .state = c->from_state ? NULL : &state,
+                              .key = lpx_buffer_whole(&k),
+                              .value = lpx_buffer_whole(&v),
+                              .head_rows = c->head_rows,
+                              .ring = lpx_buffer_whole(&ring),
+                              .query_first = c->query_first});
   kernel_run(test);
-  kernel_download(test, &to, rotated, n * sizeof *x);
-  for (size_t i = 0; i < (size_t)c->n_rows * c->n_heads; i++)
-    check_rotated(c, x + i * d, rotated + i * d, i / c->n_heads, true, false, "rotated");
-  for (int rotate = 0; rotate < 2; rotate++) {
-    kernel_download(test, rotate ? &k : &v, raw, cache_bytes);
-    lpx_to_f32(c->cache_dtype, raw, n_cache, cache);
-    for (size_t head = 0; head < c->n_heads; head++)
-      for (size_t i = 0; i < c->head_rows; i++) {
-        const float *stored = cache + (head * c->head_rows + i) * d;
-        if (i >= c->first_row && i < c->first_row + c->n_rows)
-          check_rotated(c, x + ((i - c->first_row) * c->n_heads + head) * d, stored, i - c->first_row, rotate,
-                        c->cache_dtype == LAPROX_DTYPE_F16, "stored");
-        else
-          for (size_t e = 0; e < d; e++) assert_true(isnan(stored[e])); /* other rows are left alone */
-      }
-  }
+  check_queries(test, c, &shape, x, &rows, &ring, ring_rows);
+  check_cache(test, c, x, &k, false);
+  check_cache(test, c, x, &v, true);
   test->context->max_range = max_range;
-  lpx_buffer *buffers[] = {&source, &turns, &to, &k, &v};
+  lpx_buffer *buffers[] = {&rows, &ring, &k, &v};
   for (size_t i = 0; i < COUNT(buffers); i++) kernel_release(test, buffers[i]);
   free(x);
-  free(rotated);
-  free(cache);
-  free(raw);
 }
 
 static void test_rope(void **state) {
   kernel_test test = kernel_test_begin(state, 6);
   const rope_case cases[] = {
-      {LAPROX_DTYPE_F16, 1, 1, 4, 0, 1, 0, 0},
-      {LAPROX_DTYPE_F16, 65, 3, 80, 1, 70, 5, 0},
-      {LAPROX_DTYPE_F32, 3, 2, 64, 131069, 9, 1, 0},
-      {LAPROX_DTYPE_F16, 3, 7, 128, 1000003, 3, 0, 0},
-      {LAPROX_DTYPE_F32, 2, 1, 256, 77, 2, 0, 0},
-      {LAPROX_DTYPE_F16, 17, 5, 96, 20, 33, 13, (VkDeviceSize)33 << 10}, /* two or three heads a binding */
+      {LAPROX_DTYPE_F16, 1, 1, 1, 4, 0, 1, 0, 0, 0, false, 0},
+      {LAPROX_DTYPE_F16, 65, 6, 3, 80, 1, 70, 5, 33, 2, false, 0},
+      {LAPROX_DTYPE_F32, 3, 2, 2, 64, 131069, 9, 1, 1, 0, false, 0},
+      {LAPROX_DTYPE_F16, 1, 7, 7, 128, 1000003, 3, 2, 0, 5, true, 0},
+      {LAPROX_DTYPE_F32, 2, 1, 1, 256, 77, 2, 0, 0, 1, true, 0},
+      /* two heads of the cache a binding */
+      {LAPROX_DTYPE_F16, 17, 5, 5, 96, 20, 200, 13, 0, 0, false, (VkDeviceSize)110 << 10},
   };
   for (size_t i = 0; i < COUNT(cases); i++) run_rope(&test, &cases[i]);
   kernel_test_end(&test);
@@ -327,8 +538,10 @@ static void test_rope(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_matmul), cmocka_unit_test(test_matmul_in_parts), cmocka_unit_test(test_embed),
-      cmocka_unit_test(test_norm),   cmocka_unit_test(test_swiglu),          cmocka_unit_test(test_rope),
+      cmocka_unit_test(test_matmul),     cmocka_unit_test(test_matmul_in_parts),
+      cmocka_unit_test(test_single_row), cmocka_unit_test(test_parts),
+      cmocka_unit_test(test_embed),      cmocka_unit_test(test_norm),
+      cmocka_unit_test(test_swiglu),     cmocka_unit_test(test_rope),
   };
   return cmocka_run_group_tests(tests, test_gpu_setup, test_gpu_teardown);
 }

@@ -81,22 +81,23 @@ static void test_programs(void **state) {
 static void run_swiglu(test_gpu *gpu, uint32_t n, float *out) {
   laprox_context *context = gpu->device->context;
   lpx_kernels kernels;
-  lpx_buffer gate, up;
+  lpx_buffer rows;
   lpx_program *program = NULL;
   for (uint32_t i = 0; i < n; i++) out[i] = sinf((float)i);
   assert_int_equal(lpx_kernels_init(context, 0, LAPROX_DTYPE_F16, &kernels), LAPROX_OK);
-  assert_int_equal(lpx_buffer_init(context, LPX_MEMORY_DEVICE, n * 4, "gate", &gate), LAPROX_OK);
-  assert_int_equal(lpx_buffer_init(context, LPX_MEMORY_DEVICE, n * 4, "up", &up), LAPROX_OK);
-  assert_int_equal(lpx_queue_upload(gpu->device->queue, lpx_buffer_whole(&gate), out, n * 4), LAPROX_OK);
-  assert_int_equal(lpx_queue_upload(gpu->device->queue, lpx_buffer_whole(&up), out, n * 4), LAPROX_OK);
+  assert_int_equal(lpx_buffer_init(context, LPX_MEMORY_DEVICE, n * 8, "gates", &rows), LAPROX_OK);
+  const laprox_buffer gates = lpx_buffer_part(lpx_buffer_whole(&rows), 0, n * 4);
+  assert_int_equal(lpx_queue_upload(gpu->device->queue, gates, out, n * 4), LAPROX_OK);
+  assert_int_equal(lpx_queue_upload(gpu->device->queue,
+                                    lpx_buffer_part(lpx_buffer_whole(&rows), n * 4, n * 4), out, n * 4),
+                   LAPROX_OK);
   assert_int_equal(lpx_program_create(context, "folding", &program), LAPROX_OK);
-  lpx_swiglu_append(program, &kernels, lpx_buffer_whole(&gate), lpx_buffer_whole(&up), n);
+  lpx_swiglu_append(program, &kernels, lpx_buffer_whole(&rows), 1, n);
   assert_int_equal(lpx_program_finish_building(program), LAPROX_OK);
   assert_int_equal(lpx_queue_run(gpu->device->queue, program, NULL), LAPROX_OK);
-  assert_int_equal(lpx_queue_download(gpu->device->queue, lpx_buffer_whole(&gate), out, n * 4), LAPROX_OK);
+  assert_int_equal(lpx_queue_download(gpu->device->queue, gates, out, n * 4), LAPROX_OK);
   lpx_program_destroy(program);
-  lpx_buffer_finish(context, &gate);
-  lpx_buffer_finish(context, &up);
+  lpx_buffer_finish(context, &rows);
 }
 
 /* More workgroups than a (pretended) device takes in x go to a second dimension. */

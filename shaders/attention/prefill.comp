@@ -24,6 +24,7 @@ layout(push_constant) uniform Push {
   uint first_group;
   uint n_rows;
   uint n_heads;                // of the model
+  uint query_heads;            // from one query row to the next
   uint first_head;             // of this dispatch, a multiple of GROUP
   uint head_rows;              // cache rows from one KV head to the next
   uint n_visible;              // entries that row 0 sees
@@ -103,7 +104,7 @@ vec4 load_value(uint entry, uint quad) {
 
 #ifdef DIRECT
 // Rows and keys beyond the last repeat it; the rows are not stored, the keys not seen.
-#define QUERY_FIRST(i) const uint first##i = (min(ROW(i), push.n_rows - 1u) * push.n_heads + head) * QUADS;
+#define QUERY_FIRST(i) const uint first##i = (min(ROW(i), push.n_rows - 1u) * push.query_heads + head) * QUADS;
 #define LOAD_QUERY(i)  query[first##i + quad]
 
 void compute_scores(uint key0, uint limit) {
@@ -124,7 +125,7 @@ void stage_queries_and_keys(uint key0, uint limit, uint quad0) {
   [[unroll]] for (uint i = 0; i < QUERIES / 32; i++) {
     const uint row = i * 32u + (t >> 2);
     vec4 q = vec4(0.0);
-    if (row0 + row < push.n_rows && quad < QUADS) q = query[((row0 + row) * push.n_heads + head) * QUADS + quad];
+    if (row0 + row < push.n_rows && quad < QUADS) q = query[((row0 + row) * push.query_heads + head) * QUADS + quad];
     tile[row * STRIDE + (t & 3u)] = q;
   }
   [[unroll]] for (uint i = 0; i < KEYS / 32; i++) {

@@ -16,12 +16,14 @@ layout(push_constant) uniform Push {
   uint n_groups;
   uint first_group;
   uint n_rows, n_columns, depth;
+  uint row_units;                   // uvec4s of a row of W
+  uint input_stride;                // vec4s
   uint output_first, output_stride; // floats
   uint accumulate;
 } push;
 
 layout(binding = 0) readonly buffer Input { vec4 x[]; };
-layout(binding = 1) readonly buffer Weight { uvec2 weight[]; };
+layout(binding = 1) readonly buffer Weight { uvec4 weight[]; };
 layout(binding = 2) buffer Output { float y[]; };
 
 #define WEIGHT_DATA weight
@@ -42,14 +44,14 @@ void stage(uint row0, uint column0, uint quad0) {
   [[unroll]] for (uint i = 0; i < TILE_ROWS / 32; i++) {
     const uint row = i * 32u + (t >> 2);
     vec4 value = vec4(0.0);
-    if (row0 + row < push.n_rows && quad < quads) value = x[(row0 + row) * quads + quad];
+    if (row0 + row < push.n_rows && quad < quads) value = x[(row0 + row) * push.input_stride + quad];
     x_tile[row * STRIDE + (t & 3u)] = value;
   }
   [[unroll]] for (uint i = 0; i < TILE_COLUMNS / 32; i++) {
     const uint column = i * 32u + (t >> 2);
     vec4 value = vec4(0.0);
     if (column0 + column < push.n_columns && quad < quads)
-      value = load_weight(((column0 + column) * quads + quad) * 4u);
+      value = load_weight((column0 + column) * push.row_units, push.depth, quad);
     w_tile[column * STRIDE + (t & 3u)] = value;
   }
 }
@@ -60,10 +62,10 @@ void stage(uint row0, uint column0, uint quad0) {
 #ifdef DIRECT
 #define ROW(i) (ty * 8u + i) // rows that are far apart fall into the same set of a processor's cache
 // Rows and columns beyond the last repeat it and are not stored.
-#define X_FIRST(i) const uint x_first##i = min(row0 + ROW(i), push.n_rows - 1u) * (push.depth >> 2);
-#define W_FIRST(j) const uint w_first##j = min(column0 + tx + 16u * j, push.n_columns - 1u) * (push.depth >> 2);
+#define X_FIRST(i) const uint x_first##i = min(row0 + ROW(i), push.n_rows - 1u) * push.input_stride;
+#define W_FIRST(j) const uint w_first##j = min(column0 + tx + 16u * j, push.n_columns - 1u) * push.row_units;
 #define LOAD_X(i) x[x_first##i + k]
-#define LOAD_W(j) load_weight((w_first##j + k) * 4u)
+#define LOAD_W(j) load_weight(w_first##j, push.depth, k)
 #else
 #define ROW(i) (ty + 8u * i)
 #define LOAD_X(i) x_tile[ROW(i) * STRIDE + k]

@@ -1,41 +1,42 @@
-// Four consecutive elements of a tensor of any type a model file may have. Buffers are arrays of uvec2: four 16-bit
-// elements, two f32, and for Q8_0 a stretch of bytes. `index`, the first element, is a multiple of 4 (with Q8_0 counted
-// through the whole tensor, whose rows are whole blocks).
+// Elements of a tensor of any type a model file may have, in groups of consecutive ones.
 #ifndef WEIGHT_GLSL
 #define WEIGHT_GLSL
 
 #include "dtype.glsl"
 
-// F32, F16 and BF16.
+// Four of an array of uvec2 from element INDEX, a multiple of 4: F32, F16 and BF16.
 #define LOAD_QUAD(BUFFER, DTYPE, INDEX)                                                                              \
   ((DTYPE) == DTYPE_F32 ? uintBitsToFloat(uvec4(BUFFER[(INDEX) >> 1], BUFFER[((INDEX) >> 1) + 1u]))                  \
    : (DTYPE) == DTYPE_F16                                                                                            \
        ? vec4(unpackHalf2x16(BUFFER[(INDEX) >> 2].x), unpackHalf2x16(BUFFER[(INDEX) >> 2].y))                        \
        : vec4(unpack_bf16(BUFFER[(INDEX) >> 2].x), unpack_bf16(BUFFER[(INDEX) >> 2].y)))
 
-// Weights: the includer defines WEIGHT_DATA and WEIGHT_TYPE.
+// Weights: the includer defines WEIGHT_TYPE and WEIGHT_DATA, an array of uvec4 with rows as lpx_weight_pack makes them.
+// `first` is a row's first uvec4, `depth` the row's length.
 #ifdef WEIGHT_DATA
 
-uint weight_word(uint index) {
-  const uvec2 pair = WEIGHT_DATA[index >> 1];
-  return (index & 1u) == 0u ? pair.x : pair.y;
+vec2 unpack_halves(uint word) {
+  return WEIGHT_TYPE == DTYPE_F16 ? unpackHalf2x16(word) : unpack_bf16(word);
 }
 
-// Blocks have 34 bytes, a scale and 32 numbers, so that every other one begins in the middle of a word.
-vec4 load_q8_0(uint index) {
-  const uint block_byte = (index >> 5) * 34u;
-  const vec2 halves = unpackHalf2x16(weight_word(block_byte >> 2));
-  const float scale = (block_byte & 2u) == 0u ? halves.x : halves.y;
-  const uint byte = block_byte + 2u + (index & 31u);
-  uint word = weight_word(byte >> 2);
-  if ((byte & 2u) != 0u) word = (word >> 16) | (weight_word((byte >> 2) + 1u) << 16);
+vec4 unpack_bytes(uint word) {
   const int bits = int(word);
-  return scale * vec4(ivec4(bits << 24, bits << 16, bits << 8, bits) >> 24);
+  return vec4(ivec4(bits << 24, bits << 16, bits << 8, bits) >> 24);
 }
 
-vec4 load_weight(uint index) {
-  if (WEIGHT_TYPE == DTYPE_Q8_0) return load_q8_0(index);
-  return LOAD_QUAD(WEIGHT_DATA, WEIGHT_TYPE, index);
+// Of Q8_0: the scale of a row's block of 32.
+float weight_scale(uint first, uint depth, uint block) {
+  const vec2 halves = unpackHalf2x16(WEIGHT_DATA[first + (depth >> 4) + (block >> 3)][(block >> 1) & 3u]);
+  return (block & 1u) == 0u ? halves.x : halves.y;
+}
+
+// The row's four elements from element 4 * quad.
+vec4 load_weight(uint first, uint depth, uint quad) {
+  if (WEIGHT_TYPE == DTYPE_F32) return uintBitsToFloat(WEIGHT_DATA[first + quad]);
+  if (WEIGHT_TYPE == DTYPE_Q8_0)
+    return weight_scale(first, depth, quad >> 3) * unpack_bytes(WEIGHT_DATA[first + (quad >> 2)][quad & 3u]);
+  const uint unit = first + (quad >> 1), at = (quad & 1u) * 2u;
+  return vec4(unpack_halves(WEIGHT_DATA[unit][at]), unpack_halves(WEIGHT_DATA[unit][at + 1u]));
 }
 
 #endif

@@ -17,6 +17,7 @@ typedef struct lpx_attention {
   laprox_dtype cache_dtype; /* F16 or F32 */
   lpx_pipeline prefill, decode, merge;
   uint32_t prefill_rows;    /* query rows of a workgroup */
+  uint32_t query_heads;     /* from one of prefill's query rows to the next; n_heads unless it is changed */
   uint32_t decode_elements; /* of K or V that a thread loads at once */
 } lpx_attention;
 

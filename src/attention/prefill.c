@@ -10,14 +10,14 @@
 typedef struct prefill_push {
   uint32_t n_groups;
   uint32_t first_group;
-  uint32_t n_rows, n_heads, first_head;
+  uint32_t n_rows, n_heads, query_heads, first_head;
   uint32_t head_rows;
   uint32_t n_visible, causal;
   uint32_t key_first, value_first;
   uint32_t state_first, carry, keep;
   float scale;
 } prefill_push;
-_Static_assert(sizeof(prefill_push) == 56, "prefill.comp reads 14 words");
+_Static_assert(sizeof(prefill_push) == 60, "prefill.comp reads 15 words");
 
 static laprox_result check(laprox_context *context, const laprox_shape *shape, laprox_dtype cache_dtype) {
   if (cache_dtype != LAPROX_DTYPE_F16 && cache_dtype != LAPROX_DTYPE_F32)
@@ -28,7 +28,8 @@ static laprox_result check(laprox_context *context, const laprox_shape *shape, l
 
 laprox_result lpx_attention_init(laprox_context *context, const laprox_shape *shape, laprox_dtype cache_dtype,
                                  lpx_attention *out) {
-  *out = (lpx_attention){.context = context, .shape = *shape, .cache_dtype = cache_dtype};
+  *out = (lpx_attention){
+      .context = context, .shape = *shape, .cache_dtype = cache_dtype, .query_heads = shape->n_heads};
   laprox_result result = check(context, shape, cache_dtype);
   if (result) return result;
   const uint32_t group = shape->n_heads / shape->n_kv_heads;
@@ -145,9 +146,11 @@ void lpx_prefill_attention_append(lpx_program *program, const lpx_attention *att
   const laprox_shape *shape = &attention->shape;
   prefill_push push = {.n_rows = n_rows,
                        .n_heads = shape->n_heads,
+                       .query_heads = attention->query_heads,
                        .state_first = (uint32_t)(rows_bytes(shape, n_rows) / 16),
                        .scale = lpx_attention_scale(attention)};
-  query.size = rows_bytes(shape, n_rows);
+  query.size = ((VkDeviceSize)(n_rows - 1) * attention->query_heads + shape->n_heads) * shape->head_dim *
+               sizeof(float);
   if (prefix && !is_empty(prefix, shape->n_kv_heads)) {
     push.keep = 1;
     push.n_visible = prefix->n_rows;

@@ -10,27 +10,30 @@ typedef struct activation {
   const char *name;
 } activation;
 
-enum { N_ACTIVATIONS = 10 };
+enum { N_ACTIVATIONS = 6 };
+
+static uint32_t projected_dim(const laprox_shape *shape) {
+  return (shape->n_heads + 2 * shape->n_kv_heads) * shape->head_dim;
+}
+
+static VkDeviceSize scratch_bytes(const laprox_shape *shape, uint32_t max_entries) {
+  return (shape->n_layers * (VkDeviceSize)lpx_decode_table_units(shape) +
+          lpx_decode_partial_units(shape, max_entries)) *
+         LPX_DECODE_UNIT_BYTES;
+}
 
 static void list_activations(const laprox_model *model, uint32_t chunk, uint32_t max_entries,
                              activation list[N_ACTIVATIONS]) {
   const laprox_shape *shape = &model->shape;
   const VkDeviceSize row = sizeof(float) * (VkDeviceSize)chunk;
-  const VkDeviceSize q_bytes = row * shape->n_heads * shape->head_dim;
-  const VkDeviceSize kv_bytes = row * shape->n_kv_heads * shape->head_dim;
-  const VkDeviceSize wide_bytes = row * model->feed_forward_dim;
   const activation all[N_ACTIVATIONS] = {
       {offsetof(lpx_forward, ids), row, "token ids"},
       {offsetof(lpx_forward, norm), row * model->model_dim, "normalised rows"},
-      {offsetof(lpx_forward, query_projected), q_bytes, "projected queries"},
-      {offsetof(lpx_forward, key_projected), kv_bytes, "projected keys"},
-      {offsetof(lpx_forward, value_projected), kv_bytes, "projected values"},
-      {offsetof(lpx_forward, query), q_bytes, "queries"},
+      {offsetof(lpx_forward, projected), lpx_rope_header_bytes(shape) + row * projected_dim(shape),
+       "projections"},
       {offsetof(lpx_forward, attended), lpx_prefill_attention_bytes(shape, chunk), "attention output"},
-      {offsetof(lpx_forward, gate), wide_bytes, "feed-forward gate"},
-      {offsetof(lpx_forward, up), wide_bytes, "feed-forward up"},
-      {offsetof(lpx_forward, scratch), lpx_decode_attention_scratch_bytes(shape, max_entries),
-       "attention scratch"},
+      {offsetof(lpx_forward, gate_up), row * 2 * model->feed_forward_dim, "feed-forward gates"},
+      {offsetof(lpx_forward, scratch), scratch_bytes(shape, max_entries), "attention scratch"},
   };
   memcpy(list, all, sizeof all);
 }
@@ -58,11 +61,34 @@ uint64_t lpx_forward_bytes(const laprox_model *model, uint32_t chunk, uint32_t m
   return bytes;
 }
 
-static uint32_t weight_dtypes(const laprox_model *model) {
-  uint32_t mask = 1u << model->token_embedding.dtype | 1u << lpx_model_output(model)->dtype;
-  for (uint32_t layer = 0; layer < model->shape.n_layers; layer++)
-    for (uint32_t i = 0; i < LPX_N_LAYER_WEIGHTS; i++) mask |= 1u << model->layers[layer].weights[i].dtype;
+static uint32_t matrix_dtypes(const lpx_matrix *matrix) {
+  uint32_t mask = 0;
+  for (uint32_t i = 0; i < matrix->n_parts; i++) mask |= 1u << matrix->parts[i].dtype;
   return mask;
+}
+
+static uint32_t weight_dtypes(const laprox_model *model) {
+  uint32_t mask = matrix_dtypes(&model->token_embedding) | matrix_dtypes(&model->output);
+  for (uint32_t l = 0; l < model->shape.n_layers; l++) {
+    const lpx_model_layer *layer = &model->layers[l];
+    mask |= matrix_dtypes(&layer->projections) | matrix_dtypes(&layer->attention_output) |
+            matrix_dtypes(&layer->gate_up) | matrix_dtypes(&layer->down);
+  }
+  return mask;
+}
+
+/* The frequencies behind the state: the device has no 64-bit integers, so low and high words. */
+static laprox_result upload_frequencies(lpx_forward *forward) {
+  uint32_t words[2 * LPX_MAX_ROPE_TURNS];
+  const uint32_t n = forward->model->shape.head_dim / 2;
+  for (uint32_t i = 0; i < n; i++) {
+    words[2 * i] = (uint32_t)forward->model->rope_turns[i];
+    words[2 * i + 1] = (uint32_t)(forward->model->rope_turns[i] >> 32);
+  }
+  return lpx_queue_upload(
+      forward->model->device->queue,
+      lpx_buffer_part(lpx_buffer_whole(&forward->projected), sizeof(lpx_token_state), n * 2 * sizeof *words),
+      words, n * 2 * sizeof *words);
 }
 
 laprox_result lpx_forward_init(const laprox_model *model, laprox_dtype cache_dtype, uint32_t chunk,
@@ -72,7 +98,9 @@ laprox_result lpx_forward_init(const laprox_model *model, laprox_dtype cache_dty
   laprox_result result = lpx_attention_init(context, &model->shape, cache_dtype, &out->attention);
   if (!result) result = lpx_kernels_init(context, weight_dtypes(model), cache_dtype, &out->kernels);
   if (!result) result = init_activations(out);
+  if (!result) result = upload_frequencies(out);
   if (result) lpx_forward_finish(out);
+  out->attention.query_heads = model->shape.n_heads + 2 * model->shape.n_kv_heads;
   return result;
 }
 
@@ -85,15 +113,21 @@ void lpx_forward_finish(lpx_forward *forward) {
   *forward = (lpx_forward){0};
 }
 
+static void append_embedding(lpx_program *program, const lpx_forward *forward, laprox_buffer ids,
+                             uint32_t n_tokens, laprox_buffer hidden) {
+  lpx_embed_append(program, &forward->kernels, &forward->model->token_embedding.parts[0], ids, n_tokens,
+                   hidden);
+  lpx_program_barrier(program);
+  lpx_program_mark_step(program);
+}
+
 void lpx_forward_embed_append(lpx_program *program, const lpx_forward *forward, const uint32_t *tokens,
                               uint32_t n_tokens, laprox_buffer hidden) {
   const laprox_buffer ids = lpx_buffer_part(lpx_buffer_whole(&forward->ids), 0, n_tokens * sizeof *tokens);
   lpx_program_barrier(program);
   lpx_program_update(program, ids, tokens, n_tokens * sizeof *tokens);
   lpx_program_barrier(program);
-  lpx_embed_append(program, &forward->kernels, &forward->model->token_embedding, ids, n_tokens, hidden);
-  lpx_program_barrier(program);
-  lpx_program_mark_step(program);
+  append_embedding(program, forward, ids, n_tokens, hidden);
 }
 
 /* Ends a phase of a layer: what follows may read what it wrote. */
@@ -102,112 +136,170 @@ static void end_phase(lpx_program *program) {
   lpx_program_mark_step(program);
 }
 
-/* Normalises, projects, rotates and stores. */
-static void append_projections(lpx_program *program, const lpx_forward *forward,
-                               const lpx_forward_layer *layer, bool with_query) {
-  const laprox_model *model = forward->model;
-  const lpx_kernels *kernels = &forward->kernels;
-  const lpx_weight *weights = model->layers[layer->layer].weights;
-  const laprox_buffer norm = lpx_buffer_whole(&forward->norm);
-  const uint32_t n = layer->n_rows;
-  lpx_norm_append(program, kernels, &weights[LPX_ATTN_NORM], model->norm_epsilon, layer->hidden, n, norm);
-  end_phase(program);
-  const laprox_buffer q = lpx_buffer_whole(&forward->query_projected);
-  const laprox_buffer k = lpx_buffer_whole(&forward->key_projected);
-  const laprox_buffer v = lpx_buffer_whole(&forward->value_projected);
-  if (with_query) lpx_matmul_append(program, kernels, &weights[LPX_ATTN_Q], norm, n, q, false);
-  lpx_matmul_append(program, kernels, &weights[LPX_ATTN_K], norm, n, k, false);
-  lpx_matmul_append(program, kernels, &weights[LPX_ATTN_V], norm, n, v, false);
-  end_phase(program);
-  lpx_head_rows rows = {.source = q,
-                        .n_rows = n,
-                        .n_heads = model->shape.n_heads,
-                        .head_dim = model->shape.head_dim,
-                        .turns = lpx_buffer_whole(&model->rope_turns),
-                        .first_position = layer->first_position,
-                        .rotate = true};
-  if (with_query) lpx_rotate_append(program, kernels, &rows, lpx_buffer_whole(&forward->query));
-  rows.source = k;
-  rows.n_heads = model->shape.n_kv_heads;
-  lpx_store_append(program, kernels, &rows, layer->key, layer->head_rows, layer->first_row);
-  rows.source = v;
-  rows.rotate = false;
-  lpx_store_append(program, kernels, &rows, layer->value, layer->head_rows, layer->first_row);
+/* ---- a layer ---- */
+
+typedef struct segments {
+  lpx_attention_segment both[2]; /* prefix and tail */
+} segments;
+
+static segments layer_segments(const lpx_forward_layer *layer) {
+  return (segments){{layer->prefix, lpx_attention_dense(layer->key, layer->value, layer->head_rows,
+                                                        layer->first_row + layer->n_rows)}};
+}
+
+static lpx_decode_place decode_place(const lpx_forward *forward, uint32_t layer) {
+  const laprox_shape *shape = &forward->model->shape;
+  const uint32_t units = lpx_decode_table_units(shape);
+  return (lpx_decode_place){.scratch = lpx_buffer_whole(&forward->scratch),
+                            .table_first = layer * units,
+                            .partial_first = shape->n_layers * units};
+}
+
+static lpx_token_state token_state(const lpx_forward_layer *layer, uint32_t token) {
+  return (lpx_token_state){.token = token,
+                           .position = layer->first_position,
+                           .tail_row = layer->first_row,
+                           .ring_row = layer->ring_row};
+}
+
+/* Rows in front of which a norm stands: a single one is normalised in the product. */
+static void append_normed_product(lpx_program *program, const lpx_forward *forward,
+                                  const lpx_forward_layer *layer, const lpx_weight *weight,
+                                  lpx_linear product) {
+  const float epsilon = forward->model->norm_epsilon;
+  product.n_rows = layer->n_rows;
+  product.in = layer->hidden;
+  if (layer->n_rows == 1) {
+    product.norm = weight;
+    product.epsilon = epsilon;
+  } else {
+    product.in = lpx_buffer_whole(&forward->norm);
+    lpx_norm_append(program, &forward->kernels, weight, epsilon, layer->hidden, layer->n_rows, product.in);
+    end_phase(program);
+  }
+  lpx_linear_append(program, &forward->kernels, &product);
   end_phase(program);
 }
 
-static void append_query_copy(lpx_program *program, const lpx_forward *forward,
-                              const lpx_forward_layer *layer) {
-  const VkDeviceSize row_bytes =
-      (VkDeviceSize)forward->model->shape.n_heads * forward->model->shape.head_dim * sizeof(float);
-  const VkDeviceSize there = (layer->n_rows - layer->query_first) * row_bytes;
-  laprox_buffer to = layer->query_out;
-  if (to.size > there) to.size = there;
-  lpx_program_copy(
-      program, lpx_buffer_part(lpx_buffer_whole(&forward->query), layer->query_first * row_bytes, to.size),
-      to);
+/* Normalises, projects, rotates and stores. A single row's state stands in the header already. */
+static void append_projections(lpx_program *program, const lpx_forward *forward,
+                               const lpx_forward_layer *layer) {
+  const laprox_model *model = forward->model;
+  const lpx_model_layer *weights = &model->layers[layer->layer];
+  const laprox_buffer projected = lpx_buffer_whole(&forward->projected);
+  const VkDeviceSize header = lpx_rope_header_bytes(&model->shape);
+  const lpx_token_state state = token_state(layer, 0);
+  append_normed_product(program, forward, layer, &weights->attention_norm,
+                        (lpx_linear){.matrix = &weights->projections,
+                                     .out = lpx_buffer_part(projected, header, projected.size - header)});
+  const lpx_rope rope = {.shape = &model->shape,
+                         .rows = projected,
+                         .n_rows = layer->n_rows,
+                         .with_queries = layer->ring.size || !layer->kv_only,
+                         .state = layer->n_rows == 1 ? NULL : &state,
+                         .key = layer->key,
+                         .value = layer->value,
+                         .head_rows = layer->head_rows,
+                         .ring = layer->ring,
+                         .query_first = layer->query_first};
+  lpx_rope_append(program, &forward->kernels, &rope);
+  end_phase(program);
 }
 
 static void append_attention(lpx_program *program, const lpx_forward *forward,
                              const lpx_forward_layer *layer) {
-  const lpx_attention_segment tail =
-      lpx_attention_dense(layer->key, layer->value, layer->head_rows, layer->first_row + layer->n_rows);
-  const laprox_buffer query = lpx_buffer_whole(&forward->query);
+  const segments stretches = layer_segments(layer);
+  const laprox_buffer projected = lpx_buffer_whole(&forward->projected);
+  const VkDeviceSize header = lpx_rope_header_bytes(&forward->model->shape);
+  const laprox_buffer query = lpx_buffer_part(projected, header, projected.size - header);
   const laprox_buffer out = lpx_buffer_whole(&forward->attended);
   if (layer->n_rows > 1) {
-    lpx_prefill_attention_append(program, &forward->attention, query, layer->n_rows, &layer->prefix, &tail,
-                                 out);
+    lpx_prefill_attention_append(program, &forward->attention, query, layer->n_rows, &stretches.both[0],
+                                 &stretches.both[1], out);
   } else {
-    const lpx_attention_segment segments[] = {layer->prefix, tail};
-    lpx_decode_attention_append(program, &forward->attention, query, segments, 2,
-                                lpx_buffer_whole(&forward->scratch), out);
+    const lpx_decode_place place = decode_place(forward, layer->layer);
+    lpx_decode_chunks_append(program, &forward->attention, query, stretches.both, 2, place);
+    lpx_program_barrier(program);
+    lpx_decode_merge_append(program, &forward->attention, stretches.both, 2, place, out);
   }
   end_phase(program);
-  lpx_matmul_append(program, &forward->kernels,
-                    &forward->model->layers[layer->layer].weights[LPX_ATTN_OUTPUT], out, layer->n_rows,
-                    layer->hidden, true);
+  const lpx_linear product = {.matrix = &forward->model->layers[layer->layer].attention_output,
+                              .in = out,
+                              .n_rows = layer->n_rows,
+                              .out = layer->hidden,
+                              .accumulate = true};
+  lpx_linear_append(program, &forward->kernels, &product);
   end_phase(program);
 }
 
 static void append_feed_forward(lpx_program *program, const lpx_forward *forward,
                                 const lpx_forward_layer *layer) {
-  const laprox_model *model = forward->model;
   const lpx_kernels *kernels = &forward->kernels;
-  const lpx_weight *weights = model->layers[layer->layer].weights;
-  const laprox_buffer norm = lpx_buffer_whole(&forward->norm);
-  const laprox_buffer gate = lpx_buffer_whole(&forward->gate), up = lpx_buffer_whole(&forward->up);
-  const uint32_t n = layer->n_rows;
-  lpx_norm_append(program, kernels, &weights[LPX_FFN_NORM], model->norm_epsilon, layer->hidden, n, norm);
-  end_phase(program);
-  lpx_matmul_append(program, kernels, &weights[LPX_FFN_GATE], norm, n, gate, false);
-  lpx_matmul_append(program, kernels, &weights[LPX_FFN_UP], norm, n, up, false);
-  end_phase(program);
-  lpx_swiglu_append(program, kernels, gate, up, (uint64_t)n * model->feed_forward_dim);
-  end_phase(program);
-  lpx_matmul_append(program, kernels, &weights[LPX_FFN_DOWN], gate, n, layer->hidden, true);
+  const lpx_model_layer *weights = &forward->model->layers[layer->layer];
+  const uint32_t wide = forward->model->feed_forward_dim;
+  const laprox_buffer gates = lpx_buffer_whole(&forward->gate_up);
+  const bool gated = layer->n_rows == 1 && lpx_linear_can_gate(kernels, &weights->gate_up);
+  append_normed_product(program, forward, layer, &weights->feed_forward_norm,
+                        (lpx_linear){.matrix = &weights->gate_up, .out = gates, .gated = gated});
+  if (!gated) {
+    lpx_swiglu_append(program, kernels, gates, layer->n_rows, wide);
+    end_phase(program);
+  }
+  const lpx_linear product = {.matrix = &weights->down,
+                              .in = gates,
+                              .input_stride = gated ? 0 : 2 * wide,
+                              .n_rows = layer->n_rows,
+                              .out = layer->hidden,
+                              .accumulate = true};
+  lpx_linear_append(program, kernels, &product);
   end_phase(program);
 }
 
-void lpx_forward_layer_append(lpx_program *program, const lpx_forward *forward,
-                              const lpx_forward_layer *layer) {
-  const bool copy_query = layer->query_out.size > 0 && layer->query_first < layer->n_rows;
-  lpx_program_barrier(program);
-  append_projections(program, forward, layer, copy_query || !layer->kv_only);
-  if (copy_query) append_query_copy(program, forward, layer);
+static void append_phases(lpx_program *program, const lpx_forward *forward, const lpx_forward_layer *layer) {
+  append_projections(program, forward, layer);
   if (!layer->kv_only) {
     append_attention(program, forward, layer);
     append_feed_forward(program, forward, layer);
   }
+}
+
+/* What single rows of layers [first, first + n) find prepared: their state and the tables of attention. */
+static void append_state(lpx_program *program, const lpx_forward *forward, uint32_t token,
+                         const lpx_forward_layer *layers, uint32_t n) {
+  const lpx_token_state state = token_state(layers, token);
   lpx_program_barrier(program);
+  lpx_program_update(program, lpx_buffer_part(lpx_buffer_whole(&forward->projected), 0, sizeof state), &state,
+                     sizeof state);
+  for (uint32_t i = 0; i < n; i++) {
+    const segments stretches = layer_segments(&layers[i]);
+    lpx_decode_table_append(program, &forward->attention, stretches.both, 2,
+                            decode_place(forward, layers[i].layer));
+  }
+  lpx_program_barrier(program);
+}
+
+void lpx_forward_layer_append(lpx_program *program, const lpx_forward *forward,
+                              const lpx_forward_layer *layer) {
+  if (layer->n_rows == 1) append_state(program, forward, 0, layer, 1);
+  lpx_program_barrier(program);
+  append_phases(program, forward, layer);
+}
+
+void lpx_forward_token_append(lpx_program *program, const lpx_forward *forward, uint32_t token,
+                              const lpx_forward_layer *layers) {
+  append_state(program, forward, token, layers, forward->model->shape.n_layers);
+  append_embedding(
+      program, forward,
+      lpx_buffer_part(lpx_buffer_whole(&forward->projected), offsetof(lpx_token_state, token), sizeof token),
+      1, layers->hidden);
+  for (uint32_t l = 0; l < forward->model->shape.n_layers; l++) append_phases(program, forward, &layers[l]);
 }
 
 void lpx_forward_logits_append(lpx_program *program, const lpx_forward *forward, laprox_buffer hidden,
                                uint32_t n_rows, laprox_buffer logits) {
   const laprox_model *model = forward->model;
-  const laprox_buffer norm = lpx_buffer_whole(&forward->norm);
+  const lpx_forward_layer rows = {.hidden = hidden, .n_rows = n_rows};
   lpx_program_barrier(program);
-  lpx_norm_append(program, &forward->kernels, &model->output_norm, model->norm_epsilon, hidden, n_rows, norm);
-  end_phase(program);
-  lpx_matmul_append(program, &forward->kernels, lpx_model_output(model), norm, n_rows, logits, false);
-  end_phase(program);
+  append_normed_product(program, forward, &rows, &model->output_norm,
+                        (lpx_linear){.matrix = lpx_model_output(model), .out = logits});
 }

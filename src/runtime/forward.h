@@ -18,7 +18,8 @@ typedef struct lpx_forward {
   uint32_t max_entries; /* of a KV head's cache, in decode */
   lpx_attention attention;
   lpx_kernels kernels;
-  lpx_buffer ids, norm, query_projected, key_projected, value_projected, query, attended, gate, up, scratch;
+  /* projected: behind a header, see lpx_rope; scratch: tables of all layers, then partial results */
+  lpx_buffer ids, norm, projected, attended, gate_up, scratch;
 } lpx_forward;
 
 /* chunk: rows at most, at least 1. max_entries: entries of a KV head at most, those of the chunk included. */
@@ -41,15 +42,20 @@ typedef struct lpx_forward_layer {
   lpx_attention_segment prefix; /* entries before the tail, seen by all rows; zeroed: none. Ragged or dense */
   laprox_buffer key, value;     /* the dense tail [n_kv_heads, head_rows, head_dim] */
   uint32_t head_rows;
-  uint32_t first_row; /* tail rows before this chunk, all of which it sees */
-  laprox_buffer
-      query_out;        /* zeroed, or receives rotated queries: f32 [n, n_heads, head_dim], as many as fit */
-  uint32_t query_first; /* row of the chunk that goes to query_out first */
+  uint32_t first_row;             /* tail rows before this chunk, all of which it sees */
+  laprox_buffer ring;             /* zeroed, or receives rotated queries: f32 rows [n_heads, head_dim] */
+  uint32_t query_first, ring_row; /* row of the chunk that goes to the ring first, and to which row there */
   bool kv_only; /* append K and V, and queries where wanted, but leave the hidden states as they are */
 } lpx_forward_layer;
 
 void lpx_forward_layer_append(lpx_program *program, const lpx_forward *forward,
                               const lpx_forward_layer *layer);
+
+/* Embedding and all layers for a single token. `layers` has one for each layer, which agree in position, tail
+ * row and ring row and have n_rows 1. The commands are the same for every token: what differs is the data of
+ * one update or two in front, unless a buffer is another or attention takes more chunks. */
+void lpx_forward_token_append(lpx_program *program, const lpx_forward *forward, uint32_t token,
+                              const lpx_forward_layer *layers);
 
 /* Final norm and output matrix of n_rows (at most chunk) hidden rows: [n_rows, n_vocab] f32. */
 void lpx_forward_logits_append(lpx_program *program, const lpx_forward *forward, laprox_buffer hidden,

@@ -1,23 +1,20 @@
 /* kernels.c: push structs, grids, costs and the splitting of ranges for the forward pass's kernels. */
 #include "runtime/kernels.h"
 
-/* A dispatch does about this much, so that none is long: see SUBMIT_COST of the queue. */
-#define DISPATCH_COST (UINT64_C(1) << 30)
+#include <string.h>
 
 /* Parts of a matrix begin at multiples of this many rows, so that they are aligned whatever the row length.
  */
 #define PART_ROWS 256
 
-#define TILE_ROWS      64 /* of matmul.comp */
-#define TILE_COLUMNS   128
-#define MATVEC_LANES   8 /* threads of matvec.comp that share outputs */
-#define MATVEC_COLUMNS (128 / MATVEC_LANES * 4)
-#define FEW_LANES      16 /* threads of a row of rmsnorm.comp where there are several rows */
+#define TILE_ROWS    64 /* of matmul.comp */
+#define TILE_COLUMNS 128
+#define FEW_LANES    16 /* threads of a row of rmsnorm.comp where there are several rows */
 
 typedef struct embed_push {
-  uint32_t n_groups, dim, slice_first, slice_rows, output_first;
+  uint32_t n_groups, dim, row_units, slice_first, slice_rows, output_first;
 } embed_push;
-_Static_assert(sizeof(embed_push) == 20, "embed.comp reads 5 words");
+_Static_assert(sizeof(embed_push) == 24, "embed.comp reads 6 words");
 
 typedef struct norm_push {
   uint32_t n_groups, n_rows, dim, input_first;
@@ -28,20 +25,74 @@ _Static_assert(sizeof(norm_push) == 20, "rmsnorm.comp reads 5 words");
 typedef struct matmul_push {
   uint32_t n_groups, first_group;
   uint32_t n_rows, n_columns, depth;
+  uint32_t row_units, input_stride;
   uint32_t output_first, output_stride, accumulate;
+  float epsilon;
 } matmul_push;
-_Static_assert(sizeof(matmul_push) == 32, "matmul.comp and matvec.comp read 8 words");
+_Static_assert(sizeof(matmul_push) == 44, "matmul.comp reads 10 words, matvec.comp 11 with a norm");
 
 typedef struct swiglu_push {
-  uint32_t n_groups, n_quads;
+  uint32_t n_groups, n_quads, row_quads;
 } swiglu_push;
 
 typedef struct rope_push {
-  uint32_t n_groups, n_items, n_heads, first_head, n_dispatch_heads, head_dim;
-  uint32_t first_position, rotate;
-  uint32_t first_row, row_stride, head_stride, output_first;
+  uint32_t n_groups, n_items, n_heads, n_kv_heads;
+  uint32_t n_dispatch_heads, first_kv_head, n_dispatch_kv_heads, head_dim;
+  uint32_t first_row_quad, use_state, first_position, first_row;
+  uint32_t head_rows, key_first, value_first;
+  uint32_t ring_row, query_first;
 } rope_push;
-_Static_assert(sizeof(rope_push) == 48, "rope.comp reads 12 words");
+_Static_assert(sizeof(rope_push) == 68, "rope.comp reads 17 words");
+
+/* ---- weights ---- */
+
+static uint64_t round_up(uint64_t n, uint64_t step) {
+  return (n + step - 1) / step * step;
+}
+
+uint64_t lpx_weight_row_bytes(laprox_dtype dtype, uint32_t n_columns) {
+  if (dtype != LAPROX_DTYPE_Q8_0) return round_up(laprox_dtype_bytes(dtype, n_columns), 16);
+  return n_columns + round_up(n_columns / 32 * sizeof(uint16_t), 16);
+}
+
+void lpx_weight_pack(laprox_dtype dtype, uint32_t n_columns, uint32_t n_rows, const uint8_t *from,
+                     uint8_t *to) {
+  const size_t from_bytes = (size_t)laprox_dtype_bytes(dtype, n_columns);
+  const size_t to_bytes = (size_t)lpx_weight_row_bytes(dtype, n_columns);
+  for (uint32_t row = 0; row < n_rows; row++, from += from_bytes, to += to_bytes) {
+    size_t done = from_bytes;
+    if (dtype == LAPROX_DTYPE_Q8_0)
+      for (uint32_t block = 0; block < n_columns / 32; block++) {
+        memcpy(to + (size_t)block * 32, from + (size_t)block * 34 + 2, 32);
+        memcpy(to + n_columns + (size_t)block * 2, from + (size_t)block * 34, 2);
+      }
+    else
+      memcpy(to, from, done);
+    memset(to + done, 0, to_bytes - done);
+  }
+}
+
+/* ---- pipelines ---- */
+
+/* Threads that share outputs, and how many: few and many where a workgroup runs on one core, as many as read
+ * whole cache lines together, elsewhere. */
+static laprox_result init_matvec(lpx_kernels *kernels, uint32_t dtype) {
+  laprox_context *context = kernels->context;
+  const bool software = context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
+  uint32_t lanes = software ? 8 : 32;
+  const bool subgroup = lpx_shader_usable(context, "matvec_subgroup");
+  if (subgroup && context->subgroup_size < lanes) lanes = context->subgroup_size;
+  const uint32_t each = software ? 8 : 4;
+  const uint32_t plain[] = {dtype, lanes, each, 0}, gated[] = {dtype, lanes, each, 1};
+  const char *normed = subgroup ? "matvec_norm_subgroup" : "matvec_norm";
+  lpx_matvec *out = &kernels->matvec[dtype];
+  kernels->matvec_columns = 128 / lanes * each;
+  laprox_result result =
+      lpx_pipeline_get(context, subgroup ? "matvec_subgroup" : "matvec", 3, plain, 4, &out->plain);
+  if (!result) result = lpx_pipeline_get(context, normed, 4, plain, 4, &out->normed);
+  if (!result) result = lpx_pipeline_get(context, normed, 4, gated, 4, &out->gated);
+  return result;
+}
 
 laprox_result lpx_kernels_init(laprox_context *context, uint32_t dtypes, laprox_dtype cache_dtype,
                                lpx_kernels *out) {
@@ -49,21 +100,17 @@ laprox_result lpx_kernels_init(laprox_context *context, uint32_t dtypes, laprox_
   laprox_result result = LAPROX_OK;
   const char *matmul =
       context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU ? "matmul_direct" : "matmul";
-  const uint32_t lanes = MATVEC_LANES;
   for (uint32_t dtype = 1; dtype < LPX_N_DTYPES && !result; dtype++) {
     if (!(dtypes >> dtype & 1)) continue;
     result = lpx_pipeline_get(context, "embed", 3, &dtype, 1, &out->embed[dtype]);
     if (!result) result = lpx_pipeline_get(context, matmul, 3, &dtype, 1, &out->matmul[dtype]);
-    if (!result)
-      result = lpx_pipeline_get(context, "matvec", 3, (uint32_t[]){dtype, lanes}, 2, &out->matvec[dtype]);
+    if (!result) result = init_matvec(out, dtype);
   }
-  const uint32_t plain = LAPROX_DTYPE_F32, cache = (uint32_t)cache_dtype;
-  const uint32_t few = FEW_LANES, all = 128;
+  const uint32_t cache = (uint32_t)cache_dtype, few = FEW_LANES, all = 128;
   if (!result) result = lpx_pipeline_get(context, "rmsnorm", 3, &few, 1, &out->norm);
   if (!result) result = lpx_pipeline_get(context, "rmsnorm", 3, &all, 1, &out->norm_single);
-  if (!result) result = lpx_pipeline_get(context, "swiglu", 2, NULL, 0, &out->swiglu);
-  if (!result) result = lpx_pipeline_get(context, "rope", 3, &plain, 1, &out->rotate);
-  if (!result) result = lpx_pipeline_get(context, "rope", 3, &cache, 1, &out->store);
+  if (!result) result = lpx_pipeline_get(context, "swiglu", 1, NULL, 0, &out->swiglu);
+  if (!result) result = lpx_pipeline_get(context, "rope", 4, &cache, 1, &out->rope);
   return result;
 }
 
@@ -77,17 +124,19 @@ static uint64_t divide_up(uint64_t a, uint64_t b) {
 
 /* How many rows of a weight fit one binding: all, or a multiple of PART_ROWS. */
 static uint32_t rows_in_range(const laprox_context *context, const lpx_weight *weight) {
-  const uint64_t row_bytes = laprox_dtype_bytes(weight->dtype, weight->n_columns);
+  const uint64_t row_bytes = lpx_weight_row_bytes(weight->dtype, weight->n_columns);
   const uint64_t fit = (context->max_range - context->range_alignment) / row_bytes;
   if (fit >= weight->n_rows) return weight->n_rows;
   return fit < PART_ROWS ? PART_ROWS : (uint32_t)(fit / PART_ROWS * PART_ROWS);
 }
 
-/* Rows [first, first + count) of a weight, to the end of the last pair of words. */
 static laprox_buffer weight_rows(const lpx_weight *weight, uint32_t first, uint32_t count) {
-  const VkDeviceSize row_bytes = laprox_dtype_bytes(weight->dtype, weight->n_columns);
-  return lpx_buffer_part(lpx_buffer_whole(&weight->buffer), first * row_bytes,
-                         (count * row_bytes + 7) & ~(VkDeviceSize)7);
+  const VkDeviceSize row_bytes = lpx_weight_row_bytes(weight->dtype, weight->n_columns);
+  return lpx_buffer_part(lpx_buffer_whole(&weight->buffer), first * row_bytes, count * row_bytes);
+}
+
+static uint32_t row_units(const lpx_weight *weight) {
+  return (uint32_t)(lpx_weight_row_bytes(weight->dtype, weight->n_columns) / 16);
 }
 
 void lpx_embed_append(lpx_program *program, const lpx_kernels *kernels, const lpx_weight *table,
@@ -100,6 +149,7 @@ void lpx_embed_append(lpx_program *program, const lpx_kernels *kernels, const lp
   for (uint32_t first = 0; first < table->n_rows; first += most) {
     const uint32_t now = table->n_rows - first < most ? table->n_rows - first : most;
     embed_push push = {.dim = table->n_columns,
+                       .row_units = row_units(table),
                        .slice_first = first,
                        .slice_rows = now,
                        .output_first = (uint32_t)(residual / 16)};
@@ -124,102 +174,158 @@ void lpx_norm_append(lpx_program *program, const lpx_kernels *kernels, const lpx
       sizeof push, n_rows == 1 ? 1 : divide_up(n_rows, 128 / FEW_LANES), bytes);
 }
 
-/* One part of the weight for rows that fit one binding of the output. */
-static void append_part(lpx_program *program, const lpx_kernels *kernels, const lpx_weight *weight,
-                        const laprox_buffer *ranges, matmul_push *push) {
-  const bool single = push->n_rows == 1;
-  const uint64_t n_groups =
-      single ? divide_up(push->n_columns, MATVEC_COLUMNS)
-             : divide_up(push->n_rows, TILE_ROWS) * divide_up(push->n_columns, TILE_COLUMNS);
-  const uint64_t group_cost =
-      2 * (uint64_t)push->depth * (single ? MATVEC_COLUMNS : TILE_ROWS * TILE_COLUMNS);
-  const uint64_t piece = DISPATCH_COST / group_cost + 1;
+/* ---- products ---- */
+
+/* Several dispatches, where one would be long. */
+static void append_pieces(lpx_program *program, const laprox_context *context, const lpx_pipeline *pipeline,
+                          const laprox_buffer *ranges, matmul_push *push, uint64_t n_groups,
+                          uint64_t group_cost) {
+  const uint64_t piece = context->dispatch_cost / group_cost + 1;
   for (uint64_t first = 0; first < n_groups; first += piece) {
     const uint64_t now = n_groups - first < piece ? n_groups - first : piece;
     push->first_group = (uint32_t)first;
     if (first) lpx_program_mark_step(program);
-    lpx_program_dispatch(program, single ? &kernels->matvec[weight->dtype] : &kernels->matmul[weight->dtype],
-                         ranges, push, sizeof *push, now, now * group_cost);
+    lpx_program_dispatch(program, pipeline, ranges, push, sizeof *push, now, now * group_cost);
   }
 }
 
-void lpx_matmul_append(lpx_program *program, const lpx_kernels *kernels, const lpx_weight *weight,
-                       laprox_buffer in, uint32_t n_rows, laprox_buffer out, bool accumulate) {
+/* Rows [first, first + count) of a part for a single row of input. A gated part is never split: its gates and
+ * values must be in one binding. */
+static void append_single(lpx_program *program, const lpx_kernels *kernels, const lpx_linear *product,
+                          const lpx_weight *part, const laprox_buffer *ranges, matmul_push *push) {
+  const lpx_matvec *family = &kernels->matvec[part->dtype];
+  const lpx_pipeline *pipeline = product->gated  ? &family->gated
+                                 : product->norm ? &family->normed
+                                                 : &family->plain;
+  const uint32_t outputs = kernels->matvec_columns / (product->gated ? 2 : 1);
+  push->epsilon = product->epsilon;
+  append_pieces(program, kernels->context, pipeline, ranges, push, divide_up(push->n_columns, outputs),
+                2 * (uint64_t)push->depth * kernels->matvec_columns);
+}
+
+/* One part of the matrix for rows that fit one binding of input and output. */
+static void append_part(lpx_program *program, const lpx_kernels *kernels, const lpx_linear *product,
+                        const lpx_weight *part, uint32_t part_first, laprox_buffer from, laprox_buffer to,
+                        matmul_push push) {
   const laprox_context *context = kernels->context;
-  const uint32_t most = rows_in_range(context, weight);
+  const uint32_t most = rows_in_range(context, part);
+  const uint32_t output_first = push.output_first;
+  push.depth = part->n_columns;
+  push.row_units = row_units(part);
+  for (uint32_t first = 0; first < part->n_rows; first += most) {
+    const uint32_t now = part->n_rows - first < most ? part->n_rows - first : most;
+    const laprox_buffer ranges[] = {from, weight_rows(part, first, now), to,
+                                    product->norm ? lpx_buffer_whole(&product->norm->buffer) : to};
+    push.n_columns = product->gated ? now / 2 : now;
+    push.output_first = output_first + part_first + first;
+    if (product->n_rows == 1)
+      append_single(program, kernels, product, part, ranges, &push);
+    else
+      append_pieces(program, context, &kernels->matmul[part->dtype], ranges, &push,
+                    divide_up(push.n_rows, TILE_ROWS) * divide_up(now, TILE_COLUMNS),
+                    2 * (uint64_t)push.depth * TILE_ROWS * TILE_COLUMNS);
+  }
+}
+
+bool lpx_linear_can_gate(const lpx_kernels *kernels, const lpx_matrix *matrix) {
+  return matrix->n_parts == 1 && rows_in_range(kernels->context, &matrix->parts[0]) == matrix->n_rows;
+}
+
+void lpx_linear_append(lpx_program *program, const lpx_kernels *kernels, const lpx_linear *product) {
+  const laprox_context *context = kernels->context;
+  const lpx_matrix *matrix = product->matrix;
+  const uint32_t stride = product->input_stride ? product->input_stride : matrix->n_columns;
+  const uint32_t n_outputs = product->gated ? matrix->n_rows / 2 : matrix->n_rows;
   /* A whole number of tiles keeps the input's parts aligned. */
-  const uint32_t widest = weight->n_rows > weight->n_columns ? weight->n_rows : weight->n_columns;
+  const uint32_t widest = n_outputs > stride ? n_outputs : stride;
   const uint64_t fit = (context->max_range - context->range_alignment) / floats(TILE_ROWS, widest);
   const uint64_t row_step = (fit ? fit : 1) * TILE_ROWS;
-  for (uint64_t row = 0; row < n_rows; row += row_step) {
-    const uint64_t rows = n_rows - row < row_step ? n_rows - row : row_step;
+  for (uint64_t row = 0; row < product->n_rows; row += row_step) {
+    const uint64_t rows = product->n_rows - row < row_step ? product->n_rows - row : row_step;
     VkDeviceSize residual;
-    const laprox_buffer to = lpx_buffer_aligned_part(context, out, floats(row, weight->n_rows),
-                                                     floats(rows, weight->n_rows), &residual);
-    const laprox_buffer from =
-        lpx_buffer_part(in, floats(row, weight->n_columns), floats(rows, weight->n_columns));
-    for (uint32_t first = 0; first < weight->n_rows; first += most) {
-      const uint32_t now = weight->n_rows - first < most ? weight->n_rows - first : most;
-      matmul_push push = {.n_rows = (uint32_t)rows,
-                          .n_columns = now,
-                          .depth = weight->n_columns,
-                          .output_first = (uint32_t)(residual / sizeof(float)) + first,
-                          .output_stride = weight->n_rows,
-                          .accumulate = accumulate};
-      append_part(program, kernels, weight, (laprox_buffer[]){from, weight_rows(weight, first, now), to},
-                  &push);
+    const laprox_buffer to = lpx_buffer_aligned_part(context, product->out, floats(row, n_outputs),
+                                                     floats(rows, n_outputs), &residual);
+    const laprox_buffer from = lpx_buffer_part(product->in, floats(row, stride),
+                                               floats(rows - 1, stride) + floats(1, matrix->n_columns));
+    const matmul_push push = {.n_rows = (uint32_t)rows,
+                              .input_stride = stride / 4,
+                              .output_first = (uint32_t)(residual / sizeof(float)),
+                              .output_stride = n_outputs,
+                              .accumulate = product->accumulate};
+    uint32_t part_first = 0;
+    for (uint32_t i = 0; i < matrix->n_parts; i++) {
+      append_part(program, kernels, product, &matrix->parts[i], part_first, from, to, push);
+      part_first += matrix->parts[i].n_rows;
     }
   }
 }
 
-void lpx_swiglu_append(lpx_program *program, const lpx_kernels *kernels, laprox_buffer gate, laprox_buffer up,
-                       uint64_t n) {
-  swiglu_push push = {.n_quads = (uint32_t)(n / 4)};
-  gate.size = up.size = n * sizeof(float);
-  lpx_program_dispatch(program, &kernels->swiglu, (laprox_buffer[]){gate, up}, &push, sizeof push,
-                       divide_up(n, 4 * 4 * 128), n * 8);
+void lpx_swiglu_append(lpx_program *program, const lpx_kernels *kernels, laprox_buffer rows, uint32_t n_rows,
+                       uint32_t n_gates) {
+  const uint64_t n = (uint64_t)n_rows * n_gates;
+  swiglu_push push = {.n_quads = (uint32_t)(n / 4), .row_quads = n_gates / 4};
+  rows.size = 2 * n * sizeof(float);
+  lpx_program_dispatch(program, &kernels->swiglu, &rows, &push, sizeof push, divide_up(n, 4 * 4 * 128),
+                       n * 8);
 }
 
-static void append_heads(lpx_program *program, const lpx_pipeline *pipeline, const lpx_head_rows *rows,
-                         laprox_buffer to, rope_push *push) {
-  const uint64_t items = (uint64_t)rows->n_rows * push->n_dispatch_heads * (rows->head_dim / 4);
-  push->n_items = (uint32_t)items;
-  push->n_heads = rows->n_heads;
-  push->head_dim = rows->head_dim;
-  push->first_position = rows->first_position;
-  push->rotate = rows->rotate;
-  laprox_buffer source = rows->source, turns = rows->turns;
-  source.size = floats((uint64_t)rows->n_rows * rows->n_heads, rows->head_dim);
-  turns.size = (VkDeviceSize)rows->head_dim * 4;
-  lpx_program_dispatch(program, pipeline, (laprox_buffer[]){source, turns, to}, push, sizeof *push,
-                       divide_up(items, 128), items * 32);
+/* ---- rows of heads ---- */
+
+VkDeviceSize lpx_rope_header_bytes(const laprox_shape *shape) {
+  /* Rows begin where bindings may on every device. */
+  return round_up(sizeof(lpx_token_state) + shape->head_dim / 2 * sizeof(uint64_t), 256);
 }
 
-void lpx_rotate_append(lpx_program *program, const lpx_kernels *kernels, const lpx_head_rows *rows,
-                       laprox_buffer out) {
-  rope_push push = {.n_dispatch_heads = rows->n_heads, .row_stride = rows->n_heads, .head_stride = 1};
-  out.size = floats((uint64_t)rows->n_rows * rows->n_heads, rows->head_dim);
-  append_heads(program, &kernels->rotate, rows, out, &push);
+/* How many heads of the tail fit one binding; at least 1. */
+static uint32_t heads_in_range(const lpx_kernels *kernels, const lpx_rope *rope) {
+  const uint64_t row_bytes = laprox_dtype_bytes(kernels->cache_dtype, rope->shape->head_dim);
+  const uint64_t fit =
+      (kernels->context->max_range - kernels->context->range_alignment) / (rope->head_rows * row_bytes);
+  return fit < 1 ? 1 : fit > rope->shape->n_kv_heads ? rope->shape->n_kv_heads : (uint32_t)fit;
 }
 
-void lpx_store_append(lpx_program *program, const lpx_kernels *kernels, const lpx_head_rows *rows,
-                      laprox_buffer cache, uint32_t head_rows, uint32_t first_row) {
-  const laprox_context *context = kernels->context;
-  const uint64_t row_bytes = laprox_dtype_bytes(kernels->cache_dtype, rows->head_dim);
-  const uint64_t fit = (context->max_range - context->range_alignment) / (head_rows * row_bytes);
-  const uint32_t most = fit < 1 ? 1 : fit > rows->n_heads ? rows->n_heads : (uint32_t)fit;
-  for (uint32_t head = 0; head < rows->n_heads; head += most) {
-    const uint32_t now = rows->n_heads - head < most ? rows->n_heads - head : most;
-    const uint64_t begin = (uint64_t)head * head_rows + first_row;
-    const uint64_t span = (uint64_t)(now - 1) * head_rows + rows->n_rows;
-    VkDeviceSize residual;
-    const laprox_buffer to =
-        lpx_buffer_aligned_part(context, cache, begin * row_bytes, span * row_bytes, &residual);
-    rope_push push = {.first_head = head,
-                      .n_dispatch_heads = now,
-                      .row_stride = 1,
-                      .head_stride = head_rows,
-                      .output_first = (uint32_t)(residual / 4)};
-    append_heads(program, &kernels->store, rows, to, &push);
+static laprox_buffer tail_heads(const lpx_kernels *kernels, const lpx_rope *rope, laprox_buffer tail,
+                                uint32_t first, uint32_t count, uint32_t *first_word) {
+  const uint64_t head_bytes =
+      rope->head_rows * (uint64_t)laprox_dtype_bytes(kernels->cache_dtype, rope->shape->head_dim);
+  VkDeviceSize residual;
+  const laprox_buffer part =
+      lpx_buffer_aligned_part(kernels->context, tail, first * head_bytes, count * head_bytes, &residual);
+  *first_word = (uint32_t)(residual / 4);
+  return part;
+}
+
+void lpx_rope_append(lpx_program *program, const lpx_kernels *kernels, const lpx_rope *rope) {
+  const laprox_shape *shape = rope->shape;
+  const VkDeviceSize header = lpx_rope_header_bytes(shape);
+  const uint32_t most = heads_in_range(kernels, rope);
+  rope_push push = {.n_heads = shape->n_heads,
+                    .n_kv_heads = shape->n_kv_heads,
+                    .head_dim = shape->head_dim,
+                    .first_row_quad = (uint32_t)(header / 16),
+                    .use_state = !rope->state,
+                    .head_rows = rope->head_rows,
+                    .query_first = rope->ring.size ? rope->query_first : UINT32_MAX};
+  if (rope->state) {
+    push.first_position = rope->state->position;
+    push.first_row = rope->state->tail_row;
+    push.ring_row = rope->state->ring_row;
+  }
+  laprox_buffer rows = rope->rows, ring = rope->ring;
+  rows.size =
+      header + floats((uint64_t)rope->n_rows * (shape->n_heads + 2 * shape->n_kv_heads), shape->head_dim);
+  if (!ring.size) ring = rows;
+  for (uint32_t head = 0; head < shape->n_kv_heads; head += most) {
+    const uint32_t now = shape->n_kv_heads - head < most ? shape->n_kv_heads - head : most;
+    push.first_kv_head = head;
+    push.n_dispatch_kv_heads = now;
+    push.n_dispatch_heads = 2 * now + (head || !rope->with_queries ? 0 : shape->n_heads);
+    const uint64_t items = (uint64_t)rope->n_rows * push.n_dispatch_heads * (shape->head_dim / 4);
+    push.n_items = (uint32_t)items;
+    const laprox_buffer ranges[] = {rows, tail_heads(kernels, rope, rope->key, head, now, &push.key_first),
+                                    tail_heads(kernels, rope, rope->value, head, now, &push.value_first),
+                                    ring};
+    lpx_program_dispatch(program, &kernels->rope, ranges, &push, sizeof push, divide_up(items, 128),
+                         items * 32);
   }
 }

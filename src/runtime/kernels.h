@@ -9,23 +9,44 @@
 
 #include "vk/vk.h"
 
-/* A matrix [n_rows, n_columns], rows contiguous, or a vector (n_rows 1), which is always F32. The buffer's
- * size is a multiple of 8 bytes. */
+/* A matrix [n_rows, n_columns] with rows of lpx_weight_row_bytes, or a vector (n_rows 1), which is always F32
+ * and has no padding. */
 typedef struct lpx_weight {
   lpx_buffer buffer;
   laprox_dtype dtype;
   uint32_t n_rows, n_columns;
 } lpx_weight;
 
+/* Bytes from row to row: whole vectors of 16 bytes, with zeros behind the row. A row of Q8_0 is first all its
+ * numbers and then all its scales, so that both can be loaded as vectors. */
+uint64_t lpx_weight_row_bytes(laprox_dtype dtype, uint32_t n_columns);
+/* Rows as a file has them (laprox_dtype_bytes apart) to rows as above. */
+void lpx_weight_pack(laprox_dtype dtype, uint32_t n_columns, uint32_t n_rows, const uint8_t *from,
+                     uint8_t *to);
+
+#define LPX_MAX_PARTS 3
+
+/* A matrix of which several tensors are the rows: one part, where they are of one type. */
+typedef struct lpx_matrix {
+  lpx_weight parts[LPX_MAX_PARTS];
+  uint32_t n_parts, n_rows, n_columns;
+} lpx_matrix;
+
 #define LPX_N_DTYPES 5 /* laprox_dtype, with AUTO */
+
+/* How a product with a single row is shared out: see matvec.comp. */
+typedef struct lpx_matvec {
+  lpx_pipeline plain, normed, gated; /* gated: normed and with SwiGLU */
+} lpx_matvec;
 
 /* Zeroed = nothing. */
 typedef struct lpx_kernels {
   laprox_context *context;
   laprox_dtype cache_dtype;
-  lpx_pipeline embed[LPX_N_DTYPES], matmul[LPX_N_DTYPES], matvec[LPX_N_DTYPES]; /* by weight type */
-  lpx_pipeline norm, norm_single, swiglu;                                       /* several rows; one */
-  lpx_pipeline rotate, store; /* to f32 activations; to the cache */
+  lpx_pipeline embed[LPX_N_DTYPES], matmul[LPX_N_DTYPES]; /* by weight type */
+  lpx_matvec matvec[LPX_N_DTYPES];
+  uint32_t matvec_columns;                      /* of a workgroup */
+  lpx_pipeline norm, norm_single, swiglu, rope; /* norm: several rows; one */
 } lpx_kernels;
 
 /* `dtypes`: bit 1 << dtype for every weight type in use. cache_dtype: F16 or F32. */
@@ -41,30 +62,53 @@ void lpx_embed_append(lpx_program *program, const lpx_kernels *kernels, const lp
 void lpx_norm_append(lpx_program *program, const lpx_kernels *kernels, const lpx_weight *weight,
                      float epsilon, laprox_buffer in, uint32_t n_rows, laprox_buffer out);
 
-/* out [n_rows, weight.n_rows] (+)= in [n_rows, weight.n_columns] W^T; `out` at any multiple of 4 bytes. Marks
- * a step before a dispatch that would make one too long. */
-void lpx_matmul_append(lpx_program *program, const lpx_kernels *kernels, const lpx_weight *weight,
-                       laprox_buffer in, uint32_t n_rows, laprox_buffer out, bool accumulate);
+/* out [n_rows, matrix.n_rows] (+)= in [n_rows, matrix.n_columns] W^T. */
+typedef struct lpx_linear {
+  const lpx_matrix *matrix;
+  laprox_buffer in;
+  uint32_t input_stride; /* floats from row to row, a multiple of 4; 0: n_columns */
+  uint32_t n_rows;
+  laprox_buffer out; /* at any multiple of 4 bytes */
+  bool accumulate;
+  const lpx_weight *norm; /* NULL, or of a single row: it is normalised first */
+  float epsilon;
+  /* With norm, where lpx_linear_can_gate: the matrix's rows are gates and then as many values, and
+   * out [matrix.n_rows / 2] = silu(gates) * values. */
+  bool gated;
+} lpx_linear;
 
-/* gate = silu(gate) * up, n elements. */
-void lpx_swiglu_append(lpx_program *program, const lpx_kernels *kernels, laprox_buffer gate, laprox_buffer up,
-                       uint64_t n);
+/* Whether gates and values are of one type and fit one binding. */
+bool lpx_linear_can_gate(const lpx_kernels *kernels, const lpx_matrix *matrix);
 
-/* Rows of q, K or V: [n_rows, n_heads, head_dim]. */
-typedef struct lpx_head_rows {
-  laprox_buffer source;
-  uint32_t n_rows, n_heads, head_dim;
-  laprox_buffer turns; /* frequencies: head_dim / 2 turns per position as 64-bit fractions of a turn */
-  uint32_t first_position;
-  bool rotate;
-} lpx_head_rows;
+/* Marks a step before a dispatch that would make one too long. */
+void lpx_linear_append(lpx_program *program, const lpx_kernels *kernels, const lpx_linear *product);
 
-/* The same shape in f32. */
-void lpx_rotate_append(lpx_program *program, const lpx_kernels *kernels, const lpx_head_rows *rows,
-                       laprox_buffer out);
-/* To rows [first_row, first_row + n_rows) of every head of a cache [n_heads, head_rows, head_dim], at any
- * multiple of 4 bytes. */
-void lpx_store_append(lpx_program *program, const lpx_kernels *kernels, const lpx_head_rows *rows,
-                      laprox_buffer cache, uint32_t head_rows, uint32_t first_row);
+/* Rows of gates and as many values: gates = silu(gates) * values. */
+void lpx_swiglu_append(lpx_program *program, const lpx_kernels *kernels, laprox_buffer rows, uint32_t n_rows,
+                       uint32_t n_gates);
+
+/* What rope.comp finds in front of the rows of a decoded token. */
+typedef struct lpx_token_state {
+  uint32_t token, position, tail_row, ring_row;
+} lpx_token_state;
+
+/* Projections to be rotated and stored: rows [n_heads queries, n_kv_heads K, n_kv_heads V], f32, behind
+ * lpx_rope_header_bytes with a token's state and then the frequencies: head_dim / 2 turns per position as
+ * 64-bit fractions of a turn. */
+typedef struct lpx_rope {
+  const laprox_shape *shape;
+  laprox_buffer rows; /* with the header */
+  uint32_t n_rows;
+  bool with_queries;
+  const lpx_token_state *state; /* NULL: the one in the header */
+  laprox_buffer key, value;     /* [n_kv_heads, head_rows, head_dim], from row state.tail_row on */
+  uint32_t head_rows;
+  /* Zeroed, or f32 [n, n_heads, head_dim]: queries from row `query_first` on go to rows state.ring_row … */
+  laprox_buffer ring;
+  uint32_t query_first;
+} lpx_rope;
+
+VkDeviceSize lpx_rope_header_bytes(const laprox_shape *shape);
+void lpx_rope_append(lpx_program *program, const lpx_kernels *kernels, const lpx_rope *rope);
 
 #endif

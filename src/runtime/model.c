@@ -10,7 +10,7 @@
 typedef struct loading {
   laprox_model *model;
   const laprox_model_info *info;
-  uint8_t *piece;
+  uint8_t *piece, *packed; /* rows as the file has them, and as the device takes them */
   uint64_t bytes_done, bytes_total;
 } loading;
 
@@ -39,19 +39,29 @@ static laprox_result check_tensor(const laprox_model *model, const lpx_gguf_tens
   return LAPROX_OK;
 }
 
-static laprox_result upload_matrix(loading *load, const lpx_gguf_tensor *tensor, lpx_weight *out) {
+/* Rows of a tensor to those of `out` from row `first` on. */
+static laprox_result upload_rows(loading *load, const lpx_gguf_tensor *tensor, uint32_t n_rows,
+                                 lpx_weight *out, uint32_t first) {
   laprox_model *model = load->model;
-  laprox_result result = lpx_buffer_init(model->device->context, LPX_MEMORY_DEVICE,
-                                         (tensor->bytes + 7) & ~(VkDeviceSize)7, tensor->name, &out->buffer);
-  for (uint64_t done = 0; !result && done < tensor->bytes;) {
-    const uint64_t left = tensor->bytes - done;
-    const size_t now = left < PIECE_BYTES ? (size_t)left : PIECE_BYTES;
-    result = lpx_gguf_read(model->file, tensor, done, now, load->piece);
+  const uint64_t row_bytes = lpx_weight_row_bytes(out->dtype, out->n_columns);
+  const uint64_t file_row_bytes = tensor->bytes / n_rows;
+  const uint32_t most = (uint32_t)(PIECE_BYTES / row_bytes);
+  if (!most || file_row_bytes > row_bytes)
+    return lpx_fail(&model->host, LAPROX_ERROR_UNSUPPORTED, "%s: tensor %s has rows of %llu bytes, limit %zu",
+                    lpx_gguf_path(model->file), tensor->name, (unsigned long long)file_row_bytes,
+                    PIECE_BYTES);
+  laprox_result result = LAPROX_OK;
+  for (uint32_t row = 0, now; row < n_rows && !result; row += now) {
+    now = n_rows - row < most ? n_rows - row : most;
+    const size_t bytes = (size_t)(now * row_bytes), file_bytes = (size_t)(now * file_row_bytes);
+    result = lpx_gguf_read(model->file, tensor, row * file_row_bytes, file_bytes, load->piece);
     if (result) return result;
-    const laprox_buffer to = lpx_buffer_part(lpx_buffer_whole(&out->buffer), done, now);
-    result = lpx_queue_upload(model->device->queue, to, load->piece, now);
-    if (!result) result = report(load, now);
-    done += now;
+    lpx_weight_pack(out->dtype, out->n_columns, now, load->piece, load->packed);
+    result =
+        lpx_queue_upload(model->device->queue,
+                         lpx_buffer_part(lpx_buffer_whole(&out->buffer), (first + row) * row_bytes, bytes),
+                         load->packed, bytes);
+    if (!result) result = report(load, file_bytes);
   }
   return result;
 }
@@ -78,30 +88,63 @@ static laprox_result upload_vector(loading *load, const lpx_gguf_tensor *tensor,
   return result ? result : report(load, (size_t)tensor->bytes);
 }
 
-/* n_rows 1: a vector. */
-static laprox_result load_weight(loading *load, const char *name, uint32_t n_rows, uint32_t n_columns,
-                                 lpx_weight *out) {
+static laprox_result load_vector(loading *load, const char *name, uint32_t n, lpx_weight *out) {
   laprox_model *model = load->model;
   const lpx_gguf_tensor *tensor;
   laprox_result result = lpx_gguf_get(model->file, name, &tensor);
-  if (!result) result = check_tensor(model, tensor, n_rows, n_columns);
+  if (!result) result = check_tensor(model, tensor, 1, n);
   if (result) return result;
-  out->n_rows = n_rows;
-  out->n_columns = n_columns;
-  out->dtype = n_rows == 1 ? LAPROX_DTYPE_F32 : tensor->dtype;
-  result = n_rows == 1 ? upload_vector(load, tensor, out) : upload_matrix(load, tensor, out);
+  *out = (lpx_weight){.dtype = LAPROX_DTYPE_F32, .n_rows = 1, .n_columns = n};
+  result = upload_vector(load, tensor, out);
   model->weight_bytes += out->buffer.size;
   return result;
 }
 
-static const char *const layer_tensors[LPX_N_LAYER_WEIGHTS] = {
-    [LPX_ATTN_NORM] = "attn_norm", [LPX_ATTN_Q] = "attn_q",           [LPX_ATTN_K] = "attn_k",
-    [LPX_ATTN_V] = "attn_v",       [LPX_ATTN_OUTPUT] = "attn_output", [LPX_FFN_NORM] = "ffn_norm",
-    [LPX_FFN_GATE] = "ffn_gate",   [LPX_FFN_UP] = "ffn_up",           [LPX_FFN_DOWN] = "ffn_down",
-};
+/* One tensor of a matrix. */
+typedef struct matrix_part {
+  const char *name;
+  uint32_t n_rows;
+} matrix_part;
 
-static void layer_tensor_name(char *name, size_t size, uint32_t layer, lpx_layer_weight weight) {
-  (void)snprintf(name, size, "blk.%u.%s.weight", layer, layer_tensors[weight]);
+/* Tensors of one type become one part. */
+static laprox_result load_matrix(loading *load, const matrix_part *tensors, uint32_t n, uint32_t n_columns,
+                                 lpx_matrix *out) {
+  laprox_model *model = load->model;
+  const lpx_gguf_tensor *found[LPX_MAX_PARTS];
+  bool same = true;
+  laprox_result result = LAPROX_OK;
+  out->n_columns = n_columns;
+  for (uint32_t i = 0; i < n; i++) {
+    result = lpx_gguf_get(model->file, tensors[i].name, &found[i]);
+    if (!result) result = check_tensor(model, found[i], tensors[i].n_rows, n_columns);
+    if (result) return result;
+    same = same && found[i]->dtype == found[0]->dtype;
+    out->n_rows += tensors[i].n_rows;
+  }
+  out->n_parts = same ? 1 : n;
+  for (uint32_t i = 0, row = 0; i < n && !result; i++) {
+    lpx_weight *part = &out->parts[same ? 0 : i];
+    if (!same || !i) {
+      *part = (lpx_weight){
+          .dtype = found[i]->dtype, .n_rows = same ? out->n_rows : tensors[i].n_rows, .n_columns = n_columns};
+      result = lpx_buffer_init(model->device->context, LPX_MEMORY_DEVICE,
+                               part->n_rows * lpx_weight_row_bytes(part->dtype, n_columns), tensors[i].name,
+                               &part->buffer);
+      model->weight_bytes += part->buffer.size;
+    }
+    if (!result) result = upload_rows(load, found[i], tensors[i].n_rows, part, same ? row : 0);
+    row += tensors[i].n_rows;
+  }
+  return result;
+}
+
+enum { N_LAYER_TENSORS = 9 };
+static const char *const layer_tensors[N_LAYER_TENSORS] = {
+    "attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down"};
+enum { OUTPUT_TENSOR = 4 };
+
+static void layer_tensor_name(char *name, size_t size, uint32_t layer, size_t which) {
+  (void)snprintf(name, size, "blk.%u.%s.weight", layer, layer_tensors[which]);
 }
 
 static laprox_result load_layer(loading *load, uint32_t layer) {
@@ -109,19 +152,18 @@ static laprox_result load_layer(loading *load, uint32_t layer) {
   const laprox_shape *shape = &model->shape;
   const uint32_t dim = model->model_dim, wide = model->feed_forward_dim;
   const uint32_t q_dim = shape->n_heads * shape->head_dim, kv_dim = shape->n_kv_heads * shape->head_dim;
-  const uint32_t sizes[LPX_N_LAYER_WEIGHTS][2] = {
-      [LPX_ATTN_NORM] = {1, dim},   [LPX_ATTN_Q] = {q_dim, dim},      [LPX_ATTN_K] = {kv_dim, dim},
-      [LPX_ATTN_V] = {kv_dim, dim}, [LPX_ATTN_OUTPUT] = {dim, q_dim}, [LPX_FFN_NORM] = {1, dim},
-      [LPX_FFN_GATE] = {wide, dim}, [LPX_FFN_UP] = {wide, dim},       [LPX_FFN_DOWN] = {dim, wide},
-  };
-  for (uint32_t i = 0; i < LPX_N_LAYER_WEIGHTS; i++) {
-    char name[64];
-    layer_tensor_name(name, sizeof name, layer, (lpx_layer_weight)i);
-    const laprox_result result =
-        load_weight(load, name, sizes[i][0], sizes[i][1], &model->layers[layer].weights[i]);
-    if (result) return result;
-  }
-  return LAPROX_OK;
+  lpx_model_layer *out = &model->layers[layer];
+  char names[N_LAYER_TENSORS][64];
+  for (size_t i = 0; i < N_LAYER_TENSORS; i++) layer_tensor_name(names[i], sizeof names[i], layer, i);
+  const matrix_part projections[] = {{names[1], q_dim}, {names[2], kv_dim}, {names[3], kv_dim}};
+  const matrix_part gate_up[] = {{names[6], wide}, {names[7], wide}};
+  laprox_result result = load_vector(load, names[0], dim, &out->attention_norm);
+  if (!result) result = load_matrix(load, projections, 3, dim, &out->projections);
+  if (!result) result = load_matrix(load, &(matrix_part){names[4], dim}, 1, q_dim, &out->attention_output);
+  if (!result) result = load_vector(load, names[5], dim, &out->feed_forward_norm);
+  if (!result) result = load_matrix(load, gate_up, 2, dim, &out->gate_up);
+  if (!result) result = load_matrix(load, &(matrix_part){names[8], dim}, 1, wide, &out->down);
+  return result;
 }
 
 static bool is_known_tensor(const laprox_model *model, const char *name) {
@@ -131,16 +173,16 @@ static bool is_known_tensor(const laprox_model *model, const char *name) {
     if (!strcmp(name, global[i])) return true;
   unsigned layer;
   if (sscanf(name, "blk.%8u.", &layer) != 1 || layer >= model->shape.n_layers) return false;
-  for (uint32_t i = 0; i < LPX_N_LAYER_WEIGHTS; i++) {
+  for (size_t i = 0; i < N_LAYER_TENSORS; i++) {
     char known[64];
-    layer_tensor_name(known, sizeof known, layer, (lpx_layer_weight)i);
+    layer_tensor_name(known, sizeof known, layer, i);
     if (!strcmp(name, known)) return true;
   }
   return false;
 }
 
 /* A tensor that nothing reads (a bias, say) means that the model computes something else. */
-static laprox_result check_all_known(loading *load) {
+static laprox_result check_all_known(loading *load, uint64_t *device_bytes) {
   const laprox_model *model = load->model;
   for (size_t i = 0; i < lpx_gguf_count(model->file); i++) {
     const lpx_gguf_tensor *tensor = lpx_gguf_tensor_at(model->file, i);
@@ -149,6 +191,9 @@ static laprox_result check_all_known(loading *load) {
                       "%s: tensor %s has no place in a Llama model of %u layers", lpx_gguf_path(model->file),
                       tensor->name, model->shape.n_layers);
     load->bytes_total += tensor->bytes;
+    *device_bytes += tensor->dims[1] == 1
+                         ? tensor->dims[0] * sizeof(float)
+                         : tensor->dims[1] * lpx_weight_row_bytes(tensor->dtype, (uint32_t)tensor->dims[0]);
   }
   return LAPROX_OK;
 }
@@ -166,33 +211,18 @@ static laprox_result read_vocabulary(laprox_model *model) {
                   lpx_gguf_path(model->file), (unsigned long long)tensor->dims[1], model->n_vocab);
 }
 
-static laprox_result upload_rope(laprox_model *model) {
-  uint64_t turns[128];
-  laprox_result result = lpx_model_rope_turns(model, turns);
-  if (result) return result;
-  const uint32_t n = model->shape.head_dim / 2;
-  uint32_t words[256]; /* low, high: the device has no 64-bit integers */
-  for (uint32_t i = 0; i < n; i++) {
-    words[2 * i] = (uint32_t)turns[i];
-    words[2 * i + 1] = (uint32_t)(turns[i] >> 32);
-  }
-  result = lpx_buffer_init(model->device->context, LPX_MEMORY_DEVICE, n * sizeof turns[0], "rope frequencies",
-                           &model->rope_turns);
-  if (result) return result;
-  return lpx_queue_upload(model->device->queue, lpx_buffer_whole(&model->rope_turns), words,
-                          n * sizeof turns[0]);
-}
-
 static laprox_result load_weights(loading *load) {
   laprox_model *model = load->model;
-  laprox_result result = check_all_known(load);
-  if (!result) result = upload_rope(model);
+  uint64_t device_bytes = 0;
+  laprox_result result = check_all_known(load, &device_bytes);
+  if (!result) result = lpx_model_rope_turns(model);
+  const uint32_t dim = model->model_dim;
   if (!result)
-    result =
-        load_weight(load, "token_embd.weight", model->n_vocab, model->model_dim, &model->token_embedding);
-  if (!result) result = load_weight(load, "output_norm.weight", 1, model->model_dim, &model->output_norm);
+    result = load_matrix(load, &(matrix_part){"token_embd.weight", model->n_vocab}, 1, dim,
+                         &model->token_embedding);
+  if (!result) result = load_vector(load, "output_norm.weight", dim, &model->output_norm);
   if (!result && lpx_gguf_find(model->file, "output.weight"))
-    result = load_weight(load, "output.weight", model->n_vocab, model->model_dim, &model->output);
+    result = load_matrix(load, &(matrix_part){"output.weight", model->n_vocab}, 1, dim, &model->output);
   for (uint32_t layer = 0; !result && layer < model->shape.n_layers; layer++)
     result = load_layer(load, layer);
   return result;
@@ -210,20 +240,21 @@ laprox_result laprox_model_load(laprox_device *device, const laprox_model_info *
   laprox_result result = lpx_gguf_open(host, info->path, &model->file);
   if (!result) result = lpx_model_read_parameters(model);
   if (!result) result = read_vocabulary(model);
-  if (!result && info->without_weights) result = check_all_known(&load);
+  if (!result && info->without_weights) result = check_all_known(&load, &model->weight_bytes);
   if (result) goto fail;
   if (info->without_weights) {
-    model->weight_bytes = load.bytes_total;
     *out = model;
     return LAPROX_OK;
   }
   load.piece = lpx_allocate(host, 1, PIECE_BYTES);
+  load.packed = lpx_allocate(host, 1, PIECE_BYTES);
   model->layers = lpx_allocate(host, model->shape.n_layers, sizeof *model->layers);
-  if (!load.piece || !model->layers)
+  if (!load.piece || !load.packed || !model->layers)
     result = lpx_fail_memory(host, "a model's layers");
   else
     result = load_weights(&load);
   lpx_release(host, load.piece);
+  lpx_release(host, load.packed);
   if (result) goto fail;
   model->has_weights = true;
   *out = model;
@@ -233,29 +264,38 @@ fail:
   return result;
 }
 
+static void finish_matrix(laprox_context *context, lpx_matrix *matrix) {
+  for (uint32_t i = 0; i < LPX_MAX_PARTS; i++) lpx_buffer_finish(context, &matrix->parts[i].buffer);
+}
+
 void laprox_model_destroy(laprox_model *model) {
   if (!model) return;
   laprox_context *context = model->device->context;
-  for (uint32_t layer = 0; model->layers && layer < model->shape.n_layers; layer++)
-    for (uint32_t i = 0; i < LPX_N_LAYER_WEIGHTS; i++)
-      lpx_buffer_finish(context, &model->layers[layer].weights[i].buffer);
-  lpx_buffer_finish(context, &model->token_embedding.buffer);
+  for (uint32_t l = 0; model->layers && l < model->shape.n_layers; l++) {
+    lpx_model_layer *layer = &model->layers[l];
+    lpx_buffer_finish(context, &layer->attention_norm.buffer);
+    lpx_buffer_finish(context, &layer->feed_forward_norm.buffer);
+    finish_matrix(context, &layer->projections);
+    finish_matrix(context, &layer->attention_output);
+    finish_matrix(context, &layer->gate_up);
+    finish_matrix(context, &layer->down);
+  }
+  finish_matrix(context, &model->token_embedding);
+  finish_matrix(context, &model->output);
   lpx_buffer_finish(context, &model->output_norm.buffer);
-  lpx_buffer_finish(context, &model->output.buffer);
-  lpx_buffer_finish(context, &model->rope_turns);
   lpx_tokenizer_destroy(model->tokenizer);
   lpx_gguf_close(model->file);
   lpx_release(&model->host, model->layers);
   lpx_release(&model->host, model);
 }
 
-const lpx_weight *lpx_model_output(const laprox_model *model) {
-  return model->output.buffer.buffer ? &model->output : &model->token_embedding;
+const lpx_matrix *lpx_model_output(const laprox_model *model) {
+  return model->output.n_parts ? &model->output : &model->token_embedding;
 }
 
 laprox_result lpx_model_output_weight_f32(const laprox_model *model, uint32_t layer, float *out) {
   char name[64];
-  layer_tensor_name(name, sizeof name, layer, LPX_ATTN_OUTPUT);
+  layer_tensor_name(name, sizeof name, layer, OUTPUT_TENSOR);
   const lpx_gguf_tensor *tensor;
   laprox_result result = lpx_gguf_get(model->file, name, &tensor);
   if (result) return result;

@@ -154,9 +154,9 @@ static laprox_result read_factors(laprox_model *model, float *factors, uint32_t 
   return LAPROX_OK;
 }
 
-laprox_result lpx_model_rope_turns(laprox_model *model, uint64_t *turns) {
+laprox_result lpx_model_rope_turns(laprox_model *model) {
   const double two_pi = 6.283185307179586;
-  float factors[128]; /* head_dim is at most 256 */
+  float factors[LPX_MAX_ROPE_TURNS];
   const uint32_t n = model->shape.head_dim / 2;
   const laprox_result result = read_factors(model, factors, n);
   if (result) return result;
@@ -166,7 +166,7 @@ laprox_result lpx_model_rope_turns(laprox_model *model, uint64_t *turns) {
         pow((double)model->rope_base, exponent) / (double)factors[i] / (double)model->rope_scale;
     const double per_position = radians / two_pi;
     /* Whole turns don't matter: positions are whole numbers. */
-    turns[i] = (uint64_t)((per_position - floor(per_position)) * 18446744073709551616.0);
+    model->rope_turns[i] = (uint64_t)((per_position - floor(per_position)) * 18446744073709551616.0);
   }
   return LAPROX_OK;
 }

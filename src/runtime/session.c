@@ -48,10 +48,15 @@ static laprox_result create_buffers(laprox_session *session) {
   const laprox_host *host = &session->context->host;
   session->queries = lpx_allocate(host, model->shape.n_layers, sizeof *session->queries);
   session->logits = lpx_allocate(host, model->n_vocab, sizeof *session->logits);
-  if (!session->queries || !session->logits) return lpx_fail_memory(host, "a session");
-  laprox_result result =
-      lpx_buffer_init(session->context, LPX_MEMORY_DEVICE, (VkDeviceSize)model->model_dim * sizeof(float),
-                      "hidden row", &session->row);
+  session->layers = lpx_allocate(host, model->shape.n_layers, sizeof *session->layers);
+  if (!session->queries || !session->logits || !session->layers) return lpx_fail_memory(host, "a session");
+  laprox_result result = lpx_replay_create(session->device->queue, "decode", &session->decode);
+  if (!result)
+    result = lpx_buffer_init(session->context, LPX_MEMORY_DEVICE,
+                             (VkDeviceSize)model->model_dim * sizeof(float), "hidden row", &session->row);
+  if (!result)
+    result = lpx_buffer_init(session->context, LPX_MEMORY_READBACK,
+                             (VkDeviceSize)model->n_vocab * sizeof(float), "logits", &session->read_logits);
   for (uint32_t l = 0; l < model->shape.n_layers && !result; l++)
     result = lpx_buffer_init(session->context, LPX_MEMORY_DEVICE,
                              lpx_session_query_row_bytes(session) * session->info.window, "queries",
@@ -113,10 +118,13 @@ void laprox_session_destroy(laprox_session *session) {
   if (!session) return;
   const laprox_host *host = &session->context->host;
   lpx_program_destroy(session->program);
+  lpx_replay_destroy(session->decode);
   release_shared(session);
   lpx_cache_finish(&session->cache);
   lpx_session_finish_array(session, session->queries);
   lpx_buffer_finish(session->context, &session->row);
+  lpx_buffer_finish(session->context, &session->read_logits);
+  lpx_release(host, session->layers);
   lpx_release(host, session->logits);
   lpx_release(host, session->prompt_logits);
   lpx_release(host, session);
@@ -177,9 +185,9 @@ static laprox_result run_program(laprox_session *session) {
   return result;
 }
 
-/* Appends a layer for rows [first, first + n_rows) of what is being read; `rows` are their hidden states. */
-static void append_layer(laprox_session *session, uint32_t layer, laprox_buffer rows, uint32_t first,
-                         uint32_t n_rows, uint32_t first_kept_query, bool kv_only) {
+/* A layer for rows [first, first + n_rows) of what is being read; `rows` are their hidden states. */
+static lpx_forward_layer layer_step(const laprox_session *session, uint32_t layer, laprox_buffer rows,
+                                    uint32_t first, uint32_t n_rows, uint32_t first_kept_query) {
   const lpx_cache_layer *cache = &session->cache.layers[layer];
   const uint32_t window = session->info.window, position = session->cache.n_tokens + first;
   lpx_forward_layer step = {.layer = layer,
@@ -190,16 +198,14 @@ static void append_layer(laprox_session *session, uint32_t layer, laprox_buffer 
                             .key = lpx_buffer_whole(&cache->tail_key),
                             .value = lpx_buffer_whole(&cache->tail_value),
                             .head_rows = cache->tail_capacity,
-                            .first_row = session->cache.n_tail + first,
-                            .kv_only = kv_only};
+                            .first_row = session->cache.n_tail + first};
   if (first_kept_query < position + n_rows) {
     const uint32_t from = first_kept_query > position ? first_kept_query : position;
     step.query_first = from - position;
-    step.query_out = lpx_buffer_part(lpx_buffer_whole(&session->queries[layer]),
-                                     from % window * lpx_session_query_row_bytes(session),
-                                     (position + n_rows - from) * lpx_session_query_row_bytes(session));
+    step.ring = lpx_buffer_whole(&session->queries[layer]);
+    step.ring_row = from % window;
   }
-  lpx_forward_layer_append(session->program, &session->shared->forward, &step);
+  return step;
 }
 
 /* Reading that failed may have written queries of tokens that never counted over those of tokens that do. */
@@ -259,7 +265,9 @@ static laprox_result read_layers(laprox_session *session, const uint32_t *tokens
       const laprox_buffer rows = hidden_rows(session, hidden, first, end - first);
       if (l == 0) lpx_forward_embed_append(session->program, forward, tokens + first, end - first, rows);
       const bool kv_only = l + 1 == n_layers && end < count && !session->info.keep_logits;
-      append_layer(session, l, rows, first, end - first, first_kept_query, kv_only);
+      lpx_forward_layer step = layer_step(session, l, rows, first, end - first, first_kept_query);
+      step.kv_only = kv_only;
+      lpx_forward_layer_append(session->program, forward, &step);
       result = run_program(session);
       if (!result) result = report_progress(session, ((double)l + (double)end / count) / n_layers);
     }
@@ -330,26 +338,32 @@ laprox_result laprox_session_prefill(laprox_session *session, const uint32_t *to
   return lpx_session_prefill(session, tokens, n, NULL);
 }
 
+/* All of a token in one submit. */
+static laprox_result run_token(laprox_session *session, uint32_t token) {
+  const lpx_forward *forward = &session->shared->forward;
+  const laprox_buffer row = lpx_buffer_whole(&session->row);
+  const laprox_buffer logits =
+      lpx_buffer_part(lpx_buffer_whole(&session->shared->logits), 0, session->model->n_vocab * sizeof(float));
+  lpx_program *program = lpx_replay_begin(session->decode);
+  for (uint32_t l = 0; l < session->model->shape.n_layers; l++)
+    session->layers[l] = layer_step(session, l, row, 0, 1, session->cache.n_tokens);
+  lpx_forward_token_append(program, forward, token, session->layers);
+  lpx_forward_logits_append(program, forward, row, 1, logits);
+  lpx_program_copy(program, logits, lpx_buffer_whole(&session->read_logits));
+  return lpx_replay_run(session->decode);
+}
+
 laprox_result laprox_session_decode(laprox_session *session, uint32_t token) {
   laprox_result result = lpx_session_check_tokens(session, &token, 1);
   if (!result) result = lpx_cache_reserve(&session->cache, 1, false);
   if (result) return result;
-  const lpx_forward *forward = &session->shared->forward;
-  const laprox_buffer row = lpx_buffer_whole(&session->row),
-                      logits = lpx_buffer_whole(&session->shared->logits);
   session->has_logits = false;
-  lpx_forward_embed_append(session->program, forward, &token, 1, row);
-  for (uint32_t l = 0; l < session->model->shape.n_layers; l++)
-    append_layer(session, l, row, 0, 1, session->cache.n_tokens, false);
-  lpx_forward_logits_append(session->program, forward, row, 1, logits);
-  result = run_program(session);
-  if (!result)
-    result = lpx_queue_download(session->device->queue, logits, session->logits,
-                                session->model->n_vocab * sizeof(float));
+  result = run_token(session, token);
   if (result) {
     lose_queries(session, 1);
     return result;
   }
+  memcpy(session->logits, session->read_logits.mapped, session->model->n_vocab * sizeof *session->logits);
   lpx_cache_advance(&session->cache, 1);
   session->has_logits = true;
   return LAPROX_OK;

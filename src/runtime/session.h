@@ -22,10 +22,13 @@ struct laprox_session {
   laprox_session_info info; /* defaults filled in */
   lpx_session_shared *shared;
   lpx_program *program;
+  lpx_replay *decode; /* the forward pass of one token */
   lpx_cache cache;
   lpx_buffer *queries; /* n_layers rings of `window` rows: the query of position p stands in row p % window */
-  uint32_t first_query; /* the first position whose query the rings may still hold */
-  lpx_buffer row;       /* the hidden state of a decoded token */
+  uint32_t first_query;      /* the first position whose query the rings may still hold */
+  lpx_buffer row;            /* the hidden state of a decoded token */
+  lpx_buffer read_logits;    /* mapped: logits of a decoded token */
+  lpx_forward_layer *layers; /* n_layers, of the token that is being decoded */
   bool has_logits;
   float *logits;
   float *prompt_logits;

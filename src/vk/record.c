@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#define MAX_UPDATE_BYTES 65536 /* vkCmdUpdateBuffer's own limit */
+
 typedef enum command_kind {
   COMMAND_DISPATCH,
   COMMAND_BARRIER,
@@ -45,6 +47,7 @@ struct lpx_program {
   uint64_t cost; /* since the last step mark */
   VkDescriptorPool pool;
   uint32_t pool_sets, pool_descriptors; /* what `pool` was made for */
+  laprox_buffer update_source;          /* recorded updates copy from here, if it is not empty */
 };
 
 laprox_result lpx_program_create(laprox_context *context, const char *name, lpx_program **out) {
@@ -185,8 +188,21 @@ void lpx_program_fill(lpx_program *program, laprox_buffer range, uint32_t value)
   program->cost += range.size;
 }
 
+/* Updates of neighbouring ranges, one after the other, are one command. */
+static bool extend_update(lpx_program *program, laprox_buffer range, const void *data, uint32_t bytes) {
+  command *last = program->n_commands ? &program->commands[program->n_commands - 1] : NULL;
+  if (!last || last->kind != COMMAND_UPDATE || last->to.buffer != range.buffer ||
+      last->to.offset + last->to.size != range.offset || last->to.size + bytes > MAX_UPDATE_BYTES ||
+      last->data + last->to.size != program->n_bytes)
+    return false;
+  (void)append_bytes(program, data, bytes);
+  last->to.size += bytes;
+  return true;
+}
+
 void lpx_program_update(lpx_program *program, laprox_buffer range, const void *data, size_t bytes) {
-  const size_t largest = 65536; /* vkCmdUpdateBuffer's own limit */
+  const size_t largest = MAX_UPDATE_BYTES;
+  if (bytes <= largest && extend_update(program, range, data, (uint32_t)bytes)) return;
   for (size_t done = 0; done < bytes; done += largest) {
     const uint32_t now = (uint32_t)(bytes - done < largest ? bytes - done : largest);
     command *update = append(program, COMMAND_UPDATE);
@@ -300,6 +316,26 @@ static void record_dispatch(const lpx_program *program, const command *dispatch,
   vk->CmdDispatch(command_buffer, dispatch->groups_x, dispatch->groups_y, 1);
 }
 
+/* Where an update's data stands in a source of all updates' data. */
+static VkDeviceSize update_place(const lpx_program *program, const command *update) {
+  VkDeviceSize place = program->update_source.offset;
+  for (const command *item = program->commands; item < update; item++)
+    if (item->kind == COMMAND_UPDATE) place += item->to.size;
+  return place;
+}
+
+static void record_update(const lpx_program *program, const command *item, VkCommandBuffer command_buffer) {
+  const lpx_vk *vk = &program->context->vk;
+  if (!program->update_source.size) {
+    vk->CmdUpdateBuffer(command_buffer, item->to.buffer, item->to.offset, item->to.size,
+                        program->bytes + item->data);
+    return;
+  }
+  const VkBufferCopy region = {
+      .srcOffset = update_place(program, item), .dstOffset = item->to.offset, .size = item->to.size};
+  vk->CmdCopyBuffer(command_buffer, program->update_source.buffer, item->to.buffer, 1, &region);
+}
+
 static void record_command(const lpx_program *program, const command *item, VkCommandBuffer command_buffer) {
   const lpx_vk *vk = &program->context->vk;
   switch (item->kind) {
@@ -319,10 +355,55 @@ static void record_command(const lpx_program *program, const command *item, VkCo
     vk->CmdFillBuffer(command_buffer, item->to.buffer, item->to.offset, item->to.size, item->data);
     break;
   case COMMAND_UPDATE:
-    vk->CmdUpdateBuffer(command_buffer, item->to.buffer, item->to.offset, item->to.size,
-                        program->bytes + item->data);
+    record_update(program, item, command_buffer);
     break;
   }
+}
+
+VkDeviceSize lpx_program_update_bytes(const lpx_program *program) {
+  VkDeviceSize bytes = 0;
+  for (uint32_t i = 0; i < program->n_commands; i++)
+    if (program->commands[i].kind == COMMAND_UPDATE) bytes += program->commands[i].to.size;
+  return bytes;
+}
+
+void lpx_program_write_updates(const lpx_program *program, void *to) {
+  uint8_t *at = to;
+  for (uint32_t i = 0; i < program->n_commands; i++) {
+    const command *item = &program->commands[i];
+    if (item->kind != COMMAND_UPDATE) continue;
+    memcpy(at, program->bytes + item->data, (size_t)item->to.size);
+    at += item->to.size;
+  }
+}
+
+void lpx_program_set_update_source(lpx_program *program, laprox_buffer source) {
+  program->update_source = source;
+}
+
+static bool same_range(const laprox_buffer *a, const laprox_buffer *b) {
+  return a->buffer == b->buffer && a->offset == b->offset && a->size == b->size;
+}
+
+static bool same_dispatch(const lpx_program *a, const command *x, const lpx_program *b, const command *y) {
+  if (x->pipeline != y->pipeline || x->groups_x != y->groups_x || x->groups_y != y->groups_y ||
+      x->push_bytes != y->push_bytes || x->n_bindings != y->n_bindings ||
+      memcmp(a->bytes + x->data, b->bytes + y->data, x->push_bytes) != 0)
+    return false;
+  for (uint32_t i = 0; i < x->n_bindings; i++)
+    if (!same_range(&a->ranges[x->first_range + i], &b->ranges[y->first_range + i])) return false;
+  return true;
+}
+
+bool lpx_program_same(const lpx_program *a, const lpx_program *b) {
+  if (a->failure || b->failure || a->n_commands != b->n_commands) return false;
+  for (uint32_t i = 0; i < a->n_commands; i++) {
+    const command *x = &a->commands[i], *y = &b->commands[i];
+    if (x->kind != y->kind || !same_range(&x->from, &y->from) || !same_range(&x->to, &y->to)) return false;
+    if (x->kind == COMMAND_DISPATCH && !same_dispatch(a, x, b, y)) return false;
+    if (x->kind == COMMAND_FILL && x->data != y->data) return false;
+  }
+  return true;
 }
 
 void lpx_program_record(const lpx_program *program, VkCommandBuffer command_buffer, uint32_t first,

@@ -8,6 +8,7 @@
 struct lpx_queue {
   laprox_context *context;
   VkQueue queue;
+  uint32_t family;
   VkCommandPool command_pool;
   VkCommandBuffer command_buffer;
   VkFence fence;
@@ -60,6 +61,7 @@ laprox_result lpx_queue_create(laprox_context *context, VkQueue handle, uint32_t
   if (!queue) return lpx_fail_memory(&context->host, "a queue");
   queue->context = context;
   queue->queue = handle;
+  queue->family = family;
   laprox_result result = create_command_buffer(queue, family);
   if (!result) result = create_timestamps(queue, family);
   if (!result)
@@ -86,6 +88,10 @@ laprox_context *lpx_queue_context(const lpx_queue *queue) {
   return queue->context;
 }
 
+uint32_t lpx_queue_family(const lpx_queue *queue) {
+  return queue->family;
+}
+
 uint64_t lpx_queue_bytes(const lpx_queue *queue) {
   return queue->staging.allocated;
 }
@@ -103,31 +109,40 @@ static laprox_result begin(lpx_queue *queue) {
                        "vkBeginCommandBuffer");
 }
 
-static laprox_result submit_and_wait(lpx_queue *queue, const char *what) {
+laprox_result lpx_queue_end(lpx_queue *queue, VkCommandBuffer command_buffer) {
   laprox_context *context = queue->context;
   /* Makes device writes visible to mapped memory. */
   const VkMemoryBarrier barrier = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
                                    .srcAccessMask = VK_ACCESS_TRANSFER_WRITE_BIT | VK_ACCESS_SHADER_WRITE_BIT,
                                    .dstAccessMask = VK_ACCESS_HOST_READ_BIT};
-  context->vk.CmdPipelineBarrier(queue->command_buffer,
+  context->vk.CmdPipelineBarrier(command_buffer,
                                  VK_PIPELINE_STAGE_TRANSFER_BIT | VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT,
                                  VK_PIPELINE_STAGE_HOST_BIT, 0, 1, &barrier, 0, NULL, 0, NULL);
-  laprox_result result =
-      lpx_vk_result(context, context->vk.EndCommandBuffer(queue->command_buffer), "vkEndCommandBuffer");
-  if (result) return result;
+  return lpx_vk_result(context, context->vk.EndCommandBuffer(command_buffer), "vkEndCommandBuffer");
+}
+
+laprox_result lpx_queue_submit(lpx_queue *queue, const VkSubmitInfo *batches, uint32_t n_batches,
+                               const char *what) {
+  laprox_context *context = queue->context;
   /* Before, not after: whatever an earlier failure has left, the fence is good now. */
-  result =
+  laprox_result result =
       lpx_vk_result(context, context->vk.ResetFences(context->device, 1, &queue->fence), "vkResetFences");
   if (result) return result;
-  const VkSubmitInfo info = {.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO,
-                             .commandBufferCount = 1,
-                             .pCommandBuffers = &queue->command_buffer};
-  result = lpx_vk_result(context, context->vk.QueueSubmit(queue->queue, 1, &info, queue->fence), what);
+  result =
+      lpx_vk_result(context, context->vk.QueueSubmit(queue->queue, n_batches, batches, queue->fence), what);
   if (result) return result;
   const VkResult waited = context->vk.WaitForFences(context->device, 1, &queue->fence, VK_TRUE, UINT64_MAX);
   /* The caller will free or write what the device may still be using. */
   if (waited) (void)context->vk.QueueWaitIdle(queue->queue);
   return lpx_vk_result(context, waited, what);
+}
+
+static laprox_result submit_and_wait(lpx_queue *queue, const char *what) {
+  const laprox_result result = lpx_queue_end(queue, queue->command_buffer);
+  const VkSubmitInfo info = {.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO,
+                             .commandBufferCount = 1,
+                             .pCommandBuffers = &queue->command_buffer};
+  return result ? result : lpx_queue_submit(queue, &info, 1, what);
 }
 
 static void add_device_time(const lpx_queue *queue, uint64_t *device_ns) {
@@ -169,17 +184,23 @@ static void record_steps(void *user, VkCommandBuffer command_buffer) {
   lpx_program_record(part->program, command_buffer, part->first, part->count);
 }
 
+uint32_t lpx_queue_batch(const lpx_queue *queue, const lpx_program *program, uint32_t first, uint32_t end) {
+  uint64_t cost = lpx_program_step_cost(program, first);
+  uint32_t count = 1;
+  while (first + count < end) {
+    cost += lpx_program_step_cost(program, first + count);
+    if (cost > queue->context->submit_cost) break;
+    count++;
+  }
+  return count;
+}
+
 laprox_result lpx_queue_run_steps(lpx_queue *queue, const lpx_program *program, uint32_t begin_step,
                                   uint32_t n_steps, uint64_t *device_ns) {
   const uint32_t end = begin_step + n_steps;
   laprox_result result = LAPROX_OK;
   for (uint32_t first = begin_step, count; first < end && !result; first += count) {
-    uint64_t cost = lpx_program_step_cost(program, first);
-    for (count = 1; first + count < end; count++) {
-      const uint64_t next = lpx_program_step_cost(program, first + count);
-      if (cost + next > queue->context->submit_cost) break;
-      cost += next;
-    }
+    count = lpx_queue_batch(queue, program, first, end);
     result = lpx_queue_record(queue, record_steps, &(steps){program, first, count}, device_ns);
   }
   return result;

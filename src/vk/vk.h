@@ -187,4 +187,35 @@ laprox_result lpx_self_test(lpx_queue *queue);
 /* Device memory that the queue holds itself. */
 uint64_t lpx_queue_bytes(const lpx_queue *queue);
 
+/* ---- programs that run again and again ---- */
+
+/* A program that is built anew for every run, although mostly the data of its updates alone have changed: then
+   what was recorded for the last run is submitted again, and nothing is allocated, written to descriptors or
+   recorded. */
+typedef struct lpx_replay lpx_replay;
+laprox_result lpx_replay_create(lpx_queue *queue, const char *name, lpx_replay **out);
+void lpx_replay_destroy(lpx_replay *replay);
+/* An empty program, to be appended to and then given to lpx_replay_run. */
+lpx_program *lpx_replay_begin(lpx_replay *replay);
+/* One call of vkQueueSubmit, in batches of bounded cost, and waiting. */
+laprox_result lpx_replay_run(lpx_replay *replay);
+
+/* ---- for this room only ---- */
+
+/* Steps from `first` on, before `end`, that make up one submit. */
+uint32_t lpx_queue_batch(const lpx_queue *queue, const lpx_program *program, uint32_t first, uint32_t end);
+/* Ends a command buffer after which the host may read what the device has written. */
+laprox_result lpx_queue_end(lpx_queue *queue, VkCommandBuffer command_buffer);
+/* Submits and waits. */
+laprox_result lpx_queue_submit(lpx_queue *queue, const VkSubmitInfo *batches, uint32_t n_batches,
+                               const char *what);
+uint32_t lpx_queue_family(const lpx_queue *queue);
+
+/* Whether two programs differ in nothing but the data of their updates. */
+bool lpx_program_same(const lpx_program *a, const lpx_program *b);
+/* Updates' data, one after the other; recorded updates copy them from `source` once that is set. */
+VkDeviceSize lpx_program_update_bytes(const lpx_program *program);
+void lpx_program_write_updates(const lpx_program *program, void *to);
+void lpx_program_set_update_source(lpx_program *program, laprox_buffer source);
+
 #endif
