@@ -74,6 +74,8 @@ if [ ! -e "$prefix/complete" ]; then
     -DPCRE2_BUILD_PCRE2GREP=OFF -DPCRE2_BUILD_TESTS=OFF
   library c/cmocka/cmocka_1.1.7.orig.tar.xz 810570eb0b8d64804331f82b29ff47c790ce9cd6b163e98d47a4807047ecad82 \
     -DWITH_EXAMPLES=OFF -DUNIT_TESTING=OFF
+  # without it PCRE2's header expects a DLL
+  [ "$target" != mingw ] || sed -i 's/^Cflags:.*/& -DPCRE2_STATIC/' "$prefix/lib/pkgconfig/libpcre2-8.pc"
   : >"$prefix/complete"
 fi
 

@@ -2,7 +2,11 @@
 #include "cli.h"
 
 #include <errno.h>
+#ifdef _WIN32
+#include <io.h>
+#else
 #include <fcntl.h>
+#endif
 #include <stdio.h>
 #include <string.h>
 
@@ -149,7 +153,11 @@ static int dispatch(int argc, char **argv) {
 /* A closed standard stream would lend its number to the next file that is opened, and printing would damage
  * it. */
 static bool is_open(int number) {
+#ifdef _WIN32
+  return _get_osfhandle(number) >= 0;
+#else
   return fcntl(number, F_GETFD) != -1 || errno != EBADF;
+#endif
 }
 
 int main(int argc, char **argv) {

@@ -66,6 +66,7 @@ need_for_checking() {
   need libc6-dev-armhf-cross [ -e /usr/arm-linux-gnueabihf/include/stdio.h ]
   need qemu-user-static has_program qemu-aarch64-static
   need musl-tools has_program musl-gcc
+  need gcc-mingw-w64-x86-64 has_program x86_64-w64-mingw32-gcc
   need curl has_program curl
 }
 

@@ -4,9 +4,7 @@
 
 #include "laprox/laprox.h"
 
-#if defined(__MINGW32__)
-#define LPX_PRINTF(format_index, first) __attribute__((format(gnu_printf, format_index, first)))
-#elif defined(__GNUC__)
+#if defined(__GNUC__)
 #define LPX_PRINTF(format_index, first) __attribute__((format(printf, format_index, first)))
 #else
 #define LPX_PRINTF(format_index, first)
