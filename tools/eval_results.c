@@ -178,21 +178,30 @@ json_t *eval_results(const eval *e) {
   return root;
 }
 
+/* All tasks of one length together. */
+static json_t *timing_json(const eval *e, uint32_t length, int index) {
+  total sum = {0};
+  for (uint32_t i = 0; i < e->n_items; i++)
+    if (e->groups[e->items[i].group].length == length) add(&sum, eval_outcome(e, i, index), -1);
+  json_t *row = cell_json(&e->cells[index]);
+  json_t *numbers =
+      json_pack("{s:I, s:I, s:I, s:o, s:o, s:o}", "length", (json_int_t)length, "n_tokens",
+                mean(sum.n_tokens, sum.n), "n", (json_int_t)sum.n, "prefill_ms",
+                json_ms(share(sum.prefill_ms, sum.n)), "evict_ms", json_ms(share(sum.evict_ms, sum.n)),
+                "decode_per_token_ms", json_ms(share(sum.decode_ms, sum.n_decoded)));
+  if (row && numbers) json_object_update(row, numbers);
+  json_decref(numbers);
+  return row;
+}
+
 json_t *eval_timing(const eval *e) {
   json_t *rows = json_array();
-  for (int i = 0; i < e->n_cells; i++)
-    for (int g = 0; g < e->n_groups; g++) {
-      const total sum = add_group(e, g, i);
-      json_t *row = cell_json(&e->cells[i]);
-      json_t *numbers = json_pack("{s:s, s:I, s:I, s:I, s:o, s:o, s:o}", "task", e->groups[g].task, "length",
-                                  (json_int_t)e->groups[g].length, "n_tokens", mean(sum.n_tokens, sum.n), "n",
-                                  (json_int_t)sum.n, "prefill_ms", json_ms(share(sum.prefill_ms, sum.n)),
-                                  "evict_ms", json_ms(share(sum.evict_ms, sum.n)), "decode_per_token_ms",
-                                  json_ms(share(sum.decode_ms, sum.n_decoded)));
-      if (row && numbers) json_object_update(row, numbers);
-      json_decref(numbers);
-      json_array_append_new(rows, row);
-    }
+  for (int g = 0; g < e->n_groups; g++) {
+    int before = 0;
+    while (e->groups[before].length != e->groups[g].length) before++;
+    for (int i = 0; i < e->n_cells && before == g; i++)
+      json_array_append_new(rows, timing_json(e, e->groups[g].length, i));
+  }
   return json_pack("{s:s, s:s, s:o}", "model", e->c->opt.input, "device", laprox_device_name(e->c->device),
                    "timing", rows);
 }

@@ -197,14 +197,14 @@ static void meter(double value, double most, text_buffer *out) {
 static void time_rows(const json_t *rows, text_buffer *out) {
   const double most_evict = most_of(rows, "evict_ms"), most_decode = most_of(rows, "decode_per_token_ms");
   text_addf(out, "<div "
-                 "class=\"scroll\"><table><tr><th>policy<th>budget<th>question<th>task<th>tokens<th>prefill<"
+                 "class=\"scroll\"><table><tr><th>policy<th>budget<th>question<th>tokens<th>prefill<"
                  "th>evict<th><th>a "
                  "token<th></tr>\n");
   for (size_t i = 0; i < json_array_size(rows); i++) {
     const json_t *row = json_array_get(rows, i);
-    static const char *const keys[] = {"settings", "budget", "question", "task"};
+    static const char *const keys[] = {"settings", "budget", "question"};
     text_addf(out, "<tr>");
-    for (int k = 0; k < 4; k++) {
+    for (int k = 0; k < 3; k++) {
       text_addf(out, "<td>");
       page_text(out, text_of(row, keys[k]));
     }
