@@ -273,6 +273,41 @@ static void test_small_limits(void **state) {
   failing_expect_nothing_left(&host);
 }
 
+/* ---- tokens in a row ---- */
+
+/* Once recorded, a token costs the calls of one submit and no memory, until the tail outgrows its room; what comes out
+ * is what a session gives that records every token anew. */
+static void test_steady_decode(void **state) {
+  (void)state;
+  enum { N_STEADY = 20 };
+  stage s = {0}, fresh = {0};
+  failing_arm(&host, FAIL_VULKAN, 0, VK_SUCCESS);
+  advance(&s, IMPORT, DECODE);
+  for (uint32_t i = 1; i < N_STEADY; i++) {
+    failing_arm(&host, FAIL_VULKAN, 0, VK_SUCCESS);
+    const unsigned n_allocated = host.n_allocated;
+    assert_int_equal(laprox_session_decode(s.fork, tokens[i]), LAPROX_OK);
+    if (i == 1) continue;              /* the first token grew the tail after it was recorded */
+    assert_int_equal(shim.n_calls, 3); /* vkResetFences, vkQueueSubmit, vkWaitForFences */
+    assert_int_equal(host.n_allocated, n_allocated);
+  }
+  fresh = s;
+  assert_int_equal(laprox_session_fork(s.session, &fresh.fork), LAPROX_OK);
+  assert_int_equal(laprox_session_evict(fresh.fork, &policy, NULL), LAPROX_OK);
+  for (uint32_t i = 0; i < N_STEADY; i++) {
+    laprox_session *next = NULL;
+    assert_int_equal(laprox_session_decode(fresh.fork, tokens[i]), LAPROX_OK);
+    assert_int_equal(laprox_session_fork(fresh.fork, &next), LAPROX_OK);
+    laprox_session_destroy(fresh.fork);
+    fresh.fork = next;
+  }
+  assert_memory_equal(laprox_session_logits(s.fork), laprox_session_logits(fresh.fork),
+                      s.about.n_vocab * sizeof(float));
+  laprox_session_destroy(fresh.fork);
+  undo_call(&s, IMPORT);
+  failing_expect_nothing_left(&host);
+}
+
 /* ---- before and after ---- */
 
 static float *copy_logits(const float *logits, uint32_t n) {
@@ -308,11 +343,11 @@ static int tear_down(void **state) {
 }
 
 int main(void) {
-  struct CMUnitTest tests[N_SWEEPS + 3] = {cmocka_unit_test(test_lost), cmocka_unit_test(test_small_limits),
-                                           cmocka_unit_test(test_open)};
+  struct CMUnitTest tests[N_SWEEPS + 4] = {cmocka_unit_test(test_lost), cmocka_unit_test(test_small_limits),
+                                           cmocka_unit_test(test_open), cmocka_unit_test(test_steady_decode)};
   for (size_t i = 0; i < N_SWEEPS; i++) {
     sweep_case *given = (sweep_case *)(uintptr_t)&sweeps[i]; /* cmocka's state is not const */
-    tests[3 + i] = (struct CMUnitTest){given->name, test_sweep, NULL, NULL, given};
+    tests[4 + i] = (struct CMUnitTest){given->name, test_sweep, NULL, NULL, given};
   }
   return cmocka_run_group_tests_name("failures_runtime", tests, set_up, tear_down);
 }

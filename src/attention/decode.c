@@ -123,6 +123,20 @@ void lpx_decode_table_append(lpx_program *program, const lpx_attention *attentio
                        lpx_buffer_part(place.scratch, first + i * bytes, bytes), slot);
 }
 
+/* Rows to be bound for n heads of which [begin, end) are in use: of a dense segment the room to grow, too, as far as
+ * it fits, so that the ranges stay as they are while it does. */
+static uint64_t bound_rows(const lpx_attention *attention, const lpx_attention_segment *segment,
+                           uint64_t begin, uint64_t end, uint32_t n) {
+  const laprox_context *context = attention->context;
+  const uint64_t row_bytes =
+      attention->shape.head_dim * (uint64_t)laprox_dtype_bytes(attention->cache_dtype, 1);
+  const uint64_t whole = (uint64_t)n * segment->head_rows;
+  if (segment->head_n_rows || (begin + whole) * row_bytes > segment->key.size ||
+      whole * row_bytes > context->max_range - context->range_alignment)
+    return end - begin;
+  return whole;
+}
+
 /* The chunks of one segment; gives its first free slot. */
 static uint32_t append_segment(lpx_program *program, const lpx_attention *attention, decode_push push,
                                laprox_buffer query, const lpx_attention_segment *segment,
@@ -143,9 +157,10 @@ static uint32_t append_segment(lpx_program *program, const lpx_attention *attent
       n_rows += count;
     }
     if (!n_groups) continue;
+    const uint64_t n_bound = bound_rows(attention, segment, begin, end, n);
     const laprox_buffer ranges[] = {
-        query, lpx_attention_rows(attention, segment->key, begin, end - begin, &push.key_first),
-        lpx_attention_rows(attention, segment->value, begin, end - begin, &push.value_first), scratch};
+        query, lpx_attention_rows(attention, segment->key, begin, n_bound, &push.key_first),
+        lpx_attention_rows(attention, segment->value, begin, n_bound, &push.value_first), scratch};
     push.key_first /= attention->decode_elements;
     push.value_first /= attention->decode_elements;
     push.table_first = table_first + head;
