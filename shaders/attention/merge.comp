@@ -26,7 +26,7 @@ const uint QUADS = HEAD_DIM / 4;
 const uint STRETCHES = (QUADS + STRETCH - 1) / STRETCH;
 
 shared vec4 sums[LOCAL_SIZE];
-shared float tops[LOCAL_SIZE], totals[SPLITS];
+shared vec2 states[SPLITS]; // maximum, sum
 
 uint n_first, n_slots, first_slot, second_slot;
 
@@ -35,31 +35,18 @@ uint slot_at(uint i) {
   return push.partial_first + (i < n_first ? first_slot + i : second_slot + (i - n_first)) * GROUP * (1u + QUADS);
 }
 
-float find_largest(uint in_group) {
-  const uint t = gl_LocalInvocationID.x;
-  float largest = LOWEST;
-  for (uint i = t; i < n_slots; i += LOCAL_SIZE)
-    largest = max(largest, uintBitsToFloat(scratch[slot_at(i) + in_group].x));
-  tops[t] = largest;
-  for (uint width = LOCAL_SIZE / 2; width > 0; width /= 2) {
-    barrier();
-    if (t < width) tops[t] = max(tops[t], tops[t + width]);
-  }
-  barrier();
-  return tops[0];
-}
-
+// Beyond the last slot: nothing.
 #define LOAD(n)                                                                                                      \
-  vec2 state##n;                                                                                                     \
-  vec4 part##n;                                                                                                      \
+  vec2 state##n = vec2(LOWEST, 0.0);                                                                                 \
+  vec4 part##n = vec4(0.0);                                                                                          \
   if (i + n * SPLITS < n_slots) {                                                                                    \
     const uint at = slot_at(i + n * SPLITS);                                                                         \
     state##n = uintBitsToFloat(scratch[at + in_group].xy);                                                           \
     part##n = uintBitsToFloat(scratch[at + GROUP + in_group * QUADS + column]);                                      \
   }
 #define ADD(n)                                                                                                       \
-  if (i + n * SPLITS < n_slots) {                                                                                    \
-    const float weight = exp2(state##n.x - largest);                                                                 \
+  {                                                                                                                  \
+    const float weight = exp2(state##n.x - top);                                                                     \
     total += state##n.y * weight;                                                                                    \
     sum += part##n * weight;                                                                                         \
   }
@@ -75,20 +62,28 @@ void main() {
   second_slot = second.z;
   const uint in_group = head % GROUP, split = t / STRETCH;
   const uint own_column = workgroup_index() % STRETCHES * STRETCH + t % STRETCH, column = min(own_column, QUADS - 1u);
-  const float largest = find_largest(in_group);
-  float total = 0.0;
+  float largest = LOWEST, total = 0.0;
   vec4 sum = vec4(0.0);
   for (uint i = split; i < n_slots; i += 4 * SPLITS) {
     REPEAT_4(LOAD)
+    const float top = max(largest, max(max(state0.x, state1.x), max(state2.x, state3.x)));
+    const float shrink = exp2(largest - top);
+    total *= shrink;
+    sum *= shrink;
     REPEAT_4(ADD)
+    largest = top;
   }
   sums[t] = sum;
-  if (t % STRETCH == 0u) totals[split] = total;
+  if (t % STRETCH == 0u) states[split] = vec2(largest, total);
   barrier();
   if (t >= STRETCH || own_column >= QUADS) return;
-  for (uint i = 1; i < SPLITS; i++) {
-    sum += sums[i * STRETCH + t];
-    total += totals[i];
+  for (uint i = 0; i < SPLITS; i++) largest = max(largest, states[i].x);
+  sum = vec4(0.0);
+  total = 0.0;
+  for (uint i = 0; i < SPLITS; i++) {
+    const float weight = exp2(states[i].x - largest);
+    sum += sums[i * STRETCH + t] * weight;
+    total += states[i].y * weight;
   }
   result[head * QUADS + column] = total > 0.0 ? sum / total : vec4(0.0);
 }

@@ -16,21 +16,21 @@ layout(constant_id = 1) const uint MODE = 0;
 layout(set = 0, binding = 0) buffer Work { float work[]; };
 layout(set = 0, binding = 1) readonly buffer State { uint state[]; };
 layout(set = 0, binding = 2) writeonly buffer Scores { float scores[]; }; // the layer's
-layout(set = 0, binding = 3) buffer Result { uint result[]; };
 
 layout(push_constant) uniform Push {
   uint n_groups;
   uint heads, n_heads;
   uint layer_block;
   uint raw;
-  uint block_sums; // word in work[]
-  uint counter;    // word in result[]
+  uint block_sums; // word in work[]: of each block, then the numbers of those that are no numbers
 } push;
 
 const uint HALO = WIDTH / 2;
 shared float window[BLOCK_ENTRIES + 30];
 shared float tree[LOCAL_SIZE];
-shared uint n_nonfinite;
+shared uint count_tree[LOCAL_SIZE];
+
+uint n_nonfinite = 0; // that this invocation has found
 
 uint head_word(uint head, uint word) {
   return state[push.heads + head * HEAD_WORDS + word];
@@ -42,7 +42,7 @@ void load_window(uint head_raw, uint first, uint n_candidates) {
     float value = at < n_candidates ? work[head_raw + at] : 0.0;
     if (!is_finite(value)) {
       value = 0.0;
-      if (i >= HALO && i < HALO + BLOCK_ENTRIES) atomicAdd(n_nonfinite, 1u);
+      if (i >= HALO && i < HALO + BLOCK_ENTRIES) n_nonfinite++;
     }
     window[i] = value;
   }
@@ -62,8 +62,6 @@ void main() {
   const uint first = (block - head_word(head, HEAD_FIRST_BLOCK)) * BLOCK_ENTRIES;
   const uint n_candidates = head_word(head, HEAD_N_CANDIDATES);
   const uint head_raw = push.raw + (head_word(head, HEAD_FIRST_BLOCK) - push.layer_block) * BLOCK_ENTRIES;
-  if (gl_LocalInvocationIndex == 0) n_nonfinite = 0;
-  barrier();
   load_window(head_raw, first, n_candidates);
   barrier();
 
@@ -75,12 +73,16 @@ void main() {
     if (inside) sum += score;
   }
   tree[gl_LocalInvocationIndex] = sum;
+  count_tree[gl_LocalInvocationIndex] = n_nonfinite;
   for (uint width = LOCAL_SIZE / 2; width > 0; width /= 2) {
     barrier();
-    if (gl_LocalInvocationIndex < width) tree[gl_LocalInvocationIndex] += tree[gl_LocalInvocationIndex + width];
+    if (gl_LocalInvocationIndex < width) {
+      tree[gl_LocalInvocationIndex] += tree[gl_LocalInvocationIndex + width];
+      count_tree[gl_LocalInvocationIndex] += count_tree[gl_LocalInvocationIndex + width];
+    }
   }
   if (gl_LocalInvocationIndex == 0) {
     work[push.block_sums + workgroup_index()] = tree[0];
-    if (n_nonfinite != 0) atomicAdd(result[push.counter], n_nonfinite);
+    work[push.block_sums + push.n_groups + workgroup_index()] = float(count_tree[0]);
   }
 }

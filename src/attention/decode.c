@@ -80,7 +80,7 @@ VkDeviceSize lpx_decode_attention_scratch_bytes(const laprox_shape *shape, uint3
 static uint32_t choose_chunk_bits(const lpx_attention *attention, const lpx_attention_segment *segment) {
   const bool direct = is_software(attention);
   const bool discrete = attention->context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU;
-  const uint64_t n_wanted = direct ? 8 : discrete ? 256 : 64;
+  const uint64_t n_wanted = direct ? 4 : discrete ? 256 : 64;
   const uint32_t max_bits = direct ? 12 : 10;
   uint64_t n_rows = 0, rounded = 1;
   for (uint32_t head = 0; head < attention->shape.n_kv_heads; head++)

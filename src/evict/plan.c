@@ -245,7 +245,7 @@ static laprox_result size_work(laprox_plan *plan) {
     words = max_splits * plan->n_segments * plan->group * plan->n_queries * 2;
   else
     words = lpx_entry_score_words(plan, max_splits, &plan->work.anchors);
-  const uint64_t others = words + max_blocks * (BLOCK_ENTRIES + 1), most = plan->context->max_range / 4;
+  const uint64_t others = words + max_blocks * (BLOCK_ENTRIES + 2), most = plan->context->max_range / 4;
   const uint64_t room = others > most ? 0 : most - others;
   if (lpx_plan_uses_values(plan)) {
     attention = tile_attention_words(plan), probabilities = tile_probability_words(plan);
@@ -257,7 +257,7 @@ static laprox_result size_work(laprox_plan *plan) {
     plan->strip_tiles = (uint32_t)(max_tiles ? max_tiles : 1);
   }
   const uint64_t starts[] = {words, probabilities * plan->strip_tiles, attention * plan->strip_tiles,
-                             max_blocks * BLOCK_ENTRIES, max_blocks};
+                             max_blocks * BLOCK_ENTRIES, 2 * max_blocks};
   uint64_t ends[5], at = 0;
   for (int i = 0; i < 5; i++) ends[i] = at += starts[i];
   const laprox_result result = check_range(plan, "the scoring of a layer", at * 4);

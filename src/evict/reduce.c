@@ -6,17 +6,17 @@ typedef struct synthetic_push {
 } synthetic_push;
 
 typedef struct pool_push {
-  uint32_t n_groups, heads, n_heads, layer_block, raw, block_sums, counter;
+  uint32_t n_groups, heads, n_heads, layer_block, raw, block_sums;
 } pool_push;
 
 typedef struct layer_sum_push {
-  uint32_t n_groups, block_sums, n_blocks, inverse, scale, normalize;
+  uint32_t n_groups, block_sums, n_blocks, inverse, counter, normalize;
 } layer_sum_push;
 
 laprox_result lpx_reduce_init(laprox_plan *plan) {
   laprox_context *context = plan->context;
   const uint32_t pool[] = {plan->rules.pool_width, plan->rules.pool == LAPROX_POOL_MAX};
-  laprox_result result = lpx_pipeline_get(context, "pool", 4, pool, 2, &plan->pool);
+  laprox_result result = lpx_pipeline_get(context, "pool", 3, pool, 2, &plan->pool);
   if (!result) result = lpx_pipeline_get(context, "layer_sum", 3, NULL, 0, &plan->layer_sum);
   const uint32_t synthetic[] = {0, 0, 0, 0, plan->rules.kind == LAPROX_POLICY_RANDOM};
   if (!result && !lpx_rules_use_keys(&plan->rules))
@@ -48,19 +48,18 @@ void lpx_reduce_append(laprox_binding *binding, uint32_t layer) {
                     .n_heads = plan->shape.n_kv_heads,
                     .layer_block = items->first_block,
                     .raw = plan->work.raw,
-                    .block_sums = plan->work.block_sums,
-                    .counter = plan->result.counters + 2 * layer};
+                    .block_sums = plan->work.block_sums};
   const VkDeviceSize block_bytes = BLOCK_ENTRIES * 4;
   const laprox_buffer scores =
       lpx_buffer_part(binding->scores, items->first_block * block_bytes, items->n_blocks * block_bytes);
-  const laprox_buffer pool_ranges[] = {binding->work, binding->state, scores, binding->result};
+  const laprox_buffer pool_ranges[] = {binding->work, binding->state, scores};
   lpx_program_dispatch(binding->program, &plan->pool, pool_ranges, &pool, sizeof pool, items->n_blocks,
                        (uint64_t)items->n_blocks * BLOCK_ENTRIES * plan->rules.pool_width);
   lpx_program_barrier(binding->program);
   layer_sum_push sum = {.block_sums = plan->work.block_sums,
                         .n_blocks = items->n_blocks,
                         .inverse = plan->state.inverses + layer,
-                        .scale = plan->result.counters + 2 * layer + 1,
+                        .counter = plan->result.counters + 2 * layer,
                         .normalize = plan->rules.normalize};
   const laprox_buffer sum_ranges[] = {binding->work, binding->state, binding->result};
   lpx_program_dispatch(binding->program, &plan->layer_sum, sum_ranges, &sum, sizeof sum, 1, items->n_blocks);
