@@ -118,6 +118,89 @@ static void test_folding(void **state) {
   free(folded);
 }
 
+typedef struct timed_recording {
+  const laprox_context *context;
+  const lpx_program *program;
+  VkQueryPool pool;
+  uint32_t n_queries, n;
+  const char *names[4];
+} timed_recording;
+
+static void record_timed(void *user, VkCommandBuffer command_buffer) {
+  timed_recording *r = user;
+  if (r->pool) r->context->vk.CmdResetQueryPool(command_buffer, r->pool, 0, r->n_queries);
+  r->n = lpx_program_record_timed(r->program, command_buffer, 0, 2, r->pool, r->n_queries, r->names);
+}
+
+/* Two copies, one after the other, are one stretch; arithmetic is the next, also in a step of its own. */
+static lpx_program *build_stretches(laprox_context *context, lpx_buffer *from, lpx_buffer *to) {
+  const uint32_t loads = 1, rounds[] = {8, 1}, n_units = (uint32_t)from->size / 16;
+  struct {
+    uint32_t n_groups, n_units, stride;
+  } copy = {.n_units = n_units, .stride = n_units};
+  struct {
+    uint32_t n_groups;
+    float a, b;
+  } arithmetic = {.a = 0.5f};
+  const laprox_buffer ranges[] = {lpx_buffer_whole(from), lpx_buffer_whole(to)};
+  lpx_pipeline copying, adding;
+  lpx_program *program = NULL;
+  assert_int_equal(lpx_pipeline_get(context, "bench_copy", 2, &loads, 1, &copying), LAPROX_OK);
+  assert_int_equal(lpx_pipeline_get(context, "bench_fma", 1, rounds, 2, &adding), LAPROX_OK);
+  assert_string_equal(copying.shader, "bench_copy");
+  assert_int_equal(lpx_program_create(context, "stretches", &program), LAPROX_OK);
+  for (int i = 0; i < 2; i++) {
+    lpx_program_dispatch(program, &copying, ranges, &copy, sizeof copy, n_units / 128, 1);
+    lpx_program_barrier(program);
+  }
+  lpx_program_mark_step(program);
+  lpx_program_dispatch(program, &adding, ranges, &arithmetic, sizeof arithmetic, 4, 1);
+  assert_int_equal(lpx_program_finish_building(program), LAPROX_OK);
+  return program;
+}
+
+/* The time of every kernel, and what has been recorded runs. */
+static void test_stretches(void **state) {
+  test_gpu *gpu = *state;
+  laprox_context *context = gpu->device->context;
+  enum { BYTES = 65536 };
+  uint8_t *data = malloc(BYTES), *back = malloc(BYTES);
+  uint64_t ticks[2] = {0};
+  lpx_buffer from, to;
+  assert_true(data && back);
+  for (size_t i = 0; i < BYTES; i++) data[i] = pattern(i);
+  assert_int_equal(lpx_buffer_init(context, LPX_MEMORY_DEVICE, BYTES, "from", &from), LAPROX_OK);
+  assert_int_equal(lpx_buffer_init(context, LPX_MEMORY_DEVICE, BYTES, "to", &to), LAPROX_OK);
+  assert_int_equal(lpx_queue_upload(gpu->device->queue, lpx_buffer_whole(&from), data, BYTES), LAPROX_OK);
+  timed_recording r = {.context = context, .program = build_stretches(context, &from, &to), .n_queries = 2};
+  const VkQueryPoolCreateInfo info = {.sType = VK_STRUCTURE_TYPE_QUERY_POOL_CREATE_INFO,
+                                      .queryType = VK_QUERY_TYPE_TIMESTAMP,
+                                      .queryCount = 2};
+  for (int with_pool = 0; with_pool < 2; with_pool++) {
+    if (with_pool)
+      assert_int_equal(context->vk.CreateQueryPool(context->device, &info, NULL, &r.pool), VK_SUCCESS);
+    assert_int_equal(lpx_queue_record(gpu->device->queue, record_timed, &r, NULL), LAPROX_OK);
+    assert_int_equal(r.n, 2);
+    assert_string_equal(r.names[0], "bench_copy");
+    assert_string_equal(r.names[1], "bench_fma");
+  }
+  assert_int_equal(context->vk.GetQueryPoolResults(context->device, r.pool, 0, 2, sizeof ticks, ticks, 8,
+                                                   VK_QUERY_RESULT_64_BIT | VK_QUERY_RESULT_WAIT_BIT),
+                   VK_SUCCESS);
+  assert_true(ticks[0] > 0 && ticks[1] >= ticks[0]);
+  r.n_queries = 1;
+  assert_int_equal(lpx_queue_record(gpu->device->queue, record_timed, &r, NULL), LAPROX_OK);
+  assert_int_equal(r.n, 1);
+  assert_int_equal(lpx_queue_download(gpu->device->queue, lpx_buffer_whole(&to), back, BYTES), LAPROX_OK);
+  assert_memory_equal(data, back, BYTES);
+  context->vk.DestroyQueryPool(context->device, r.pool, NULL);
+  lpx_program_destroy((lpx_program *)(uintptr_t)r.program);
+  lpx_buffer_finish(context, &from);
+  lpx_buffer_finish(context, &to);
+  free(data);
+  free(back);
+}
+
 /* A program that can't be is refused once, with numbers, however much is appended after. */
 static void test_refused(void **state) {
   test_gpu *gpu = *state;
@@ -154,6 +237,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(test_transfers, test_gpu_setup, test_gpu_teardown),
       cmocka_unit_test_setup_teardown(test_programs, test_gpu_setup, test_gpu_teardown),
       cmocka_unit_test_setup_teardown(test_folding, test_gpu_setup, test_gpu_teardown),
+      cmocka_unit_test_setup_teardown(test_stretches, test_gpu_setup, test_gpu_teardown),
       cmocka_unit_test_setup_teardown(test_refused, test_gpu_setup, test_gpu_teardown),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

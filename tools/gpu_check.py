@@ -24,8 +24,7 @@ def left():
 
 def run_test(path, variants, folder):
     begin = time.monotonic()
-    work = os.path.join(folder, os.path.basename(path) + "-" + variants)
-    os.mkdir(work)
+    work = tempfile.mkdtemp(dir=folder)
     try:
         done = subprocess.run([path], cwd=work, env={**os.environ, "LAPROX_VARIANTS": variants}, stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT, timeout=max(5, min(TEST_LIMIT_S, left())), errors="replace")
@@ -40,19 +39,24 @@ def run_tests(build, folder):
     order = {name: i for i, name in enumerate(LONG)}
     paths.sort(key=lambda p: order.get(os.path.basename(p), len(LONG)))
     jobs = max(2, min(16, os.cpu_count() or 2))
-    failed = passed = skipped = 0
+    failures, passed, skipped = [], 0, 0
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         work = [pool.submit(run_test, path, variants, folder) for path in paths for variants in ("baseline", "all")]
         for future in concurrent.futures.as_completed(work):
             name, variants, status, output, seconds = future.result()
-            passed, skipped, failed = passed + (status == 0), skipped + (status == 77), failed + (status not in (0, 77))
+            passed, skipped = passed + (status == 0), skipped + (status == 77)
             if status not in (0, 77):
+                failures.append((name, variants))
                 print(f"{name}, {variants}: FAILED ({status}) after {seconds:.0f} s")
                 lines = [l for l in output.splitlines() if not l.startswith(("[ RUN ", "[       OK "))]
                 print("\n".join("    " + l for l in lines[-25:]))
-    print(f"tests, baseline kernels and all: {passed} passed, {failed} failed, {skipped} skipped,"
+    # Whether it was the company tells what to look for; it remains a failure.
+    for name, variants in failures[:5]:
+        status = run_test(os.path.join(build, "tests", name), variants, folder)[2]
+        print(f"{name}, {variants}: run again alone: {'passed' if status == 0 else status}")
+    print(f"tests, baseline kernels and all: {passed} passed, {len(failures)} failed, {skipped} skipped,"
           f" {time.monotonic() - started:.0f} s\n", flush=True)
-    return failed
+    return len(failures)
 
 
 def run_json(arguments, limit_s, what):
