@@ -1,5 +1,6 @@
 /* cli.c: what the subcommands share. */
 #include "cli.h"
+#include "cache_directory.h"
 
 #include "core/core.h"
 
@@ -95,8 +96,11 @@ int cli_finish(cli *c, int status) {
 }
 
 int cli_open_instance(cli *c) {
-  const laprox_instance_info info = {
-      .host = c->host, .validation = c->opt.validate, .variants_off = LAPROX_ALL_VARIANTS & ~c->opt.variants};
+  char directory[1024];
+  const laprox_instance_info info = {.host = c->host,
+                                     .validation = c->opt.validate,
+                                     .variants_off = LAPROX_ALL_VARIANTS & ~c->opt.variants,
+                                     .cache_directory = cache_directory(directory, sizeof directory)};
   laprox_result result = laprox_instance_create(&info, &c->instance);
   return result ? cli_fail(c, result) : EXIT_DONE;
 }

@@ -26,6 +26,10 @@ typedef struct laprox_instance_info {
                         LAPROX_MESSAGE_ERROR lines that begin with "validation: ". Fails where there is no such layer. */
   uint32_t
       variants_off; /**< mask of laprox_variant: kernels that devices opened from the instance don't use */
+  /** Where devices opened from the instance keep compiled pipelines from one run to the next, one file for each device
+   *  and driver; must exist. NULL: nowhere. The files need not be trusted: what is damaged, or another driver's, is
+   *  ignored with a warning and written anew, beside and renamed, when the device is destroyed. */
+  const char *cache_directory;
 } laprox_instance_info;
 
 #define laprox_instance_create LAPROX_VERSIONED(laprox_instance_create)

@@ -1,5 +1,6 @@
 /* device.c: instances, the list of devices, opening one, importing one. */
 #include "runtime/device.h"
+#include "io/file.h"
 #include "runtime/loader.h"
 
 #include <ctype.h>
@@ -16,7 +17,8 @@ struct laprox_instance {
   uint32_t n_devices;
   VkPhysicalDevice *physical_devices;
   laprox_device_description *descriptions;
-  uint32_t *families; /* queue family of each device; UINT32_MAX: none */
+  uint32_t *families;    /* queue family of each device; UINT32_MAX: none */
+  char *cache_directory; /* NULL: none */
   uint32_t variants_off;
 };
 
@@ -227,8 +229,12 @@ laprox_result laprox_instance_create(const laprox_instance_info *info, laprox_in
   instance->host = host;
   instance->variants_off = info->variants_off;
   laprox_result result = LAPROX_OK;
+  if (info->cache_directory) {
+    instance->cache_directory = lpx_copy_string(&host, info->cache_directory);
+    if (!instance->cache_directory) result = lpx_fail_memory(&host, "an instance");
+  }
   instance->get_instance_proc_addr = lpx_loader_open();
-  if (!instance->get_instance_proc_addr)
+  if (!result && !instance->get_instance_proc_addr)
     result = lpx_fail(&host, LAPROX_ERROR_NO_DEVICE, "no Vulkan loader (libvulkan) on this system");
   if (!result) result = create_vk_instance(instance, info->validation);
   if (!result) result = list_devices(instance);
@@ -248,6 +254,7 @@ void laprox_instance_destroy(laprox_instance *instance) {
   lpx_release(&instance->host, instance->physical_devices);
   lpx_release(&instance->host, instance->descriptions);
   lpx_release(&instance->host, instance->families);
+  lpx_release(&instance->host, instance->cache_directory);
   const laprox_host host = instance->host;
   lpx_release(&host, instance);
 }
@@ -354,11 +361,19 @@ laprox_result laprox_device_open(laprox_instance *instance, const char *selector
                                                   .variants_off = instance->variants_off},
                                       .queue_family = instance->families[index]};
   get_queue(device, import.queue_family, 0, &import.queue);
+  VkPhysicalDeviceProperties properties;
+  INSTANCE_FUNCTION(instance, vkGetPhysicalDeviceProperties)(physical, &properties);
+  lpx_pipeline_file pipelines;
+  lpx_pipeline_file_open(&instance->host, instance->cache_directory, &properties, device,
+                         get_device_proc_addr, &pipelines);
+  import.context.pipeline_cache = pipelines.cache;
   result = laprox_device_import(&import, out);
   if (result) {
+    lpx_pipeline_file_close(&pipelines, &properties);
     destroy_device(device, NULL);
     return result;
   }
+  (*out)->pipelines = pipelines;
   (*out)->owned = device;
   (*out)->destroy_device = destroy_device;
   return LAPROX_OK;
@@ -387,8 +402,10 @@ laprox_result laprox_device_import(const laprox_device_import_info *info, laprox
 void laprox_device_destroy(laprox_device *device) {
   if (!device) return;
   const laprox_host host = device->context->host;
+  const VkPhysicalDeviceProperties properties = device->context->properties;
   lpx_queue_destroy(device->queue);
   laprox_context_destroy(device->context);
+  lpx_pipeline_file_close(&device->pipelines, &properties);
   if (device->owned) device->destroy_device(device->owned, NULL);
   lpx_release(&host, device);
 }
