@@ -1,0 +1,139 @@
+#!/usr/bin/env bash
+# matrix.sh [quick|full]: laprox on many drivers, with no hardware and without root.
+#
+# EXECUTED rigs run tests: software drivers of several Mesa releases, SwiftShader, a device of Vulkan's minimum limits,
+# 64-bit Arm under emulation, Windows under Wine. COMPILED rigs make every pipeline with a vendor's real Mesa compiler
+# over a pretended kernel driver, and report registers and spills; nothing runs there.
+#
+# Drivers are Debian packages, unpacked into ~/.cache/laprox-matrix (LAPROX_MATRIX_CACHE); results go to build-matrix
+# (LAPROX_MATRIX_OUT): results.tsv (one line a rig), kernels.tsv (one line a kernel and device) and logs. A full run also
+# renews tools/matrix/results.tsv and README.md's table. What can't be had here is listed as absent, which is no failure.
+# Exit status 1: something failed, or a hot kernel spills.
+set -uo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+here=$root/tools/matrix
+export LAPROX_MATRIX_CACHE=${LAPROX_MATRIX_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/laprox-matrix}
+cache=$LAPROX_MATRIX_CACHE
+out=${LAPROX_MATRIX_OUT:-$root/build-matrix}
+mode=${1:-full}
+case $mode in quick | full) ;; *)
+  echo "usage: matrix.sh [quick|full]" >&2
+  exit 2
+  ;;
+esac
+libraries='libjansson4 libpcre2-8-0 libcmocka0 libc6 libvulkan1'
+export LAPROX_TEST_DATA=$root/tests/data MESA_SHADER_CACHE_DISABLE=true VK_LOADER_LAYERS_DISABLE='~implicit~'
+unset LAPROX_DEVICE LAPROX_VARIANTS
+mkdir -p "$cache" "$out/icd"
+results=$out/results.tsv
+: >"$results"
+rm -f "$out"/*.json
+bad=0
+
+. "$here/rigs.sh"
+
+# ---- what is built ----
+
+# The newest glslang, for shaders with cooperative matrices; this machine's where there is none.
+native=()
+if fetch sid-amd64 sid amd64 $libraries mesa-vulkan-drivers mesa-drm-shim vulkan-validationlayers glslang-tools; then
+  wrap_tool sid-amd64 glslangValidator
+  printf "[binaries]\nglslangValidator = '%s'\n" "$cache/sid-amd64/glslangValidator" >"$out/native.ini"
+  native=(--native-file "$out/native.ini")
+fi
+build amd64 "${native[@]}" || exit 1
+
+# ---- executed ----
+
+small='test_half test_policy test_selftest test_variants test_vk'
+kernels="$small test_embed"
+[ $mode = quick ] || kernels="$kernels test_kernels test_evict_file"
+
+if fetch bookworm-amd64 bookworm amd64 $libraries mesa-vulkan-drivers vulkan-validationlayers; then
+  execute 'lavapipe, 128-bit vectors' bookworm-amd64 lvp "$small" LP_NATIVE_VECTOR_WIDTH=128
+  execute 'lavapipe, 256-bit vectors' bookworm-amd64 lvp "$kernels" LP_NATIVE_VECTOR_WIDTH=256
+  execute 'lavapipe, 512-bit vectors' bookworm-amd64 lvp "$small" LP_NATIVE_VECTOR_WIDTH=512
+  execute "Vulkan's minimum limits" bookworm-amd64 lvp \
+    'test_failures:test_small_limits test_failures:test_one_head_a_binding'
+else
+  absent executed 'lavapipe of Debian 12'
+fi
+if [ $mode = full ]; then
+  if fetch trixie-amd64 trixie amd64 $libraries mesa-vulkan-drivers vulkan-validationlayers; then
+    execute 'lavapipe of Debian 13' trixie-amd64 lvp "$kernels"
+  else
+    absent executed 'lavapipe of Debian 13'
+  fi
+fi
+if has sid-amd64; then
+  execute 'lavapipe of Debian sid' sid-amd64 lvp "$kernels"
+  [ $mode = quick ] || execute 'lavapipe of Debian sid, baseline' sid-amd64 lvp "$kernels" LAPROX_VARIANTS=baseline
+else
+  absent executed 'lavapipe of Debian sid'
+fi
+if fetch chromium bookworm amd64 --only chromium chromium-common && has bookworm-amd64; then
+  mkdir -p "$cache/bookworm-amd64/root/usr/lib/swiftshader"
+  cp "$cache/chromium/root/usr/lib/chromium/libvk_swiftshader.so" "$cache/bookworm-amd64/root/usr/lib/swiftshader/"
+  execute SwiftShader bookworm-amd64 ../swiftshader/libvk_swiftshader.so "$small test_embed"
+else
+  absent executed SwiftShader
+fi
+"$here/arm64.sh" build && fetch sid-arm64 sid arm64 $libraries mesa-vulkan-drivers mesa-drm-shim \
+  vulkan-validationlayers && arm64=1 || arm64=
+if [ "$arm64" ]; then
+  execute_arm64 'lavapipe on 64-bit Arm (emulated)' 'test_half test_policy test_selftest test_vk' test_kernels
+else
+  absent executed '64-bit Arm (emulated)'
+fi
+if [ $mode = full ]; then
+  execute_wine 'Windows under Wine'
+fi
+
+# ---- compiled ----
+
+compile() { compile_on "$1" sid-amd64 "${@:2}"; }
+if [ $mode = quick ]; then
+  compile 'AMD RDNA3 (RADV)' radeon amdgpu AMDGPU_GPU_ID=navi31
+else
+  compile 'AMD Polaris (RADV)' radeon amdgpu AMDGPU_GPU_ID=polaris10
+  compile 'AMD Vega (RADV)' radeon amdgpu AMDGPU_GPU_ID=vega10
+  compile 'AMD RDNA2 (RADV)' radeon amdgpu AMDGPU_GPU_ID=navi21
+  compile 'AMD RDNA3 (RADV)' radeon amdgpu AMDGPU_GPU_ID=navi31
+  compile 'AMD RDNA4 (RADV)' radeon amdgpu AMDGPU_GPU_ID=gfx1201
+  if has trixie-amd64 && "$here/intel_shim.sh"; then
+    intel=$cache/intel-shim/libintel_noop_drm_shim.so
+    compile_on 'Intel Skylake (ANV)' trixie-amd64 intel "$intel" INTEL_STUB_GPU_PLATFORM=skl
+    compile_on 'Intel Tiger Lake (ANV)' trixie-amd64 intel "$intel" INTEL_STUB_GPU_PLATFORM=tgl
+    compile_on 'Intel Alchemist (ANV)' trixie-amd64 intel "$intel" INTEL_STUB_GPU_PLATFORM=dg2
+    compile_on 'Intel Lunar Lake (ANV)' trixie-amd64 intel "$intel" INTEL_STUB_GPU_PLATFORM=lnl
+    compile_on 'Intel Battlemage (ANV)' trixie-amd64 intel "$intel" INTEL_STUB_GPU_PLATFORM=bmg
+  else
+    absent compiled 'Intel (ANV)'
+  fi
+  compile 'NVIDIA Turing (NVK)' nouveau nouveau NOUVEAU_CHIPSET=162
+  compile 'NVIDIA Ada (NVK)' nouveau nouveau NOUVEAU_CHIPSET=192
+  compile 'Adreno 618 (Turnip)' freedreno freedreno FD_GPU_ID=618
+  compile 'Adreno 660 (Turnip)' freedreno freedreno FD_GPU_ID=660
+  compile 'Adreno 750 (Turnip)' freedreno freedreno FD_GPU_ID=750
+  compile 'Apple M1 (Honeykrisp)' asahi asahi
+  if [ "$arm64" ]; then
+    compile_arm64 'Mali-G52 (PanVK)' panfrost panfrost PAN_I_WANT_A_BROKEN_VULKAN_DRIVER=1 PAN_GPU_ID=7212
+    compile_arm64 'Mali-G610 (PanVK)' panfrost panfrost PAN_I_WANT_A_BROKEN_VULKAN_DRIVER=1 PAN_GPU_ID=a867
+    compile_arm64 'Mali-G720 (PanVK)' panfrost panfrost PAN_I_WANT_A_BROKEN_VULKAN_DRIVER=1 PAN_GPU_ID=ac74
+    compile_arm64 'Raspberry Pi 5 (V3DV)' broadcom v3d
+    compile_arm64 'PowerVR (Mesa)' powervr_mesa powervr
+  else
+    absent compiled 'Mali, V3D and PowerVR'
+  fi
+fi
+
+# ---- results ----
+
+python3 "$here/spills.py" --table "$out"/*.json >"$out/kernels.tsv" || bad=1
+python3 "$here/table.py" "$results"
+if [ $mode = full ]; then
+  cp "$results" "$here/results.tsv"
+  python3 "$here/table.py" --readme "$root/README.md" "$here/results.tsv"
+fi
+echo "$SECONDS s"
+exit $bad
