@@ -234,10 +234,11 @@ static void test_fidelity(void **state) {
 
 enum { POLICIES_AT = 9, N_ROWS = 3, N_CELLS = 6, N_OUTCOMES = 15 };
 
-static const char *const resumable[] = {"eval",       "MODEL",     "--tasks",  "two.jsonl",  "--question",
-                                        "both",       "--budgets", "100%,40",  "--policies", "laprox,snapkv",
-                                        "--fidelity", "1",         "--tokens", "100",        "-o",
-                                        "out.json",   NULL};
+static const char *const resumable[] = {
+    "eval",       "MODEL",     "--tasks",  "two.jsonl",  "--question",
+    "both",       "--budgets", "100%,40",  "--policies", "laprox,snapkv+kv=f32",
+    "--fidelity", "1",         "--tokens", "100",        "-o",
+    "out.json",   NULL};
 
 /* Outcomes in the journal, each of them once. */
 static size_t count_outcomes(void) {

@@ -162,6 +162,9 @@ static void test_haystacks(void **state) {
                     own[] = "Mr. Vole counted nine ducks.";
   tool_write_file("own.txt", "Mr. Vole counted nine ducks. Was one of them a goose?\n");
   json_t *noise = one_task("noise"), *needles = one_task("needles"), *file = one_task("own.txt");
+  assert_string_equal(string(json_array_get(noise, 0), "task"), "niah_multikey_noise");
+  assert_string_equal(string(json_array_get(needles, 0), "task"), "niah_multikey_needles");
+  assert_string_equal(string(json_array_get(file, 0), "task"), "niah_multikey_text");
   const char *prompt = string(json_array_get(noise, 0), "prompt");
   assert_int_equal(count(prompt, needle), 4);
   assert_true(count(prompt, "The grass is green.") > 10);

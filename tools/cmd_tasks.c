@@ -5,6 +5,7 @@
 
 #include "io/file.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -33,6 +34,14 @@ typedef struct generator {
 
 static const char *family_name(const task_family *family) {
   return option_family_names[family - families];
+}
+
+/* As tables call it: with the hay where that is not the usual one. */
+static void name_task(const generator *g, const task_family *family, char name[64]) {
+  static const char *const hay[] = {"noise", "prose", "needles"};
+  const bool is_own = g->own_text != NULL;
+  const bool is_usual = !g->has_kind || !family->has_hay || (g->kind == family->hay && !is_own);
+  snprintf(name, 64, is_usual ? "%s" : "%s_%s", family_name(family), is_own ? "text" : hay[g->kind]);
 }
 
 /* ---- lengths ---- */
@@ -145,14 +154,16 @@ static int write_case(generator *g, const task_family *family, uint32_t n_tokens
   const task_case *made = &g->made;
   const char *question = made->prompt.bytes + made->question_at;
   int status = EXIT_DONE;
+  char name[64];
   text_buffer joined = {0};
+  name_task(g, family, name);
   json_t *answers = json_array(), *needles = needles_json(g, &status);
   for (uint32_t i = 0; i < made->n_answers; i++) {
     text_addf(&joined, "%s%s", i ? ", " : "", made->answers[i]);
     json_array_append_new(answers, json_string(made->answers[i]));
   }
-  json_t *line = json_pack("{s:s, s:o, s:o, s:s, s:o, s:I, s:I, s:I, s:o}", "task", family_name(family),
-                           "prompt", json_text(made->prompt.bytes, made->prompt.n), "question",
+  json_t *line = json_pack("{s:s, s:o, s:o, s:s, s:o, s:I, s:I, s:I, s:o}", "task", name, "prompt",
+                           json_text(made->prompt.bytes, made->prompt.n), "question",
                            json_text(question, made->prompt.n - made->question_at), "answer",
                            joined.bytes ? joined.bytes : "", "answers", answers, "n_tokens",
                            (json_int_t)n_tokens, "length", (json_int_t)g->plan.n_tokens, "index",

@@ -147,14 +147,14 @@ static bool is_open(const eval *e, uint32_t row, int index) {
   return !e->cells[index].is_twin && !eval_outcome(e, row, index)->is_done;
 }
 
-/* All cells of one type of cache, the first of them `index`, beside the full cache in the type of --kv. */
-static int compare_dtype(comparison *c, int index, const uint32_t *tokens, bool has_full) {
+/* All open cells of one type of cache, that of cell `index`. The first cell's type is what all are compared with. */
+static int compare_dtype(comparison *c, int index, const uint32_t *tokens) {
   eval *e = c->e;
   const laprox_dtype kv_dtype = e->cells[index].policy.kv_dtype;
   laprox_session *session = NULL;
   laprox_result result = eval_open_session(e, index, true, &session);
   if (!result) result = read_passage(c, tokens, session);
-  if (!result && !has_full) result = predict_full(c, session);
+  if (!result && index == 0) result = predict_full(c, session);
   int status = result ? cli_fail(e->c, result) : EXIT_DONE;
   for (int i = 0; i < e->n_cells && !status; i++)
     if (is_open(e, c->row, i) && e->cells[i].policy.kv_dtype == kv_dtype)
@@ -167,15 +167,13 @@ static int compare_passage(comparison *c, uint32_t passage) {
   eval *e = c->e;
   const size_t room = e->n_passage_tokens - e->passage_tokens - N_FORCED;
   const uint32_t *tokens = e->passages + (e->n_passages > 1 ? room * passage / (e->n_passages - 1) : 0);
-  bool has_full = false;
-  int status = EXIT_DONE;
+  bool any = false;
   c->row = e->n_items + passage;
   c->forced = tokens + e->passage_tokens;
-  for (int i = 0; i < e->n_cells && !status; i++) {
-    if (!is_open(e, c->row, i)) continue;
-    status = compare_dtype(c, i, tokens, has_full);
-    has_full = true;
-  }
+  for (int i = 0; i < e->n_cells; i++) any = any || is_open(e, c->row, i);
+  int status = any ? compare_dtype(c, 0, tokens) : EXIT_DONE;
+  for (int i = 0; i < e->n_cells && !status; i++)
+    if (is_open(e, c->row, i)) status = compare_dtype(c, i, tokens);
   return status;
 }
 

@@ -123,6 +123,14 @@ static double round_up(double value) {
   return 10 * power;
 }
 
+/* Bytes of the plain full cache, 0: not among the rows. */
+static double full_bytes(const json_t *rows) {
+  for (size_t i = 0; i < json_array_size(rows); i++)
+    if (strcmp(text_of(json_array_get(rows, i), "settings"), "full") == 0)
+      return number_of(json_array_get(rows, i), "kv_full_bytes");
+  return 0;
+}
+
 static void fidelity_chart(const report *r, const json_t *rows, text_buffer *out) {
   chart_line lines[MAX_SERIES] = {{0}};
   chart c = {.title = "Divergence from the full cache",
@@ -135,7 +143,7 @@ static void fidelity_chart(const report *r, const json_t *rows, text_buffer *out
     *line = (chart_line){.series = s};
     for (size_t i = 0; i < json_array_size(rows) && line->n <= MAX_LISTED; i++) {
       const json_t *row = json_array_get(rows, i), *ends = json_object_get(row, "ci95");
-      const double full = number_of(row, "kv_full_bytes");
+      const double plain = full_bytes(rows), full = plain > 0 ? plain : number_of(row, "kv_full_bytes");
       if (report_find_series(r, text_of(row, "settings")) != s || !(full > 0)) continue;
       chart_point *p = &line->points[line->n++];
       *p = (chart_point){number_of(row, "kv_bytes") / full, number_of(row, "kl"),
