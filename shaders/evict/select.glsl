@@ -5,6 +5,7 @@
 #define SELECT_GLSL
 
 #include "repeat.glsl"
+#include "scan.glsl"
 
 // Words of a selection problem (one for the model, a layer or a head) in selection[].
 #define PROBLEM_K      0 // how many are to be taken
@@ -15,6 +16,7 @@
 #define PROBLEM_STAGES 5 // of each pass: leading digits of the threshold, and how many of the codes that share them to take
 #define PROBLEM_WORDS  11
 #define HISTOGRAM_BINS 2048
+#define RUN_WORDS      4
 
 #define FIRST_BITS 11 // of the first digit; the others share the rest
 #define NONE       0xffffffffu
@@ -36,11 +38,10 @@ layout(push_constant) uniform Push {
   uint first_run;         // of workgroup 0
   uint heads;             // word of the model's head table in state[]
   uint block_heads;       // word: head of each block
-  uint runs;              // word: (first block, blocks, first run of the same problem) of each run
+  uint runs;              // word: (first block, blocks, first run of the same problem, problem) of each run
   uint run_blocks;        // of a whole run, a power of two
   uint inverses;          // word: scale of each layer
   uint heads_per_layer;
-  uint heads_per_problem;
   uint problems;          // word in selection[]
   uint histograms;        // word: three for each problem
   uint masks_above;       // word: a bit for each entry whose first digit is above the threshold's
@@ -59,8 +60,7 @@ uint head_word(uint head, uint word) {
   return state[push.heads + head * HEAD_WORDS + word];
 }
 
-uint run, first_block, n_blocks, problem, problem_words;
-bool first_of_problem;
+uint run, first_block, n_blocks, first_run, problem, problem_words;
 
 uint block_head(uint block) {
   return state[push.block_heads + block];
@@ -72,10 +72,10 @@ float block_scale(uint block) {
 
 void begin_run(uint index) {
   run = index;
-  first_block = state[push.runs + 3 * run];
-  n_blocks = state[push.runs + 3 * run + 1];
-  first_of_problem = state[push.runs + 3 * run + 2] == run;
-  problem = block_head(first_block) / push.heads_per_problem;
+  first_block = state[push.runs + RUN_WORDS * run];
+  n_blocks = state[push.runs + RUN_WORDS * run + 1];
+  first_run = state[push.runs + RUN_WORDS * run + 2];
+  problem = state[push.runs + RUN_WORDS * run + 3];
   problem_words = push.problems + problem * PROBLEM_WORDS;
 }
 
@@ -109,34 +109,31 @@ uint entry_code(uint block, uint entry) {
 
 // ---- the threshold, digit by digit ----
 
-shared uint digit_sums[LOCAL_SIZE];
 shared uint found_digit, found_left;
 uint threshold, left; // leading digits so far, how many of those that share them are to be taken
 
 #define BINS_EACH (HISTOGRAM_BINS / LOCAL_SIZE)
+#define EACH_BIN(F) F(15) F(14) F(13) F(12) F(11) F(10) F(9) F(8) F(7) F(6) F(5) F(4) F(3) F(2) F(1) F(0)
+#define LOAD_BIN(i) const uint bin##i = selection[first + i];
+#define ADD_BIN(i) sum += bin##i;
+#define FIND_BIN(i)                                                                                                  \
+  if (wanted > above && wanted <= above + bin##i) {                                                                  \
+    found_digit = gl_LocalInvocationIndex * BINS_EACH + i;                                                           \
+    found_left = wanted - above;                                                                                     \
+  }                                                                                                                  \
+  above += bin##i;
 
 // The digit at which `wanted` is reached from above in histogram `pass` of the problem.
 void find_digit(uint pass, uint wanted) {
-  const uint t = gl_LocalInvocationIndex;
-  const uint first = push.histograms + (problem * 3 + pass) * HISTOGRAM_BINS + t * BINS_EACH;
-  uint sum = 0;
-  for (uint i = 0; i < BINS_EACH; i++) sum += selection[first + i];
-  digit_sums[t] = sum;
-  if (t == 0) found_digit = NONE, found_left = 0;
-  barrier();
-  uint above = 0;
-  for (uint i = t + 1; i < LOCAL_SIZE; i++) above += digit_sums[i];
-  if (wanted > above && wanted <= above + sum) {
-    uint digit = BINS_EACH;
-    while (true) {
-      digit--;
-      const uint here = selection[first + digit];
-      if (wanted <= above + here) break;
-      above += here;
-    }
-    found_digit = t * BINS_EACH + digit;
-    found_left = wanted - above;
-  }
+  const uint first =
+      push.histograms + (problem * 3 + pass) * HISTOGRAM_BINS + gl_LocalInvocationIndex * BINS_EACH;
+  uint sum = 0, total;
+  EACH_BIN(LOAD_BIN)
+  EACH_BIN(ADD_BIN)
+  if (gl_LocalInvocationIndex == 0) found_digit = NONE, found_left = 0;
+  uint above = scan_exclusive(sum, total);
+  above = total - above - sum;
+  EACH_BIN(FIND_BIN)
   barrier();
 }
 
@@ -149,7 +146,7 @@ void resolve(uint pass) {
   const uint bits = pass == 1 ? first_shift - second_shift : second_shift;
   left = found_left;
   threshold = found_digit == NONE ? NONE : pass == 0 ? found_digit : digits << bits | found_digit;
-  if (first_of_problem && gl_LocalInvocationIndex == 0) {
+  if (run == first_run && gl_LocalInvocationIndex == 0) {
     selection[stage] = threshold;
     selection[stage + 1] = left;
   }
@@ -163,11 +160,19 @@ void load_threshold() {
 
 // ---- reading scores ----
 
-// Eight vec4s an invocation of the GROUP_BLOCKS blocks from `block` of the run on.
-#define LOAD_SCORES(i)                                                                                               \
-  vec4 scores##i = vec4(-1.0);                                                                                       \
-  if (block + i / 2 < n_blocks)                                                                                      \
-    scores##i = scores[(first_block - push.first_block + block) * BLOCK_VEC4S + i * LOCAL_SIZE + gl_LocalInvocationIndex];
+// Eight vec4s an invocation of the GROUP_BLOCKS blocks from `block` of the run on, while those before them are counted.
+#define DECLARE_SCORES(i) vec4 scores##i, next##i;
+#define LOAD_NEXT(block, i)                                                                                          \
+  next##i = vec4(-1.0);                                                                                              \
+  if ((block) + i / 2 < n_blocks)                                                                                    \
+    next##i = scores[(first_block - push.first_block + (block)) * BLOCK_VEC4S + i * LOCAL_SIZE + gl_LocalInvocationIndex];
+#define TAKE_NEXT(i) scores##i = next##i;
+#define BEGIN_SCORES                                                                                                 \
+  REPEAT_8(DECLARE_SCORES)                                                                                           \
+  EACH_8(LOAD_NEXT, 0)
+#define ADVANCE_SCORES(block)                                                                                        \
+  REPEAT_8(TAKE_NEXT)                                                                                                \
+  EACH_8(LOAD_NEXT, block + GROUP_BLOCKS)
 
 shared float run_scales[MOST_RUN_BLOCKS + GROUP_BLOCKS];
 

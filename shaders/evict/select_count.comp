@@ -8,7 +8,6 @@
 layout(constant_id = 0) const bool KNOWN = false; // the threshold: there are no histograms
 
 shared uint counts[LOCAL_SIZE]; // above, and equal from bit 16 on
-shared uvec2 sums[LOCAL_SIZE];
 
 // Of a word of the masks.
 uint count_word(uint word) {
@@ -47,12 +46,10 @@ void main() {
     selection[push.block_counts + 2 * (first_block + t)] = sum.x;
     selection[push.block_counts + 2 * (first_block + t) + 1] = sum.y;
   }
-  sums[t] = sum;
-  for (uint width = LOCAL_SIZE / 2; width > 0; width /= 2) {
-    barrier();
-    if (t < width) sums[t] += sums[t + width];
-  }
+  uint n_above, n_equal;
+  scan_exclusive(sum.x, n_above);
+  scan_exclusive(sum.y, n_equal);
   if (t != 0) return;
-  selection[push.run_counts + 2 * run] = sums[0].x;
-  selection[push.run_counts + 2 * run + 1] = sums[0].y;
+  selection[push.run_counts + 2 * run] = n_above;
+  selection[push.run_counts + 2 * run + 1] = n_equal;
 }

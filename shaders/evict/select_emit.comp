@@ -4,7 +4,6 @@
 // selection takes them first (the floor). Of the entries at the threshold the first are taken. One workgroup per
 // GROUP_BLOCKS blocks of a run.
 #include "index.glsl"
-#include "scan.glsl"
 #include "../evict/layout.glsl"
 #include "../evict/select.glsl"
 
@@ -13,23 +12,25 @@ layout(constant_id = 0) const uint MODE = 0;
 #define MODE_LIST    0
 #define MODE_PROMOTE 1
 
-shared uvec2 sums[LOCAL_SIZE];
+shared uvec2 sums[LOCAL_SIZE], group_sums[SCAN_GROUPS];
 
 // Above and equal of the problem's blocks before `block` of the run.
 uvec2 count_before(uint block) {
   const uint t = gl_LocalInvocationIndex;
   uvec2 sum = uvec2(0);
-  for (uint i = state[push.runs + 3 * run + 2] + t; i < run; i += LOCAL_SIZE)
+  for (uint i = first_run + t; i < run; i += LOCAL_SIZE)
     sum += uvec2(selection[push.run_counts + 2 * i], selection[push.run_counts + 2 * i + 1]);
   for (uint i = first_block + t; i < first_block + block; i += LOCAL_SIZE)
     sum += uvec2(selection[push.block_counts + 2 * i], selection[push.block_counts + 2 * i + 1]);
   sums[t] = sum;
-  for (uint width = LOCAL_SIZE / 2; width > 0; width /= 2) {
-    barrier();
-    if (t < width) sums[t] += sums[t + width];
-  }
   barrier();
-  return sums[0];
+  if (t < SCAN_GROUPS)
+    for (uint i = t + SCAN_GROUPS; i < LOCAL_SIZE; i += SCAN_GROUPS) sum += sums[i];
+  if (t < SCAN_GROUPS) group_sums[t] = sum;
+  barrier();
+  sum = group_sums[0];
+  for (uint i = 1; i < SCAN_GROUPS; i++) sum += group_sums[i];
+  return sum;
 }
 
 void load_masks(uint block, uint at, out uint above, out uint equal) {

@@ -26,9 +26,9 @@ uint counts_at(uint index, uint pass) {
 // The threshold's digits after `pass`: for this workgroup, and by one for the next.
 void resolve_plain(uint pass) {
   const uint t = gl_LocalInvocationIndex, digit = t % DIGITS;
-  const uint first = state[push.runs + 3 * run + 2], end = first + selection[problem_words + PROBLEM_RUNS];
+  const uint end = first_run + selection[problem_words + PROBLEM_RUNS];
   uint sum = 0;
-  for (uint i = first + t / DIGITS; i < end; i += LOCAL_SIZE / DIGITS) sum += selection[counts_at(i, pass) + digit];
+  for (uint i = first_run + t / DIGITS; i < end; i += LOCAL_SIZE / DIGITS) sum += selection[counts_at(i, pass) + digit];
   sums[t] = sum;
   barrier();
   const uint stages = problem_words + PROBLEM_STAGES, last = stages + 2 * (~pass & 1u);
@@ -43,7 +43,7 @@ void resolve_plain(uint pass) {
   }
   threshold = found == NONE ? NONE : threshold << DIGIT_BITS | found;
   barrier();
-  if (!first_of_problem || t != 0) return;
+  if (run != first_run || t != 0) return;
   const uint to = stages + (pass == LAST_PASS ? 4u : 2 * (pass & 1u));
   selection[to] = threshold;
   selection[to + 1] = left;
@@ -93,11 +93,12 @@ void store_counts() {
 void main() {
   if (workgroup_index() >= push.n_groups) return;
   begin_run(push.first_run + workgroup_index());
+  BEGIN_SCORES
   if (push.pass != 0) resolve_plain(push.pass - 1);
   load_scales();
   for (uint block = 0; block < n_blocks; block += GROUP_BLOCKS) {
     above = equal = 0;
-    REPEAT_8(LOAD_SCORES)
+    ADVANCE_SCORES(block)
     REPEAT_8(ADD_SCORES)
     if (MODE == MODE_MASKS) store_masks(block);
   }

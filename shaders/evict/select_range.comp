@@ -29,21 +29,29 @@ void main() {
   if (workgroup_index() >= push.n_groups) return;
   const uint t = gl_LocalInvocationIndex;
   begin_run(push.first_run + workgroup_index());
+  BEGIN_SCORES
   load_scales();
   for (uint block = 0; block < n_blocks; block += GROUP_BLOCKS) {
-    REPEAT_8(LOAD_SCORES)
+    ADVANCE_SCORES(block)
     REPEAT_8(ADD_SCORES)
   }
   lows[t] = low;
   highs[t] = high;
-  for (uint width = LOCAL_SIZE / 2; width > 0; width /= 2) {
-    barrier();
-    if (t < width) {
-      lows[t] = min(lows[t], lows[t + width]);
-      highs[t] = max(highs[t], highs[t + width]);
+  barrier();
+  if (t < SCAN_GROUPS)
+    for (uint i = t + SCAN_GROUPS; i < LOCAL_SIZE; i += SCAN_GROUPS) {
+      low = min(low, lows[i]);
+      high = max(high, highs[i]);
     }
+  lows[t] = low;
+  highs[t] = high;
+  barrier();
+  if (t != 0) return;
+  for (uint i = 1; i < SCAN_GROUPS; i++) {
+    low = min(low, lows[i]);
+    high = max(high, highs[i]);
   }
-  if (t != 0 || lows[0] > highs[0]) return;
-  atomicMin(selection[problem_words + PROBLEM_LOW], lows[0]);
-  atomicMax(selection[problem_words + PROBLEM_HIGH], highs[0]);
+  if (low > high) return;
+  atomicMin(selection[problem_words + PROBLEM_LOW], low);
+  atomicMax(selection[problem_words + PROBLEM_HIGH], high);
 }

@@ -2,21 +2,30 @@
 #ifndef SCAN_GLSL
 #define SCAN_GLSL
 
-shared uint scan_values[LOCAL_SIZE];
+#define SCAN_GROUP  8 // invocations whose values one of them adds up first
+#define SCAN_GROUPS (LOCAL_SIZE / SCAN_GROUP)
+
+shared uint scan_values[LOCAL_SIZE], scan_groups[SCAN_GROUPS];
 
 uint scan_exclusive(uint value, out uint total) {
-  const uint me = gl_LocalInvocationIndex;
+  const uint me = gl_LocalInvocationIndex, group = me / SCAN_GROUP;
   barrier();
   scan_values[me] = value;
-  for (uint width = 1; width < LOCAL_SIZE; width *= 2) {
-    barrier();
-    const uint left = me >= width ? scan_values[me - width] : 0;
-    barrier();
-    scan_values[me] += left;
+  barrier();
+  if (me < SCAN_GROUPS) {
+    uint sum = 0;
+    for (uint i = 0; i < SCAN_GROUP; i++) sum += scan_values[me * SCAN_GROUP + i];
+    scan_groups[me] = sum;
   }
   barrier();
-  total = scan_values[LOCAL_SIZE - 1];
-  return scan_values[me] - value;
+  uint before = 0;
+  total = 0;
+  for (uint i = 0; i < SCAN_GROUPS; i++) {
+    before += i < group ? scan_groups[i] : 0;
+    total += scan_groups[i];
+  }
+  for (uint i = group * SCAN_GROUP; i < me; i++) before += scan_values[i];
+  return before;
 }
 
 #endif

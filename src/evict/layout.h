@@ -19,7 +19,8 @@ enum {
   SPLIT_ENTRIES = 512,
   BLOCK_ENTRIES = 1024,
 
-  RUN_WORDS = 3, /* of blocks that a workgroup of the selection has: first, count, first run of its problem */
+  RUN_PROBLEM = 3,
+  RUN_WORDS = 4, /* first block, number of blocks, first run of the problem, problem */
   MIN_RUN_BLOCKS = 4,
   MAX_RUN_BLOCKS = 128,
 

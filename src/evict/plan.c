@@ -118,7 +118,7 @@ static void fill_runs(const laprox_plan *plan, lpx_selection *selection, const u
         break;
     if (problem != last_problem) first_run = selection->n_runs;
     last_problem = problem;
-    const uint32_t words[RUN_WORDS] = {block, count, first_run};
+    const uint32_t words[RUN_WORDS] = {block, count, first_run, problem};
     memcpy(out + (size_t)RUN_WORDS * selection->n_runs++, words, sizeof words);
   }
 }

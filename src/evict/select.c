@@ -5,12 +5,11 @@
 #include <string.h>
 
 typedef struct select_push {
-  uint32_t n_groups, first_block, first_run, heads, block_heads, runs, run_blocks, inverses, heads_per_layer,
-      heads_per_problem;
+  uint32_t n_groups, first_block, first_run, heads, block_heads, runs, run_blocks, inverses, heads_per_layer;
   uint32_t problems, histograms, masks_above, masks_equal, block_counts, run_counts, block_rows, n_heads,
       cu_seqlens, indices, window, pass;
 } select_push;
-_Static_assert(sizeof(select_push) == 88, "push constants of shaders/evict/select.glsl");
+_Static_assert(sizeof(select_push) == 84, "push constants of shaders/evict/select.glsl");
 
 enum {
   GROUP_BLOCKS = 4, /* that a workgroup of select_emit.comp takes */
@@ -62,12 +61,8 @@ static void append_runs(laprox_binding *binding, const lpx_pipeline *pipeline, s
 /* What a problem begins with. Without atomics its keys are their own codes. */
 static void fill_problem(const laprox_plan *plan, const lpx_selection *selection, uint32_t problem,
                          uint32_t base, uint32_t *run, uint32_t words[PROBLEM_WORDS]) {
-  const uint32_t *runs = plan->tables + selection->runs,
-                 *block_heads = plan->tables + plan->state.block_heads;
-  const uint32_t first = *run;
-  while (*run < selection->n_runs &&
-         block_heads[runs[RUN_WORDS * *run]] / selection->heads_per_problem == problem)
-    ++*run;
+  const uint32_t *runs = plan->tables + selection->runs, first = *run;
+  while (*run < selection->n_runs && runs[RUN_WORDS * *run + RUN_PROBLEM] == problem) ++*run;
   memset(words, 0, PROBLEM_WORDS * sizeof *words);
   words[PROBLEM_K] = selection->k[problem];
   words[PROBLEM_BASE] = base;
@@ -107,7 +102,6 @@ static void append_problems(laprox_binding *binding, const lpx_selection *select
 static void append_threshold(laprox_binding *binding, select_push *push, laprox_buffer scores,
                              const lpx_selection *selection) {
   const laprox_plan *plan = binding->plan;
-  push->heads_per_problem = selection->heads_per_problem;
   push->runs = selection->runs;
   append_problems(binding, selection);
   if (plan->context->avoid_atomics) {
