@@ -195,6 +195,39 @@ static const evict_case scenarios[] = {
     {"knorm, within layers, floor, sinks, NaN in K, bf16",
      {{2, 4, 2, 32}, 170, 32, .dtype = LAPROX_DTYPE_BF16, .spoil = CAPTURE_NAN_KEY, .seed = 81},
      {.kind = LAPROX_POLICY_KNORM, .scope = LAPROX_SCOPE_LAYER, .floor = 3, .sinks = 4, .budget.tokens = 60}},
+    {"criticalkv",
+     {{2, 6, 2, 48}, 260, 32, 72, LAPROX_DTYPE_F16, .pattern = CAPTURE_NEEDLES, .seed = 90},
+     {.kind = LAPROX_POLICY_CRITICALKV, .budget.tokens = 77}},
+    {"criticalkv, within layers, over block borders, sinks, f32",
+     {{2, 4, 2, 32}, 1100, 32, 200, LAPROX_DTYPE_F32, .seed = 91},
+     {.kind = LAPROX_POLICY_CRITICALKV, .scope = LAPROX_SCOPE_LAYER, .sinks = 3, .budget.share = 0.1}},
+    {"criticalkv, one place, not pooled, ties, bf16",
+     {{2, 4, 2, 32}, 120, 32, 40, LAPROX_DTYPE_BF16, .pattern = CAPTURE_TIES, .seed = 92},
+     {.kind = LAPROX_POLICY_CRITICALKV, .pool_width = 1, .budget.tokens = 33}},
+    {"criticalkv, infinity in V, NaN in K",
+     {{2, 4, 2, 32}, 120, 32, 40, LAPROX_DTYPE_F16, .spoil = CAPTURE_INF_VALUE | CAPTURE_NAN_KEY, .seed = 93},
+     {.kind = LAPROX_POLICY_CRITICALKV, .pool = LAPROX_POOL_MAX, .budget.tokens = 50}},
+    {"defensivekv",
+     {{2, 6, 2, 48}, 260, 32, 72, LAPROX_DTYPE_F16, .pattern = CAPTURE_NEEDLES, .seed = 94},
+     {.kind = LAPROX_POLICY_DEFENSIVEKV, .budget.tokens = 77}},
+    {"defensivekv, most kept, half zero, sinks",
+     {{2, 4, 2, 32}, 200, 16, 40, LAPROX_DTYPE_F16, .pattern = CAPTURE_HALF_ZERO, .seed = 95},
+     {.kind = LAPROX_POLICY_DEFENSIVEKV, .sinks = 2, .window = 16, .budget.tokens = 180}},
+    {"layer-defensivekv, over block borders, f32",
+     {{3, 4, 2, 32}, 1100, 32, 150, LAPROX_DTYPE_F32, .pattern = CAPTURE_NEEDLES, .seed = 96},
+     {.kind = LAPROX_POLICY_LAYER_DEFENSIVEKV, .budget.share = 0.95}},
+    {"layer-defensivekv, maximum of 9, spoilt",
+     {{2, 4, 2, 32},
+      150,
+      32,
+      40,
+      LAPROX_DTYPE_BF16,
+      .spoil = CAPTURE_NAN_VALUE | CAPTURE_INF_KEY,
+      .seed = 97},
+     {.kind = LAPROX_POLICY_LAYER_DEFENSIVEKV,
+      .pool = LAPROX_POOL_MAX,
+      .pool_width = 9,
+      .budget.tokens = 100}},
     {"random",
      {{2, 4, 2, 32}, 220, 32, .dtype = LAPROX_DTYPE_F16, .seed = 29},
      {.kind = LAPROX_POLICY_RANDOM, .seed = 5, .budget.tokens = 70}},
@@ -247,6 +280,12 @@ static const evict_case real_scenarios[] = {
       .sinks = 4,
       .floor = 6,
       .budget.share = 0.2}},
+    {"real, criticalkv",
+     REAL(500, LAPROX_DTYPE_F16),
+     {.kind = LAPROX_POLICY_CRITICALKV, .budget.tokens = 60}},
+    {"real, layer-defensivekv",
+     REAL(500, LAPROX_DTYPE_F16),
+     {.kind = LAPROX_POLICY_LAYER_DEFENSIVEKV, .budget.share = 0.2}},
     {"real, snapkv",
      REAL(500, LAPROX_DTYPE_F16),
      {.kind = LAPROX_POLICY_SNAPKV, .pool = LAPROX_POOL_MAX, .budget.tokens = 60}},
@@ -453,9 +492,14 @@ static void expect_result(const evict_case *scenario, const capture_cache *captu
   uint32_t budget = ref_budget(&rules, &policy.budget, scenario->capture.n_tokens);
   ref_score(&capture->cache, &rules, &scores);
   result_open(capture, &result);
-  complaint = ref_check_kept(&scores, &rules, budget, tolerance, &result.kept, &n_different, message);
+  if (budget != REF_KEEP_ALL) read_scores(&scores, &result);
+  if (budget != REF_KEEP_ALL && ref_has_stage(rules.kind)) {
+    ref_stage_choose(&rules, budget, &scores);
+    complaint = ref_stage_adopt(&rules, budget, result.scores, tolerance, &scores, message);
+  }
+  if (!complaint)
+    complaint = ref_check_kept(&scores, &rules, budget, tolerance, &result.kept, &n_different, message);
   if (!complaint && budget != REF_KEEP_ALL) {
-    read_scores(&scores, &result);
     complaint = ref_check_scores(&scores, result.scores, tolerance, message);
     if (!complaint) complaint = check_selection(&scores, &rules, budget, &result, message);
   }

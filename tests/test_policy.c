@@ -50,6 +50,12 @@ static void defaults(void **state) {
   expect_rules((laprox_policy){.kind = LAPROX_POLICY_TOVA}, (lpx_rules)RULES(TOVA, HEAD, 1, false, 0));
   expect_rules((laprox_policy){.kind = LAPROX_POLICY_KEYDIFF}, (lpx_rules)RULES(KEYDIFF, HEAD, 1, false, 0));
   expect_rules((laprox_policy){.kind = LAPROX_POLICY_KNORM}, (lpx_rules)RULES(KNORM, HEAD, 1, false, 0));
+  expect_rules((laprox_policy){.kind = LAPROX_POLICY_CRITICALKV},
+               (lpx_rules)RULES(CRITICALKV, HEAD, 7, false, 0));
+  expect_rules((laprox_policy){.kind = LAPROX_POLICY_DEFENSIVEKV},
+               (lpx_rules)RULES(DEFENSIVEKV, LAYER, 5, false, 0));
+  expect_rules((laprox_policy){.kind = LAPROX_POLICY_LAYER_DEFENSIVEKV},
+               (lpx_rules)RULES(LAYER_DEFENSIVEKV, GLOBAL, 5, false, 0));
   expect_rules((laprox_policy){.kind = LAPROX_POLICY_ADAKV}, (lpx_rules)RULES(ADAKV, LAYER, 7, false, 0));
   expect_rules((laprox_policy){.kind = LAPROX_POLICY_PYRAMIDKV},
                (lpx_rules)RULES(PYRAMIDKV, HEAD, 7, false, 0));
@@ -116,6 +122,9 @@ static void invalid_policies(void **state) {
       {{.kind = LAPROX_POLICY_ADAKV, .floor = 3}, "floor"},
       {{.kind = LAPROX_POLICY_TOVA, .scope = LAPROX_SCOPE_GLOBAL}, "scope"},
       {{.kind = LAPROX_POLICY_TOVA, .floor = 1}, "floor"},
+      {{.kind = LAPROX_POLICY_CRITICALKV, .scope = LAPROX_SCOPE_GLOBAL}, "scope"},
+      {{.kind = LAPROX_POLICY_CRITICALKV, .floor = 1}, "floor"},
+      {{.kind = LAPROX_POLICY_DEFENSIVEKV, .scope = LAPROX_SCOPE_LAYER}, "scope"},
       {{.kind = LAPROX_POLICY_VATP, .gqa = LAPROX_GQA_MEAN}, "gqa"},
       {{.kind = LAPROX_POLICY_KEYDIFF, .pool_width = 3}, "pool_width"},
       {{.kind = LAPROX_POLICY_KNORM, .pool = LAPROX_POOL_MAX}, "pool"},

@@ -342,6 +342,8 @@ static void made_up_init(made_up *it, uint32_t n_layers, uint32_t n_kv_heads, ui
                             it->offsets,
                             it->values,
                             NULL,
+                            NULL,
+                            NULL,
                             NULL};
   it->rules = (ref_rules){.scope = LAPROX_SCOPE_GLOBAL, .window = 2, .sinks = sinks};
 }

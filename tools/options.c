@@ -74,8 +74,10 @@ enum {
 #define POLICY(kind) (1u << LAPROX_POLICY_##kind)
 #define ALL_POLICIES UINT32_MAX
 #define NORMALIZED   (POLICY(LAPROX) | POLICY(SNAPKV))
-#define POOLED       (NORMALIZED | POLICY(ADAKV) | POLICY(PYRAMIDKV) | POLICY(VATP))
-#define COMPETING    (NORMALIZED | POLICY(RANDOM) | POLICY(VATP) | POLICY(KEYDIFF) | POLICY(KNORM))
+#define POOLED                                                                                               \
+  (NORMALIZED | POLICY(ADAKV) | POLICY(PYRAMIDKV) | POLICY(VATP) | POLICY(CRITICALKV) |                      \
+   POLICY(DEFENSIVEKV) | POLICY(LAYER_DEFENSIVEKV))
+#define COMPETING (NORMALIZED | POLICY(RANDOM) | POLICY(VATP) | POLICY(KEYDIFF) | POLICY(KNORM))
 
 typedef struct option_spec {
   option_id id;
@@ -98,14 +100,16 @@ static const option_spec specs[] = {
     {OPTION_BUDGET, 0, "budget", "5%|512", EVICTING, ALL_POLICIES,
      "cache entries that a (layer, KV head) keeps on average, window included"},
     {OPTION_POLICY, 0, "policy", "NAME", EVICTING, ALL_POLICIES,
-     "laprox, snapkv, adakv, pyramidkv, vatp, tova, keydiff, knorm, streaming, random or full [laprox]"},
-    {OPTION_SCOPE, 0, "scope", "WHERE", EVICTING, COMPETING,
+     "laprox, snapkv, adakv, pyramidkv, criticalkv, defensivekv, layer-defensivekv, vatp, tova, keydiff, "
+     "knorm, "
+     "streaming, random or full [laprox]"},
+    {OPTION_SCOPE, 0, "scope", "WHERE", EVICTING, COMPETING | POLICY(CRITICALKV),
      "entries compete within the model, a layer or a head: global, layer, head"},
     {OPTION_WINDOW, 0, "window", "N", EVICTING, ALL_POLICIES,
      "last tokens, whose queries score and which all stay [32]"},
     {OPTION_WINDOW, 0, "window", "N", COMMAND_CAPTURE, 0, "last tokens, whose queries are written [32]"},
     {OPTION_POOL, 0, "pool", "7|max:7|1", EVICTING, POOLED,
-     "smooth scores over so many neighbours: average, or max: [7; vatp: 1]; 1 = not at all"},
+     "smooth scores over so many neighbours: average, or max: [7; defensivekv: 5, vatp: 1]; 1 = not at all"},
     {OPTION_GQA, 0, "gqa", "HOW", EVICTING, POLICY(LAPROX),
      "query heads of a KV head: mean, joint, attention-mean [mean]"},
     {OPTION_SINKS, 0, "sinks", "N", EVICTING, ALL_POLICIES,
@@ -229,7 +233,9 @@ static const word policy_words[] = {{"laprox", LAPROX_POLICY_LAPROX},
                                     {"tova", LAPROX_POLICY_TOVA},
                                     {"keydiff", LAPROX_POLICY_KEYDIFF},
                                     {"knorm", LAPROX_POLICY_KNORM},
-                                    {"criticalkv", -1},
+                                    {"criticalkv", LAPROX_POLICY_CRITICALKV},
+                                    {"defensivekv", LAPROX_POLICY_DEFENSIVEKV},
+                                    {"layer-defensivekv", LAPROX_POLICY_LAYER_DEFENSIVEKV},
                                     {NULL, 0}};
 static const word scope_words[] = {
     {"global", LAPROX_SCOPE_GLOBAL}, {"layer", LAPROX_SCOPE_LAYER}, {"head", LAPROX_SCOPE_HEAD}, {NULL, 0}};

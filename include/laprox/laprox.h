@@ -131,7 +131,16 @@ typedef enum laprox_policy_kind {
   /** keys unlike the head's other keys: 1 - cos(k, mean of the keys at length 1) (arXiv 2504.15364) */
   LAPROX_POLICY_KEYDIFF = 10,
   /** keys of small norm, scored 1 / (1 + |k|) (arXiv 2406.11430) */
-  LAPROX_POLICY_KNORM = 11
+  LAPROX_POLICY_KNORM = 11,
+  /** half the places by pooled window attention as in snapkv, the rest by that times the sum of |v W_O|, mean over the
+   *  group (arXiv 2502.03805); entries of the first half have the score FLT_MAX */
+  LAPROX_POLICY_CRITICALKV = 12,
+  /** the most that any window query of the group pays to an entry, smoothed query by query, at least the head's mean of
+   *  that, times the sum of |v W_O| as a share among the layer's heads, within layers; before, by attention alone, a
+   *  head's best up to 9/10 of it and at most an equal share of the places, which have the score FLT_MAX
+   *  (arXiv 2510.13334) */
+  LAPROX_POLICY_DEFENSIVEKV = 13,
+  LAPROX_POLICY_LAYER_DEFENSIVEKV = 14 /**< defensivekv, all layers together */
 } laprox_policy_kind;
 
 /** Which entries compete with each other for the same places. */
@@ -180,13 +189,14 @@ typedef struct laprox_budget {
  *  have window, sinks and budget, and of the other fields
  *  laprox: scope, gqa, pool, pool_width, normalize, floor; snapkv: scope, pool, pool_width, normalize, floor;
  *  random: scope, floor, seed; adakv, pyramidkv: pool, pool_width; vatp: scope, pool, pool_width, floor;
- *  keydiff, knorm: scope, floor; tova, streaming, full: none. */
+ *  keydiff, knorm: scope, floor; criticalkv: scope (not global), pool,
+ *  pool_width; defensivekv, layer-defensivekv: pool, pool_width; tova, streaming, full: none. */
 typedef struct laprox_policy {
   laprox_policy_kind kind;
   laprox_scope scope;
   laprox_gqa gqa;
   laprox_pool pool;
-  uint32_t pool_width; /**< odd, 1 … 31; 0 = 7, for vatp 1; 1 = no pooling */
+  uint32_t pool_width; /**< odd, 1 … 31; 0 = 7, for vatp 1, for defensivekv 5; 1 = no pooling */
   laprox_switch
       normalize;   /**< divide a layer's scores by their sum; AUTO = on for laprox, off for the others */
   uint32_t window; /**< last tokens whose queries score and which all heads keep; 1 … 256; 0 = 32 */

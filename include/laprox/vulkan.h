@@ -142,7 +142,8 @@ typedef struct laprox_plan_info {
   uint32_t query_rows; /**< rows of the query ring, >= window; 0 = window */
   /** row of the window's first query; row (query_start + t) % query_rows holds query t */
   uint32_t query_start;
-  float scale; /**< of the attention logits; 0 = 1 / sqrt(head_dim) */
+  float scale;        /**< of the attention logits; 0 = 1 / sqrt(head_dim) */
+  uint32_t model_dim; /**< rows of the output projection; only criticalkv and defensivekv need it */
   /** Selecting while a model is still being read. Scores of a layer are normalised by that layer's own sum, so the best
    *  of layers 0 … l are known once layer l is scored, and what is not among them never comes back: cutting after every
    *  layer ends with exactly the set that one selection over all layers gives, and peaks at what is kept plus one full
@@ -206,7 +207,9 @@ typedef struct laprox_layer_buffers {
   laprox_buffer query; /**< f32 [query_rows, n_heads, head_dim], after RoPE */
   laprox_buffer key[LAPROX_MAX_SEGMENTS];
   laprox_buffer value[LAPROX_MAX_SEGMENTS];
-  laprox_buffer factor; /**< as laprox_value_factor writes it; unused for policies without value norms */
+  laprox_buffer
+      factor; /**< as laprox_value_factor writes it; for criticalkv and defensivekv the output projection
+                            itself, f32 [model_dim, n_heads * head_dim]; else unused */
 } laprox_layer_buffers;
 
 typedef struct laprox_binding_info {

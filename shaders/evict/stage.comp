@@ -1,8 +1,11 @@
 #version 450
 #extension GL_GOOGLE_include_directive : require
 // A stage before the selection: chosen entries get a mark above every score, so that the selection takes them first.
-//   MODE_SHARES: the best of every head, as many as 4/5 of what it wins within its layer and 1/5 of an equal share.
-// One workgroup, for all heads of a layer. Counters are integers, ties go to the lowest (head, position).
+//   MODE_SHARES: the best of every head, as many as 4/5 of what it wins within its layer and 1/5 of an equal share;
+//   one workgroup for all heads of a layer.
+//   MODE_HALF: the best of each head, or of all heads together, half as many as there are places; MODE_MASS: the best of
+//   each head that stay below 9/10 of the sum of all, at most as many as there are places; one workgroup a head, or one.
+// Counters are integers, ties go to the lowest (head, position).
 #include "index.glsl"
 #include "scan.glsl"
 #include "../evict/layout.glsl"
@@ -10,6 +13,8 @@
 layout(constant_id = 0) const uint MODE = 0;
 
 #define MODE_SHARES 0
+#define MODE_HALF   1
+#define MODE_MASS   2
 
 layout(set = 0, binding = 0) readonly buffer State { uint state[]; };
 layout(set = 0, binding = 1) readonly buffer Ranks { float ranks[]; }; // the layer's, what the stage chooses by
@@ -20,8 +25,9 @@ layout(push_constant) uniform Push {
   uint heads; // word of the layer's head table in state[]
   uint n_heads;
   uint layer_block;
-  uint places; // of the layer
+  uint places; // of the layer, or with `single` of each head, sinks included
   float mark;
+  uint single;
 } push;
 
 #define N_BINS 2048
@@ -33,6 +39,7 @@ shared uint bins[N_BINS];
 shared uint sums[LOCAL_SIZE];
 shared uint found_digit, found_above;
 shared uint n_above, n_equal;
+shared float masses[LOCAL_SIZE];
 shared uint head_places[MAX_HEADS], head_rests[MAX_HEADS];
 
 uint head_word(uint head, uint word) {
@@ -166,8 +173,54 @@ void blend_shares() {
   }
 }
 
+// The sum of the entries whose key is above `threshold`, by a fixed tree; all of them for no threshold.
+float mass_above(uint begin, uint end, uint threshold, bool all) {
+  float mass = 0.0;
+  for (uint i = begin + gl_LocalInvocationIndex; i < end; i += LOCAL_SIZE)
+    if (ranks[i] >= 0.0 && (all || floatBitsToUint(ranks[i]) > threshold)) mass += ranks[i];
+  barrier();
+  masses[gl_LocalInvocationIndex] = mass;
+  for (uint width = LOCAL_SIZE / 2; width > 0; width /= 2) {
+    barrier();
+    if (gl_LocalInvocationIndex < width) masses[gl_LocalInvocationIndex] += masses[gl_LocalInvocationIndex + width];
+  }
+  barrier();
+  return masses[0];
+}
+
+// How many of the best stay below 9/10 of the sum.
+uint count_mass(uint begin, uint end) {
+  const float wanted = 0.9 * mass_above(begin, end, 0, true);
+  uint low = 0, high = 0x7f800000u; // the least key above which there is less than what is wanted
+  while (low < high) {
+    const uint middle = low + (high - low) / 2;
+    if (mass_above(begin, end, middle, false) < wanted) high = middle;
+    else low = middle + 1;
+  }
+  const float before = mass_above(begin, end, low, false), each = uintBitsToFloat(low);
+  uint above, equal;
+  count_keys(begin, end, low, above, equal);
+  uint ties = 0;
+  while (ties < equal && before + float(ties + 1) * each < wanted) ties++;
+  return above + ties;
+}
+
+void mark_stage(uint head, uint end_head) {
+  uint n_candidates = 0, places = push.places;
+  for (uint h = head; h < end_head; h++) n_candidates += head_word(h, HEAD_N_CANDIDATES);
+  if (push.single != 0) places -= min(places, head_word(head, HEAD_N_SINKS));
+  places = min(places, n_candidates);
+  const uint begin = head_begin(head), end = head_begin(end_head);
+  mark_best(begin, end, MODE == MODE_HALF ? places / 2 : min(places, count_mass(begin, end)));
+}
+
 void main() {
   if (workgroup_index() >= push.n_groups) return;
+  if (MODE != MODE_SHARES) {
+    const uint head = workgroup_index();
+    mark_stage(push.single != 0 ? head : 0, push.single != 0 ? head + 1 : push.n_heads);
+    return;
+  }
   uint n_candidates = 0;
   for (uint head = 0; head < push.n_heads; head++) n_candidates += head_word(head, HEAD_N_CANDIDATES);
   if (push.places == 0 || push.places >= n_candidates) return; // none or all are taken anyway

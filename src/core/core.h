@@ -65,11 +65,18 @@ laprox_result lpx_budget_resolve(const laprox_host *host, const lpx_rules *rules
 /* Fits the sinks to a budget, where they may yield. */
 void lpx_rules_fit(lpx_rules *rules, uint32_t budget);
 
-/* What a policy looks at: keys, the window's attention to them, values, values through the value factor. */
+/* What a policy looks at: keys, the window's attention to them, values. */
 bool lpx_rules_use_keys(const lpx_rules *rules);
 bool lpx_rules_use_attention(const lpx_rules *rules);
 bool lpx_rules_use_values(const lpx_rules *rules);
-bool lpx_rules_use_factors(const lpx_rules *rules);
+
+/* Which value factors a policy needs: those of laprox_value_factor, or the output projection itself. */
+typedef enum lpx_factor {
+  LPX_FACTOR_NONE = 0,
+  LPX_FACTOR_TRIANGLE = 1,
+  LPX_FACTOR_PROJECTION = 2
+} lpx_factor;
+lpx_factor lpx_rules_factor(const lpx_rules *rules);
 
 /* Of the n_layers x `places` places that a head of each layer has in all, those of one layer: falling from the first
    layer to the last, which has 1/20 of the mean. At most `most`, in which case the last layers have more. */

@@ -13,6 +13,7 @@
 typedef struct kind_traits {
   const char *name;
   bool scope, gqa, pool, normalize, floor, seed;
+  bool no_global; /* the scope may not be global */
   laprox_scope default_scope;
   uint32_t default_pool_width, default_sinks;
   uint32_t sinks_share; /* of a head's places, one part in so many: 0 = all */
@@ -40,6 +41,12 @@ static const kind_traits traits[] = {
                                .default_pool_width = 1},
     [LAPROX_POLICY_KNORM] = {"knorm", .scope = true, .floor = true, .default_scope = LAPROX_SCOPE_HEAD,
                              .default_pool_width = 1},
+    [LAPROX_POLICY_CRITICALKV] = {"criticalkv", .scope = true, .pool = true, .no_global = true,
+                                  .default_scope = LAPROX_SCOPE_HEAD, .default_pool_width = 7},
+    [LAPROX_POLICY_DEFENSIVEKV] = {"defensivekv", .pool = true, .default_scope = LAPROX_SCOPE_LAYER,
+                                   .default_pool_width = 5},
+    [LAPROX_POLICY_LAYER_DEFENSIVEKV] = {"layer-defensivekv", .pool = true,
+                                         .default_scope = LAPROX_SCOPE_GLOBAL, .default_pool_width = 5},
 };
 enum { N_KINDS = sizeof traits / sizeof *traits };
 
@@ -86,6 +93,10 @@ static laprox_result check_fields(const laprox_host *host, const laprox_policy *
     laprox_result result =
         check_field(host, kind, fields[i].name, fields[i].has, fields[i].value, fields[i].limit);
     if (result != LAPROX_OK) return result;
+  }
+  if (has->no_global && policy->scope == LAPROX_SCOPE_GLOBAL) {
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "policy %s: its scope is layer or head, not global",
+                    kind);
   }
   if (policy->window > MAX_WINDOW) {
     return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "policy %s: window %u is not 1 to %u", kind,
@@ -148,11 +159,20 @@ bool lpx_rules_use_attention(const lpx_rules *rules) {
 }
 
 bool lpx_rules_use_values(const lpx_rules *rules) {
-  return lpx_rules_use_factors(rules) || rules->kind == LAPROX_POLICY_VATP;
+  return lpx_rules_factor(rules) != LPX_FACTOR_NONE || rules->kind == LAPROX_POLICY_VATP;
 }
 
-bool lpx_rules_use_factors(const lpx_rules *rules) {
-  return rules->kind == LAPROX_POLICY_LAPROX;
+lpx_factor lpx_rules_factor(const lpx_rules *rules) {
+  switch (rules->kind) {
+  case LAPROX_POLICY_LAPROX:
+    return LPX_FACTOR_TRIANGLE;
+  case LAPROX_POLICY_CRITICALKV:
+  case LAPROX_POLICY_DEFENSIVEKV:
+  case LAPROX_POLICY_LAYER_DEFENSIVEKV:
+    return LPX_FACTOR_PROJECTION;
+  default:
+    return LPX_FACTOR_NONE;
+  }
 }
 
 uint32_t lpx_pyramid_places(uint32_t n_layers, uint32_t layer, uint32_t places, uint32_t most) {

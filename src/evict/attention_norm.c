@@ -20,6 +20,7 @@ typedef struct gram_push {
 enum { MODE_NORM = 0, MODE_SUM = 1, MODE_STORE = 2 };
 
 static uint32_t norm_mode(const laprox_plan *plan) {
+  if (lpx_plan_stores_window(plan)) return MODE_STORE;
   if (!lpx_plan_uses_values(plan)) return MODE_SUM;
   return plan->rules.gqa == LAPROX_GQA_MEAN ? MODE_NORM : MODE_STORE;
 }
@@ -32,7 +33,7 @@ laprox_result lpx_attention_norm_init(laprox_plan *plan) {
   constants[4] = norm_mode(plan);
   if (!result) result = lpx_pipeline_get(context, "attention_norm", 4, constants, 5, &plan->attention_norm);
   constants[4] = plan->rules.gqa == LAPROX_GQA_ATTENTION_MEAN;
-  if (!result && norm_mode(plan) == MODE_STORE)
+  if (!result && norm_mode(plan) == MODE_STORE && !lpx_plan_stores_window(plan))
     result = lpx_pipeline_get(context, "attention_gram", 1, constants, 5, &plan->attention_gram);
   return result;
 }
@@ -119,7 +120,7 @@ void lpx_attention_norm_append(laprox_binding *binding, uint32_t layer, uint32_t
                     : mode == MODE_SUM ? plan->work.raw
                                        : plan->work.probabilities;
   append_pass(binding, &plan->attention_norm, layer, &push, HEAD_FIRST_TILE, tile, end_tile);
-  if (mode != MODE_STORE) return;
+  if (mode != MODE_STORE || lpx_plan_stores_window(plan)) return;
   gram_push gram = {.in_offset = plan->work.probabilities, .out_offset = plan->work.attention};
   lpx_program_dispatch(
       binding->program, &plan->attention_gram, &binding->work, &gram, sizeof gram, end_tile - tile,

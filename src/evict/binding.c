@@ -98,14 +98,17 @@ static void append_layer(laprox_binding *binding, uint32_t layer) {
     lpx_reduce_append_synthetic(binding, layer);
   } else if (lpx_plan_uses_attention(plan)) {
     lpx_attention_norm_append_softmax(binding, layer);
-    for (uint32_t tile = 0; tile < n_tiles; tile += plan->strip_tiles) {
+    if (lpx_plan_stores_window(plan)) lpx_risk_append_attention(binding, layer);
+    for (uint32_t tile = 0; tile < n_tiles && !lpx_plan_stores_window(plan); tile += plan->strip_tiles) {
       const uint32_t end = n_tiles - tile > plan->strip_tiles ? tile + plan->strip_tiles : n_tiles;
       lpx_attention_norm_append(binding, layer, tile, end);
       if (lpx_plan_uses_values(plan)) lpx_value_norm_append(binding, layer, tile, end);
     }
   }
   lpx_entry_score_append(binding, layer);
+  if (lpx_plan_takes_risks(plan)) lpx_risk_append(binding, layer);
   lpx_reduce_append(binding, layer);
+  lpx_stage_append_layer(binding, layer);
   lpx_program_mark_step(binding->program);
 }
 

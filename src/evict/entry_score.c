@@ -28,7 +28,7 @@ uint64_t lpx_entry_score_words(const laprox_plan *plan, uint64_t n_splits, uint3
 }
 
 /* Entry i of every head of a layer must be the same token. */
-static laprox_result check_shared(const laprox_plan *plan) {
+laprox_result lpx_entry_score_check_shared(const laprox_plan *plan) {
   for (uint32_t layer = plan->first_layer; layer < plan->shape.n_layers; layer++)
     for (uint32_t head = 1; head < plan->shape.n_kv_heads; head++) {
       const uint32_t first = lpx_head_row(plan, layer, 0)[HEAD_N_CANDIDATES],
@@ -61,7 +61,7 @@ laprox_result lpx_entry_score_init(laprox_plan *plan) {
     if (!result) result = lpx_pipeline_get(context, "key_anchor", 3, constants, 3, &plan->anchor_merge);
     return result;
   case LAPROX_POLICY_TOVA:
-    result = check_shared(plan);
+    result = lpx_entry_score_check_shared(plan);
     if (!result) result = lpx_pipeline_get(context, "head_mean", 2, NULL, 0, &plan->head_mean);
     return result;
   default:

@@ -20,7 +20,7 @@ typedef struct lpx_state_words {
 } lpx_state_words;
 
 typedef struct lpx_work_words {
-  uint32_t partials, anchors, probabilities, attention, raw, block_sums, n_words;
+  uint32_t partials, anchors, probabilities, attention, raw, values, block_sums, n_words;
 } lpx_work_words;
 
 typedef struct lpx_selection_words {
@@ -48,6 +48,7 @@ struct laprox_plan {
   bool retain_scores;
   uint32_t n_segments;
   uint32_t query_rows, query_start;
+  uint32_t model_dim; /* of value factors that are projections */
   uint32_t n_queries; /* of the window, which score: its last ones */
   float scale;
   uint32_t budget;
@@ -72,6 +73,7 @@ struct laprox_plan {
   lpx_pipeline range, histogram, split, refine, count, emit, promote, protect;
   lpx_pipeline compact, compact_wide, compact_in_place, compact_scores;
   lpx_pipeline stage, entry_score, key_anchor, anchor_merge, head_mean;
+  lpx_pipeline projection, attention_risk, attention_pool, value_risk;
 };
 
 struct laprox_binding {
@@ -138,17 +140,34 @@ void lpx_value_norm_append(laprox_binding *binding, uint32_t layer, uint32_t til
 laprox_result lpx_reduce_init(laprox_plan *plan);
 void lpx_reduce_append_synthetic(laprox_binding *binding, uint32_t layer);
 void lpx_reduce_append(laprox_binding *binding, uint32_t layer);
+/* Raw scores of a layer, from a word in work, into its part of scores that begin at `to`; sums of blocks too. */
+void lpx_reduce_append_pool(laprox_binding *binding, uint32_t layer, const lpx_pipeline *pipeline,
+                            uint32_t raw, laprox_buffer to);
 
 /* Scores beside attention: words that they need in work, and where the anchors stand among them. */
 uint64_t lpx_entry_score_words(const laprox_plan *plan, uint64_t n_splits, uint32_t *anchors);
 laprox_result lpx_entry_score_init(laprox_plan *plan);
+/* Fails where heads of a layer can't be scored together. */
+laprox_result lpx_entry_score_check_shared(const laprox_plan *plan);
 /* Of a layer whose attention scores, if it has any, are complete. */
 void lpx_entry_score_append(laprox_binding *binding, uint32_t layer);
 
-/* Entries chosen before the selection: in a copy of the scores that the selection then goes by. */
+/* Scores by attention and the projections of values; whether that takes the window's probabilities themselves. */
+bool lpx_plan_takes_risks(const laprox_plan *plan);
+bool lpx_plan_stores_window(const laprox_plan *plan);
+laprox_result lpx_risk_init(laprox_plan *plan);
+void lpx_risk_append_attention(laprox_binding *binding, uint32_t layer);
+void lpx_risk_append(laprox_binding *binding, uint32_t layer);
+
+/* Whether nothing is left to pool when raw scores are complete. */
+bool lpx_plan_pools_before(const laprox_plan *plan);
+
+/* Entries chosen before the selection: in a copy of the scores that the selection then goes by; or in a layer's scores
+   themselves, so that they stay chosen when other layers come. */
 bool lpx_plan_marks_in_selection(const laprox_plan *plan);
 laprox_result lpx_stage_init(laprox_plan *plan);
 void lpx_stage_append_shares(laprox_binding *binding);
+void lpx_stage_append_layer(laprox_binding *binding, uint32_t layer);
 
 laprox_result lpx_select_init(laprox_plan *plan);
 void lpx_select_append(laprox_binding *binding);

@@ -15,8 +15,12 @@ bool lpx_plan_uses_attention(const laprox_plan *plan) {
   return lpx_rules_use_attention(&plan->rules);
 }
 
+bool lpx_plan_pools_before(const laprox_plan *plan) {
+  return lpx_plan_takes_risks(plan);
+}
+
 bool lpx_plan_uses_values(const laprox_plan *plan) {
-  return lpx_rules_use_factors(&plan->rules);
+  return plan->rules.kind == LAPROX_POLICY_LAPROX;
 }
 
 static uint32_t divide_up(uint32_t a, uint32_t b) {
@@ -240,7 +244,7 @@ static laprox_result size_work(laprox_plan *plan) {
     if (items->n_splits > max_splits) max_splits = items->n_splits;
     if (items->n_blocks > max_blocks) max_blocks = items->n_blocks;
   }
-  uint64_t words = 0, attention = 0, probabilities = 0;
+  uint64_t words = 0, attention = 0, probabilities = 0, beside = 0;
   if (lpx_plan_uses_attention(plan))
     words = max_splits * plan->n_segments * plan->group * plan->n_queries * 2;
   else
@@ -253,22 +257,44 @@ static laprox_result size_work(laprox_plan *plan) {
     if (tiles > max_tiles) tiles = max_tiles;
     if (!tiles) tiles = 1;
     plan->strip_tiles = (uint32_t)tiles;
+  } else if (lpx_plan_stores_window(plan)) {
+    probabilities = (uint64_t)plan->group * plan->n_queries * TILE_ENTRIES;
+    beside = 2;
+    const uint64_t tiles = STRIP_BYTES / 4 / probabilities;
+    plan->strip_tiles = (uint32_t)(tiles < 1 ? 1 : tiles > max_tiles && max_tiles ? max_tiles : tiles);
   } else {
     plan->strip_tiles = (uint32_t)(max_tiles ? max_tiles : 1);
   }
-  const uint64_t starts[] = {words, probabilities * plan->strip_tiles, attention * plan->strip_tiles,
-                             max_blocks * BLOCK_ENTRIES, 2 * max_blocks};
-  uint64_t ends[5], at = 0;
-  for (int i = 0; i < 5; i++) ends[i] = at += starts[i];
+  const uint64_t starts[] = {words,
+                             probabilities * (plan->strip_tiles + beside),
+                             attention * plan->strip_tiles,
+                             max_blocks * BLOCK_ENTRIES,
+                             lpx_plan_takes_risks(plan) ? max_blocks * BLOCK_ENTRIES : 0,
+                             2 * max_blocks};
+  uint64_t ends[6], at = 0;
+  for (int i = 0; i < 6; i++) ends[i] = at += starts[i];
   const laprox_result result = check_range(plan, "the scoring of a layer", at * 4);
   if (result) return result;
   plan->work = (lpx_work_words){.anchors = plan->work.anchors,
                                 .probabilities = (uint32_t)ends[0],
                                 .attention = (uint32_t)ends[1],
                                 .raw = (uint32_t)ends[2],
-                                .block_sums = (uint32_t)ends[3],
+                                .values = (uint32_t)ends[3],
+                                .block_sums = (uint32_t)ends[4],
                                 .n_words = (uint32_t)at};
   return LAPROX_OK;
+}
+
+static VkDeviceSize factor_bytes(const laprox_plan *plan) {
+  switch (lpx_rules_factor(&plan->rules)) {
+  case LPX_FACTOR_TRIANGLE:
+    return laprox_value_factor_bytes(&plan->shape, plan->rules.gqa);
+  case LPX_FACTOR_PROJECTION:
+    return (VkDeviceSize)plan->model_dim * plan->shape.n_heads * plan->shape.head_dim * 4;
+  case LPX_FACTOR_NONE:
+    break;
+  }
+  return 0;
 }
 
 static laprox_result size_buffers(laprox_plan *plan) {
@@ -293,9 +319,7 @@ static laprox_result size_buffers(laprox_plan *plan) {
   if (!result)
     result = check_range(plan, "a layer's query ring",
                          (uint64_t)plan->query_rows * n_heads * plan->shape.head_dim * 4);
-  if (!result && lpx_plan_uses_values(plan))
-    result =
-        check_range(plan, "a layer's value factor", laprox_value_factor_bytes(&plan->shape, plan->rules.gqa));
+  if (!result) result = check_range(plan, "a layer's value factor", factor_bytes(plan));
   if (result) return result;
   plan->select = (lpx_selection_words){.histograms = (uint32_t)problems * PROBLEM_WORDS,
                                        .n_words = (uint32_t)select_words};
@@ -310,7 +334,7 @@ static laprox_result size_buffers(laprox_plan *plan) {
   plan->select_offset = plan->work_offset + align(plan, (VkDeviceSize)plan->work.n_words * 4);
   plan->floor_offset = plan->select_offset + align(plan, (VkDeviceSize)plan->select.n_words * 4);
   plan->scratch_bytes = plan->floor_offset;
-  if (plan->rules.floor || lpx_plan_marks_in_selection(plan))
+  if (plan->rules.floor || lpx_plan_marks_in_selection(plan) || lpx_plan_takes_risks(plan))
     plan->scratch_bytes += (VkDeviceSize)plan->n_blocks * BLOCK_ENTRIES * 4;
   return LAPROX_OK;
 }
@@ -431,6 +455,10 @@ static laprox_result check_info(laprox_context *context, const laprox_plan_info 
   if (info->query_rows && info->query_rows < rules->window)
     return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "laprox_plan_info: %u query rows for a window of %u",
                     info->query_rows, rules->window);
+  if (!info->model_dim && lpx_rules_factor(rules) == LPX_FACTOR_PROJECTION)
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
+                    "laprox_plan_info: policy %s needs the model's dimension, but model_dim is 0",
+                    laprox_policy_name(rules->kind));
   if (!isfinite(info->scale))
     return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "laprox_plan_info: scale is not finite");
   for (uint32_t s = 0; s < info->n_segments && !result; s++) result = check_segment(host, info, s);
@@ -448,6 +476,7 @@ static laprox_result create_pipelines(laprox_plan *plan) {
   if (lpx_plan_uses_attention(plan)) result = lpx_attention_norm_init(plan);
   if (!result && lpx_plan_uses_values(plan)) result = lpx_value_norm_init(plan);
   if (!result) result = lpx_entry_score_init(plan);
+  if (!result) result = lpx_risk_init(plan);
   if (!result) result = lpx_reduce_init(plan);
   if (!result) result = lpx_stage_init(plan);
   if (!result) result = lpx_select_init(plan);
@@ -487,6 +516,7 @@ static laprox_result build(laprox_plan *plan, const laprox_plan_info *info) {
   const laprox_segment *last = &info->segments[1];
   plan->n_segments = info->n_segments == 2 && !last->cu_seqlens && !last->n_entries ? 1 : info->n_segments;
   plan->query_rows = info->query_rows ? info->query_rows : plan->rules.window;
+  plan->model_dim = info->model_dim;
   plan->n_queries = plan->rules.kind == LAPROX_POLICY_TOVA ? 1 : plan->rules.window;
   plan->query_start = (info->query_start + plan->rules.window - plan->n_queries) % plan->query_rows;
   plan->scale = info->scale != 0.0f ? info->scale : 1.0f / sqrtf((float)info->shape.head_dim);
@@ -535,8 +565,7 @@ void laprox_plan_requirements(const laprox_plan *plan, laprox_requirements *out)
   out->scores_bytes = (VkDeviceSize)plan->n_blocks * BLOCK_ENTRIES * 4;
   out->result_bytes = (VkDeviceSize)plan->result.n_words * 4;
   out->query_bytes = (VkDeviceSize)plan->query_rows * plan->shape.n_heads * plan->shape.head_dim * 4;
-  if (lpx_plan_uses_values(plan))
-    out->factor_bytes = laprox_value_factor_bytes(&plan->shape, plan->rules.gqa);
+  out->factor_bytes = factor_bytes(plan);
   out->n_kept = plan->n_kept;
 }
 

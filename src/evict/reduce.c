@@ -15,7 +15,8 @@ typedef struct layer_sum_push {
 
 laprox_result lpx_reduce_init(laprox_plan *plan) {
   laprox_context *context = plan->context;
-  const uint32_t pool[] = {plan->rules.pool_width, plan->rules.pool == LAPROX_POOL_MAX};
+  const uint32_t pool[] = {lpx_plan_pools_before(plan) ? 1 : plan->rules.pool_width,
+                           plan->rules.pool == LAPROX_POOL_MAX};
   laprox_result result = lpx_pipeline_get(context, "pool", 3, pool, 2, &plan->pool);
   if (!result) result = lpx_pipeline_get(context, "layer_sum", 3, NULL, 0, &plan->layer_sum);
   const uint32_t synthetic[] = {0, 0, 0, 0, plan->rules.kind == LAPROX_POLICY_RANDOM};
@@ -40,22 +41,29 @@ void lpx_reduce_append_synthetic(laprox_binding *binding, uint32_t layer) {
   lpx_program_barrier(binding->program);
 }
 
+void lpx_reduce_append_pool(laprox_binding *binding, uint32_t layer, const lpx_pipeline *pipeline,
+                            uint32_t raw, laprox_buffer to) {
+  const laprox_plan *plan = binding->plan;
+  const lpx_layer_items *items = &plan->layers[layer];
+  pool_push pool = {.heads = plan->state.heads + layer * plan->shape.n_kv_heads * HEAD_WORDS,
+                    .n_heads = plan->shape.n_kv_heads,
+                    .layer_block = items->first_block,
+                    .raw = raw,
+                    .block_sums = plan->work.block_sums};
+  const VkDeviceSize block_bytes = BLOCK_ENTRIES * 4;
+  const laprox_buffer scores =
+      lpx_buffer_part(to, items->first_block * block_bytes, items->n_blocks * block_bytes);
+  const laprox_buffer pool_ranges[] = {binding->work, binding->state, scores};
+  lpx_program_dispatch(binding->program, pipeline, pool_ranges, &pool, sizeof pool, items->n_blocks,
+                       (uint64_t)items->n_blocks * BLOCK_ENTRIES * plan->rules.pool_width);
+  lpx_program_barrier(binding->program);
+}
+
 void lpx_reduce_append(laprox_binding *binding, uint32_t layer) {
   const laprox_plan *plan = binding->plan;
   const lpx_layer_items *items = &plan->layers[layer];
   if (!items->n_blocks) return;
-  pool_push pool = {.heads = plan->state.heads + layer * plan->shape.n_kv_heads * HEAD_WORDS,
-                    .n_heads = plan->shape.n_kv_heads,
-                    .layer_block = items->first_block,
-                    .raw = plan->work.raw,
-                    .block_sums = plan->work.block_sums};
-  const VkDeviceSize block_bytes = BLOCK_ENTRIES * 4;
-  const laprox_buffer scores =
-      lpx_buffer_part(binding->scores, items->first_block * block_bytes, items->n_blocks * block_bytes);
-  const laprox_buffer pool_ranges[] = {binding->work, binding->state, scores};
-  lpx_program_dispatch(binding->program, &plan->pool, pool_ranges, &pool, sizeof pool, items->n_blocks,
-                       (uint64_t)items->n_blocks * BLOCK_ENTRIES * plan->rules.pool_width);
-  lpx_program_barrier(binding->program);
+  lpx_reduce_append_pool(binding, layer, &plan->pool, plan->work.raw, binding->scores);
   layer_sum_push sum = {.block_sums = plan->work.block_sums,
                         .n_blocks = items->n_blocks,
                         .inverse = plan->state.inverses + layer,

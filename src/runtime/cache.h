@@ -63,6 +63,7 @@ typedef struct lpx_cache_eviction {
   const lpx_buffer *queries;
   uint32_t query_rows, query_end; /* query_end: row behind the last token's */
   const lpx_buffer *factors;      /* n_layers; NULL for policies without */
+  uint32_t model_dim;             /* rows of factors that are the output projection */
   float scale;                    /* 0: 1 / sqrt(head_dim) */
   laprox_progress_fn progress;
   void *progress_user;

@@ -84,6 +84,7 @@ static laprox_result make_plan(eviction_run *run) {
                            .n_tokens = cache->n_tokens,
                            .query_rows = eviction->query_rows,
                            .scale = eviction->scale,
+                           .model_dim = eviction->model_dim,
                            .head_sinks = NULL};
   uint32_t budget = 0;
   result =

@@ -172,10 +172,16 @@ static laprox_result upload_queries(capture *c, uint32_t layer) {
   return result;
 }
 
-static laprox_result upload_factor(capture *c, uint32_t layer) {
+static laprox_result upload_factor(capture *c, uint32_t layer, lpx_factor kind) {
   float *weight = NULL;
   laprox_result result = read_f32(c, layer, "o_proj", &weight);
   if (result) return result;
+  if (kind == LPX_FACTOR_PROJECTION) {
+    const size_t n = (size_t)c->model_dim * c->shape.n_heads * c->shape.head_dim;
+    result = upload_f32(c, weight, n * sizeof *weight, "output projection", &c->factors[layer]);
+    lpx_release(c->host, weight);
+    return result;
+  }
   const size_t bytes = laprox_value_factor_bytes(&c->shape, c->policy.gqa);
   float *factor = lpx_allocate(c->host, bytes, 1);
   result = factor ? laprox_value_factor(c->host, &c->shape, c->policy.gqa, c->model_dim, weight, factor)
@@ -209,7 +215,7 @@ static laprox_result upload(capture *c) {
   lpx_rules rules;
   laprox_result result = lpx_rules_resolve(c->host, &c->policy, &rules);
   if (result) return result;
-  const bool values = lpx_rules_use_factors(&rules), attention = lpx_rules_use_attention(&rules);
+  const bool values = lpx_rules_factor(&rules), attention = lpx_rules_use_attention(&rules);
   result = lpx_cache_init(c->device, &c->shape, c->dtype, &c->cache);
   if (!result) result = lpx_cache_reserve(&c->cache, c->n_tokens, true);
   if (!result && attention) c->queries = lpx_allocate(c->host, n_layers, sizeof *c->queries);
@@ -220,7 +226,7 @@ static laprox_result upload(capture *c) {
     result = upload_rows(c, l, "k", &c->cache.layers[l].tail_key);
     if (!result) result = upload_rows(c, l, "v", &c->cache.layers[l].tail_value);
     if (!result && attention) result = upload_queries(c, l);
-    if (!result && values) result = upload_factor(c, l);
+    if (!result && values) result = upload_factor(c, l, lpx_rules_factor(&rules));
     if (!result) result = step(c, "upload", l + 1, n_layers);
   }
   if (!result) lpx_cache_advance(&c->cache, c->n_tokens);
@@ -328,6 +334,7 @@ static laprox_result run(capture *c, laprox_evict_file_report *out) {
                                        .query_rows = c->window,
                                        .query_end = 0,
                                        .factors = c->factors,
+                                       .model_dim = c->model_dim,
                                        .scale = c->scale,
                                        .progress = c->info->progress,
                                        .progress_user = c->info->progress_user,

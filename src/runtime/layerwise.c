@@ -103,6 +103,7 @@ static laprox_result make_plan(cut *c) {
                            .query_rows = layerwise->eviction->query_rows,
                            .query_start = layerwise->query_start,
                            .scale = layerwise->eviction->scale,
+                           .model_dim = layerwise->eviction->model_dim,
                            .model_layers = c->cache->shape.n_layers,
                            .first_layer = c->newest,
                            .layer_scales = layerwise->layer_scales,

@@ -57,6 +57,7 @@ static laprox_result size_eviction(course *c, laprox_plan_info *info, uint32_t b
   info->policy.budget = (laprox_budget){.tokens = budget};
   info->cache_dtype = e->session.kv_dtype;
   info->query_rows = e->session.window;
+  info->model_dim = e->model->model_dim;
   const laprox_result result = laprox_plan_create(e->context, info, &plan);
   if (result) return result;
   laprox_plan_requirements(plan, &needs);
@@ -194,15 +195,20 @@ static uint64_t activation_bytes(const estimate *e) {
          model->shape.n_layers * query_row * e->session.window;
 }
 
+static uint64_t layer_factor_bytes(const estimate *e) {
+  const laprox_shape *shape = &e->model->shape;
+  if (lpx_rules_factor(&e->rules) == LPX_FACTOR_PROJECTION)
+    return (uint64_t)e->model->model_dim * shape->n_heads * shape->head_dim * sizeof(float);
+  return lpx_rules_factor(&e->rules) ? laprox_value_factor_bytes(shape, e->rules.gqa) : 0;
+}
+
 static laprox_result fill(const estimate *e, laprox_memory_plan *out) {
   const laprox_memory_plan_info *info = e->info;
   course c = {.e = e, .out = out};
   laprox_result result =
       lpx_budget_resolve(&e->context->host, &e->rules, &info->policy.budget, info->n_prompt, &c.budget);
   if (result) return result;
-  if (lpx_rules_use_factors(&e->rules))
-    c.factor_bytes =
-        e->model->shape.n_layers * (uint64_t)laprox_value_factor_bytes(&e->model->shape, e->rules.gqa);
+  c.factor_bytes = e->model->shape.n_layers * layer_factor_bytes(e);
   out->weight_bytes = e->model->weight_bytes;
   out->activation_bytes = activation_bytes(e);
   out->kv_full_bytes = cache_bytes(e, info->n_prompt);

@@ -9,9 +9,10 @@
 /* What a session shares with its forks: only one of them runs at a time. */
 typedef struct lpx_session_shared {
   lpx_forward forward;
-  lpx_buffer logits;   /* rows of n_vocab */
-  lpx_buffer *factors; /* n_layers value factors of the last eviction's kind; NULL before */
-  laprox_gqa factors_gqa;
+  lpx_buffer logits;        /* rows of n_vocab */
+  lpx_buffer *factors;      /* n_layers value factors of the last eviction's kind; NULL before */
+  bool factors_are_weights; /* the output projections themselves */
+  laprox_gqa factors_gqa;   /* otherwise */
   uint32_t n_sharing;
 } lpx_session_shared;
 

@@ -1,30 +1,48 @@
 /* session_evict.c: evicting a session's cache, and what can be said about it. */
 #include "runtime/session.h"
 
+static bool has_factors(const lpx_session_shared *shared, const lpx_rules *rules) {
+  const bool weights = lpx_rules_factor(rules) == LPX_FACTOR_PROJECTION;
+  if (!shared->factors || shared->factors_are_weights != weights) return false;
+  return weights || (shared->factors_gqa == LAPROX_GQA_JOINT) == (rules->gqa == LAPROX_GQA_JOINT);
+}
+
+static laprox_result make_factor(laprox_session *session, uint32_t layer, float *weight, float *factor,
+                                 size_t bytes) {
+  const laprox_model *model = session->model;
+  const lpx_session_shared *shared = session->shared;
+  laprox_result result = lpx_model_output_weight_f32(model, layer, weight);
+  if (!result && factor)
+    result = laprox_value_factor(&session->context->host, &model->shape, shared->factors_gqa,
+                                 model->model_dim, weight, factor);
+  if (!result)
+    result =
+        lpx_buffer_init(session->context, LPX_MEMORY_DEVICE, bytes, "value factor", &shared->factors[layer]);
+  if (!result)
+    result = lpx_queue_upload(session->device->queue, lpx_buffer_whole(&shared->factors[layer]),
+                              factor ? factor : weight, bytes);
+  return result;
+}
+
 /* Value factors depend on the weights alone; they are made at the first eviction that needs them. */
-static laprox_result prepare_factors(laprox_session *session, laprox_gqa gqa) {
+static laprox_result prepare_factors(laprox_session *session, const lpx_rules *rules) {
   const laprox_model *model = session->model;
   const laprox_host *host = &session->context->host;
   lpx_session_shared *shared = session->shared;
-  const bool joint = gqa == LAPROX_GQA_JOINT;
-  if (shared->factors && joint == (shared->factors_gqa == LAPROX_GQA_JOINT)) return LAPROX_OK;
+  if (has_factors(shared, rules)) return LAPROX_OK;
   lpx_session_finish_array(session, shared->factors);
-  shared->factors_gqa = gqa;
+  shared->factors_are_weights = lpx_rules_factor(rules) == LPX_FACTOR_PROJECTION;
+  shared->factors_gqa = rules->gqa;
   shared->factors = lpx_allocate(host, model->shape.n_layers, sizeof *shared->factors);
-  const size_t bytes = laprox_value_factor_bytes(&model->shape, gqa);
   const size_t n_weights = (size_t)model->model_dim * model->shape.n_heads * model->shape.head_dim;
-  float *weight = lpx_allocate(host, n_weights, sizeof *weight), *factor = lpx_allocate(host, bytes, 1);
-  laprox_result result =
-      shared->factors && weight && factor ? LAPROX_OK : lpx_fail_memory(host, "value factors");
-  for (uint32_t l = 0; l < model->shape.n_layers && !result; l++) {
-    result = lpx_model_output_weight_f32(model, l, weight);
-    if (!result) result = laprox_value_factor(host, &model->shape, gqa, model->model_dim, weight, factor);
-    if (!result)
-      result =
-          lpx_buffer_init(session->context, LPX_MEMORY_DEVICE, bytes, "value factor", &shared->factors[l]);
-    if (!result)
-      result = lpx_queue_upload(session->device->queue, lpx_buffer_whole(&shared->factors[l]), factor, bytes);
-  }
+  const size_t bytes = shared->factors_are_weights ? n_weights * sizeof(float)
+                                                   : laprox_value_factor_bytes(&model->shape, rules->gqa);
+  float *weight = lpx_allocate(host, n_weights, sizeof *weight);
+  float *factor = shared->factors_are_weights ? NULL : lpx_allocate(host, bytes, 1);
+  const bool allocated = shared->factors && weight && (factor || shared->factors_are_weights);
+  laprox_result result = allocated ? LAPROX_OK : lpx_fail_memory(host, "value factors");
+  for (uint32_t l = 0; l < model->shape.n_layers && !result; l++)
+    result = make_factor(session, l, weight, factor, bytes);
   lpx_release(host, weight);
   lpx_release(host, factor);
   if (result) {
@@ -38,12 +56,13 @@ static laprox_result prepare_factors(laprox_session *session, laprox_gqa gqa) {
 static laprox_result prepare(laprox_session *session, const laprox_policy *policy, uint32_t n_tokens,
                              lpx_rules *rules, lpx_cache_eviction *out) {
   laprox_result result = lpx_rules_resolve(&session->context->host, policy, rules);
-  if (!result && lpx_rules_use_factors(rules)) result = prepare_factors(session, rules->gqa);
+  if (!result && lpx_rules_factor(rules)) result = prepare_factors(session, rules);
   *out = (lpx_cache_eviction){.policy = policy,
                               .queries = session->queries,
                               .query_rows = session->info.window,
                               .query_end = n_tokens % session->info.window,
                               .factors = session->shared->factors,
+                              .model_dim = session->model->model_dim,
                               .progress = session->info.progress,
                               .progress_user = session->info.progress_user};
   return result;

@@ -62,6 +62,10 @@ typedef struct ref_scores {
   double *values;
   uint32_t *n_nonfinite; /* of each layer, before pooling, after the reduction over the group */
   double *sums;          /* of each layer, after pooling, before normalising */
+  /* of policies that choose some entries by attention alone before they go by the scores: what they choose by, and
+     which ones; NULL for the others */
+  double *ranks;
+  unsigned char *chosen;
 } ref_scores;
 
 /* The geometry alone, all scores 0. */
@@ -70,6 +74,8 @@ void ref_scores_finish(ref_scores *scores);
 /* The steps of a score, each in place. */
 void ref_score_raw(const ref_cache *cache, const ref_rules *rules, ref_scores *scores);
 void ref_score_pool(const ref_rules *rules, ref_scores *scores);
+/* One row of n numbers, in place. */
+void ref_pool(const ref_rules *rules, double *values, size_t n);
 void ref_score_normalize(const ref_rules *rules, ref_scores *scores);
 /* init and all steps. */
 void ref_score(const ref_cache *cache, const ref_rules *rules, ref_scores *scores);
@@ -94,6 +100,14 @@ void ref_kept_finish(ref_kept *kept);
 bool ref_is_rival(laprox_policy_kind kind);
 void ref_rival_scores(const ref_cache *cache, const ref_rules *rules, uint32_t layer, uint32_t kv_head,
                       double *values);
+/* criticalkv and defensivekv: complete scores, ranks, and entries that are chosen before. */
+bool ref_has_stage(laprox_policy_kind kind);
+void ref_stage_scores(const ref_cache *cache, const ref_rules *rules, ref_scores *scores);
+void ref_stage_choose(const ref_rules *rules, uint32_t budget, ref_scores *scores);
+/* Puts others' choice, the entries whose score is FLT_MAX, in the place of the reference's, if it is as good within the
+   tolerance: NULL, or `message`. */
+const char *ref_stage_adopt(const ref_rules *rules, uint32_t budget, const float *got, double tolerance,
+                            ref_scores *scores, char *message);
 /* Candidates that each (layer, KV head) keeps under pyramidkv and adakv, by their own formulas (rivals.c). */
 void ref_pyramid_places(const ref_scores *scores, const ref_rules *rules, uint32_t budget, size_t *places);
 void ref_adakv_places(const ref_scores *scores, const ref_rules *rules, uint32_t budget, size_t *places);

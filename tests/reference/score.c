@@ -26,14 +26,18 @@ ref_rules ref_rules_decide(const laprox_policy *policy) {
                      policy->window, policy->sinks, policy->floor, policy->seed, policy->sinks == 0};
   if (!rules.kind) rules.kind = LAPROX_POLICY_LAPROX;
   if (!rules.scope)
-    rules.scope = rules.kind == LAPROX_POLICY_LAPROX  ? LAPROX_SCOPE_GLOBAL
-                  : rules.kind == LAPROX_POLICY_ADAKV ? LAPROX_SCOPE_LAYER
-                                                      : LAPROX_SCOPE_HEAD;
+    rules.scope = rules.kind == LAPROX_POLICY_LAPROX || rules.kind == LAPROX_POLICY_LAYER_DEFENSIVEKV
+                      ? LAPROX_SCOPE_GLOBAL
+                  : rules.kind == LAPROX_POLICY_ADAKV || rules.kind == LAPROX_POLICY_DEFENSIVEKV
+                      ? LAPROX_SCOPE_LAYER
+                      : LAPROX_SCOPE_HEAD;
   if (!rules.gqa) rules.gqa = LAPROX_GQA_MEAN;
   if (!rules.pool) rules.pool = LAPROX_POOL_AVERAGE;
-  if (!rules.pool_width) rules.pool_width = 7;
+  if (!rules.pool_width)
+    rules.pool_width = ref_has_stage(rules.kind) && rules.kind != LAPROX_POLICY_CRITICALKV ? 5 : 7;
   if (!policy->pool_width && ref_is_rival(rules.kind)) rules.pool_width = 1;
-  if (rules.pool_width == LAPROX_NONE || !(is_attention_policy(rules.kind) || ref_is_rival(rules.kind)))
+  if (rules.pool_width == LAPROX_NONE ||
+      !(is_attention_policy(rules.kind) || ref_is_rival(rules.kind) || ref_has_stage(rules.kind)))
     rules.pool_width = 1;
   rules.normalize = policy->normalize == LAPROX_SWITCH_ON ||
                     (policy->normalize == LAPROX_SWITCH_AUTO && rules.kind == LAPROX_POLICY_LAPROX);
@@ -88,6 +92,8 @@ void ref_scores_finish(ref_scores *scores) {
   free(scores->values);
   free(scores->n_nonfinite);
   free(scores->sums);
+  free(scores->ranks);
+  free(scores->chosen);
   *scores = (ref_scores){0};
 }
 
@@ -308,14 +314,18 @@ static double pool(const ref_rules *rules, const double *values, int64_t n, int6
   return rules->pool == LAPROX_POOL_MAX ? largest : sum / rules->pool_width;
 }
 
+void ref_pool(const ref_rules *rules, double *values, size_t n) {
+  double *pooled = ref_allocate(n, sizeof *pooled);
+  for (size_t i = 0; i < n; i++) pooled[i] = pool(rules, values, (int64_t)n, (int64_t)i);
+  memcpy(values, pooled, n * sizeof *values);
+  free(pooled);
+}
+
 void ref_score_pool(const ref_rules *rules, ref_scores *scores) {
   for (size_t head = 0; head < (size_t)scores->shape.n_layers * scores->shape.n_kv_heads; head++) {
     double *values = scores->values + scores->offsets[head] + scores->first[head];
     size_t n = scores->end[head] - scores->first[head];
-    double *pooled = ref_allocate(n, sizeof *pooled);
-    for (size_t i = 0; i < n; i++) pooled[i] = pool(rules, values, (int64_t)n, (int64_t)i);
-    memcpy(values, pooled, n * sizeof *values);
-    free(pooled);
+    ref_pool(rules, values, n);
   }
 }
 
@@ -332,6 +342,10 @@ void ref_score_normalize(const ref_rules *rules, ref_scores *scores) {
 
 void ref_score(const ref_cache *cache, const ref_rules *rules, ref_scores *scores) {
   ref_scores_init(scores, cache, rules);
+  if (ref_has_stage(rules->kind)) {
+    ref_stage_scores(cache, rules, scores);
+    return;
+  }
   ref_score_raw(cache, rules, scores);
   ref_score_pool(rules, scores);
   ref_score_normalize(rules, scores);

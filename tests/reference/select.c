@@ -43,6 +43,11 @@ size_t ref_equal_places(const ref_scores *scores, const ref_rules *rules, uint32
   return places < 0 ? 0 : (size_t)places;
 }
 
+/* What was chosen before the scores counts is above all of them. */
+static double score_of(const ref_scores *scores, size_t i) {
+  return scores->chosen && scores->chosen[i] ? INFINITY : scores->values[i];
+}
+
 /* Marks the survivors among heads [first, last) in `marks`, one byte for each score. */
 static void select_problem(const ref_scores *scores, const ref_rules *rules, size_t places, size_t first,
                            size_t last, unsigned char *marks) {
@@ -51,7 +56,7 @@ static void select_problem(const ref_scores *scores, const ref_rules *rules, siz
   uint32_t *n_of_head = ref_allocate(last - first, sizeof *n_of_head);
   for (size_t head = first; head < last; head++)
     for (uint32_t entry = scores->first[head]; entry < scores->end[head]; entry++)
-      list[n++] = (candidate){scores->values[scores->offsets[head] + entry], head, entry};
+      list[n++] = (candidate){score_of(scores, scores->offsets[head] + entry), head, entry};
   qsort(list, n, sizeof *list, compare);
   for (size_t i = 0; i < n; i++)
     if (n_of_head[list[i].head - first] < rules->floor) {
@@ -131,7 +136,7 @@ const char *ref_check_scores(const ref_scores *scores, const float *got, double 
   for (size_t head = 0; head < n_heads_of(scores); head++) {
     double error = tolerance * largest_of_head(scores, head);
     for (size_t i = scores->offsets[head]; i < scores->offsets[head + 1]; i++)
-      if (!(fabs((double)got[i] - scores->values[i]) <= error))
+      if (!(scores->chosen && scores->chosen[i]) && !(fabs((double)got[i] - scores->values[i]) <= error))
         return complain(message, "layer %zu head %zu entry %zu: score %.9g, should be %.9g, within %.3g",
                         head / scores->shape.n_kv_heads, head % scores->shape.n_kv_heads,
                         i - scores->offsets[head], (double)got[i], scores->values[i], error);
@@ -176,13 +181,14 @@ static verge find_verge(const ref_scores *scores, size_t head, double tolerance,
   verge found = {.worst_kept = INFINITY, .best_dropped = -INFINITY};
   for (uint32_t entry = scores->first[head]; entry < scores->end[head]; entry++) {
     size_t i = scores->offsets[head] + entry;
+    const double score = score_of(scores, i);
     found.n_candidates++;
     found.n_kept += marks[i];
-    if (marks[i] && scores->values[i] + error < found.worst_kept) {
-      found.worst_kept = scores->values[i] + error;
+    if (marks[i] && score + error < found.worst_kept) {
+      found.worst_kept = score + error;
       found.kept_entry = entry;
-    } else if (!marks[i] && scores->values[i] - error > found.best_dropped) {
-      found.best_dropped = scores->values[i] - error;
+    } else if (!marks[i] && score - error > found.best_dropped) {
+      found.best_dropped = score - error;
       found.dropped_entry = entry;
     }
   }

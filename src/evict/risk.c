@@ -1,0 +1,142 @@
+/* risk.c: attention times what values come to in the layer's output, as CriticalKV and DefensiveKV have it. */
+#include "evict/evict.h"
+
+typedef struct projection_push {
+  uint32_t n_groups, heads, first_head, end_head, first_item, segment, first_row, residual;
+  uint32_t attention, items_base, raw, layer_block;
+} projection_push;
+_Static_assert(sizeof(projection_push) == 48, "push constants of shaders/evict/value.glsl");
+
+typedef struct attention_push {
+  uint32_t n_groups, heads, n_heads, layer_block, first_item, stored_item, probabilities, risk, mean;
+} attention_push;
+_Static_assert(sizeof(attention_push) == 36, "push constants of shaders/evict/attention_risk.comp");
+
+typedef struct value_push {
+  uint32_t n_groups, heads, n_heads, layer_block, raw, values, block_sums;
+} value_push;
+_Static_assert(sizeof(value_push) == 28, "push constants of shaders/evict/value_risk.comp");
+
+enum { MODE_PRODUCT = 0, MODE_SHARE = 1 };
+
+bool lpx_plan_takes_risks(const laprox_plan *plan) {
+  return lpx_rules_factor(&plan->rules) == LPX_FACTOR_PROJECTION;
+}
+
+static bool is_defensive(const laprox_plan *plan) {
+  return lpx_plan_takes_risks(plan) && plan->rules.kind != LAPROX_POLICY_CRITICALKV;
+}
+
+bool lpx_plan_stores_window(const laprox_plan *plan) {
+  return is_defensive(plan);
+}
+
+static uint32_t layer_heads(const laprox_plan *plan, uint32_t layer) {
+  return plan->state.heads + layer * plan->shape.n_kv_heads * HEAD_WORDS;
+}
+
+laprox_result lpx_risk_init(laprox_plan *plan) {
+  if (!lpx_plan_takes_risks(plan)) return LAPROX_OK;
+  laprox_context *context = plan->context;
+  const lpx_rules *rules = &plan->rules;
+  const bool defensive = is_defensive(plan);
+  const uint32_t projection[] = {plan->shape.head_dim, plan->group, plan->model_dim, plan->dtype,
+                                 plan->shape.n_heads};
+  const uint32_t attention[] = {rules->pool_width, plan->group, plan->n_queries,
+                                rules->pool == LAPROX_POOL_MAX};
+  const uint32_t mode = defensive ? MODE_SHARE : MODE_PRODUCT;
+  const uint32_t pool[] = {defensive ? 1 : rules->pool_width, rules->pool == LAPROX_POOL_MAX};
+  laprox_result result = LAPROX_OK;
+  if (defensive) result = lpx_entry_score_check_shared(plan);
+  if (!result) result = lpx_pipeline_get(context, "value_projection", 4, projection, 5, &plan->projection);
+  if (!result) result = lpx_pipeline_get(context, "value_risk", 3, &mode, 1, &plan->value_risk);
+  if (!result) result = lpx_pipeline_get(context, "pool", 3, pool, 2, &plan->attention_pool);
+  if (!result && defensive)
+    result = lpx_pipeline_get(context, "attention_risk", 2, attention, 4, &plan->attention_risk);
+  return result;
+}
+
+void lpx_risk_append_attention(laprox_binding *binding, uint32_t layer) {
+  const laprox_plan *plan = binding->plan;
+  const uint32_t n_tiles = plan->layers[layer].n_tiles;
+  attention_push push = {.heads = layer_heads(plan, layer),
+                         .n_heads = plan->shape.n_kv_heads,
+                         .layer_block = plan->layers[layer].first_block,
+                         .probabilities = plan->work.probabilities,
+                         .risk = plan->work.raw,
+                         .mean = plan->work.values};
+  const uint64_t tile_cost = (uint64_t)TILE_ENTRIES * plan->group * plan->n_queries * plan->rules.pool_width;
+  for (uint32_t tile = 0; tile < n_tiles; tile += plan->strip_tiles) {
+    const uint32_t end = n_tiles - tile > plan->strip_tiles ? tile + plan->strip_tiles : n_tiles;
+    /* with the tiles beside, in which neighbours are */
+    const uint32_t begin = tile ? tile - 1 : 0;
+    lpx_attention_norm_append(binding, layer, begin, end < n_tiles ? end + 1 : end);
+    push.stored_item = begin;
+    push.first_item = tile;
+    const laprox_buffer ranges[] = {binding->state, binding->work};
+    lpx_program_dispatch(binding->program, &plan->attention_risk, ranges, &push, sizeof push, end - tile,
+                         (end - tile) * tile_cost);
+    lpx_program_barrier(binding->program);
+    lpx_program_mark_step(binding->program);
+  }
+}
+
+static void append_projection(laprox_binding *binding, uint32_t layer) {
+  const laprox_plan *plan = binding->plan;
+  const laprox_layer_buffers *buffers = &binding->layers[layer];
+  const uint64_t tile_cost =
+      (uint64_t)2 * plan->shape.head_dim * plan->group * plan->model_dim * TILE_ENTRIES;
+  const uint32_t at_once = lpx_items_at_once(plan, tile_cost);
+  projection_push push = {.heads = layer_heads(plan, layer),
+                          .raw = plan->work.values,
+                          .layer_block = plan->layers[layer].first_block};
+  laprox_requirements needs;
+  laprox_plan_requirements(plan, &needs);
+  const laprox_buffer factor = lpx_buffer_part(buffers->factor, 0, needs.factor_bytes);
+  lpx_head_group group = {0};
+  while (lpx_head_group_next(plan, layer, HEAD_FIRST_TILE, 0, plan->layers[layer].n_tiles, &group)) {
+    if (lpx_head_group_empty(plan, layer, group.segment, group.first_head, group.end_head)) continue;
+    push.segment = group.segment;
+    push.first_head = group.first_head;
+    push.end_head = group.end_head;
+    const laprox_buffer value =
+        lpx_head_group_range(plan, layer, group.segment, group.first_head, group.end_head,
+                             buffers->value[group.segment], &push.first_row, &push.residual);
+    const laprox_buffer ranges[] = {value, factor, binding->state, binding->work};
+    for (uint32_t item = group.first_item, count; item < group.end_item; item += count) {
+      count = group.end_item - item < at_once ? group.end_item - item : at_once;
+      push.first_item = item;
+      lpx_program_dispatch(binding->program, &plan->projection, ranges, &push, sizeof push, count,
+                           count * tile_cost);
+      if (item + count < group.end_item) lpx_program_mark_step(binding->program);
+    }
+  }
+  lpx_program_barrier(binding->program);
+}
+
+void lpx_risk_append(laprox_binding *binding, uint32_t layer) {
+  const laprox_plan *plan = binding->plan;
+  const lpx_layer_items *items = &plan->layers[layer];
+  if (!items->n_blocks) return;
+  const bool defensive = is_defensive(plan);
+  /* What the stage goes by, then what the product needs. */
+  lpx_reduce_append_pool(binding, layer, &plan->attention_pool,
+                         defensive ? plan->work.values : plan->work.raw, binding->floor_scores);
+  if (defensive)
+    lpx_reduce_append_pool(binding, layer, &plan->attention_pool, plan->work.raw, binding->scores);
+  append_projection(binding, layer);
+  const VkDeviceSize block_bytes = BLOCK_ENTRIES * 4;
+  value_push push = {.heads = layer_heads(plan, layer),
+                     .n_heads = plan->shape.n_kv_heads,
+                     .layer_block = items->first_block,
+                     .raw = plan->work.raw,
+                     .values = plan->work.values,
+                     .block_sums = plan->work.block_sums};
+  const laprox_buffer attention =
+      lpx_buffer_part(defensive ? binding->scores : binding->floor_scores, items->first_block * block_bytes,
+                      items->n_blocks * block_bytes);
+  const laprox_buffer ranges[] = {binding->state, binding->work, attention};
+  lpx_program_dispatch(binding->program, &plan->value_risk, ranges, &push, sizeof push, items->n_blocks,
+                       (uint64_t)items->n_blocks * BLOCK_ENTRIES * plan->shape.n_kv_heads);
+  lpx_program_barrier(binding->program);
+}
