@@ -23,6 +23,10 @@ laprox_result lpx_stage_init(laprox_plan *plan) {
                         : plan->rules.kind == LAPROX_POLICY_CRITICALKV ? MODE_HALF
                                                                        : MODE_MASS;
   if (!lpx_plan_marks_in_selection(plan) && !lpx_plan_takes_risks(plan)) return LAPROX_OK;
+  if (plan->context->avoid_atomics)
+    return lpx_fail(&plan->context->host, LAPROX_ERROR_UNSUPPORTED,
+                    "policy %s takes atomics, which compute wrongly on %s",
+                    laprox_policy_name(plan->rules.kind), plan->context->properties.deviceName);
   if (plan->shape.n_kv_heads > MAX_HEADS)
     return lpx_fail(&plan->context->host, LAPROX_ERROR_UNSUPPORTED,
                     "policy %s: %u KV heads a layer, the limit is %d", laprox_policy_name(plan->rules.kind),
