@@ -102,6 +102,11 @@ uint score_code(float score, float scale) {
   return key == 0u ? 0u : key >= INFINITE ? infinite_code : key - low_key + 1u;
 }
 
+// The first digit is all of a code where few values are, such as scores that are all equal.
+bool one_digit() {
+  return first_shift == 0;
+}
+
 uint entry_code(uint block, uint entry) {
   const uint at = (block - push.first_block) * BLOCK_ENTRIES + entry;
   return score_code(scores[at >> 2][at & 3u], block_scale(block));

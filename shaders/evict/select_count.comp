@@ -14,7 +14,8 @@ uint count_word(uint word) {
   const uint at = first_block * BLOCK_MASKS + word;
   uint n_above = uint(bitCount(selection[push.masks_above + at])), n_equal = 0;
   uint equal = selection[push.masks_equal + at];
-  while (equal != 0) {
+  if (one_digit()) n_equal = uint(bitCount(equal));
+  while (equal != 0 && !one_digit()) {
     const uint bit = uint(findLSB(equal));
     equal &= equal - 1;
     const uint code = entry_code(first_block + word / BLOCK_MASKS, word % BLOCK_MASKS * 32 + bit);

@@ -36,8 +36,8 @@ uvec2 count_before(uint block) {
 void load_masks(uint block, uint at, out uint above, out uint equal) {
   above = selection[push.masks_above + first_block * BLOCK_MASKS + at];
   uint undecided = selection[push.masks_equal + first_block * BLOCK_MASKS + at];
-  equal = 0;
-  while (undecided != 0) {
+  equal = one_digit() ? undecided : 0;
+  while (undecided != 0 && !one_digit()) {
     const uint bit = uint(findLSB(undecided));
     undecided &= undecided - 1;
     const uint code = entry_code(block, at % BLOCK_MASKS * 32 + bit);

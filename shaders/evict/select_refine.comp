@@ -9,7 +9,8 @@ shared uint bins[HISTOGRAM_BINS];
 
 void count_word(uint word, uint at) {
   const uint block = first_block + at / BLOCK_MASKS;
-  while (word != 0) {
+  if (one_digit() && word != 0) atomicAdd(bins[0], uint(bitCount(word)));
+  while (word != 0 && !one_digit()) {
     const uint bit = uint(findLSB(word));
     word &= word - 1;
     const uint code = entry_code(block, at % BLOCK_MASKS * 32 + bit);
