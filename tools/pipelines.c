@@ -295,7 +295,8 @@ int main(int argc, char **argv) {
   laprox_features features;
   VkPhysicalDeviceProperties properties;
   if (open_gpu(argc > 1 ? strtoul(argv[1], NULL, 10) : 0)) return 1;
-  laprox_features_query(state.get_instance_proc_addr, state.instance, state.gpu, &features);
+  laprox_features_query(state.get_instance_proc_addr, state.instance, state.gpu, LAPROX_ALL_VARIANTS,
+                        &features);
   if (open_device(&features)) return 1;
   INSTANCE(vkGetPhysicalDeviceProperties)(state.gpu, &properties);
   state.pipelines = json_array();

@@ -24,8 +24,7 @@ typedef struct laprox_instance_info {
   laprox_host host;
   bool validation; /**< the Khronos validation layer with synchronisation validation; its messages arrive as
                         LAPROX_MESSAGE_ERROR lines that begin with "validation: ". Fails where there is no such layer. */
-  uint32_t
-      variants_off; /**< mask of laprox_variant: kernels that devices opened from the instance don't use */
+  uint32_t variants_off; /**< mask of laprox_variant: kernels that opened devices don't use */
   /** Where devices opened from the instance keep compiled pipelines from one run to the next, one file for each device
    *  and driver; must exist. NULL: nowhere. The files need not be trusted: what is damaged, or another driver's, is
    *  ignored with a warning and written anew, beside and renamed, when the device is destroyed. */

@@ -56,9 +56,11 @@ typedef struct laprox_features {
     VkBool32 cooperativeMatrix, cooperativeMatrixRobustBufferAccess;
   } cooperative_matrix;
 } laprox_features;
-/** Fills `out` for a device of Vulkan 1.1 or later; asks for nothing where the device is older. Thread-safe. */
+/** Fills `out` for a device of Vulkan 1.1 or later with what the wanted `variants` take, a mask of laprox_variant; asks
+ *  for nothing where the device is older. Thread-safe. */
 LAPROX_API void laprox_features_query(PFN_vkGetInstanceProcAddr get_instance_proc_addr, VkInstance instance,
-                                      VkPhysicalDevice physical_device, laprox_features *out);
+                                      VkPhysicalDevice physical_device, uint32_t variants,
+                                      laprox_features *out);
 
 /** A device with what laprox needs to know about it. */
 typedef struct laprox_context laprox_context;
@@ -93,8 +95,9 @@ LAPROX_API const char *laprox_context_variant_reason(const laprox_context *conte
 
 /** Runs kernels of a millisecond whose answers are known, submits them to `queue`, of the device and of that family, and
  *  waits. Drivers have been seen that compute wrongly what they claim to support: a variant that fails is not used, with
- *  one warning; fails with UNSUPPORTED where the baseline does, so that the device is of no use. laprox_device_open and
- *  laprox_device_import do it themselves; an application that has no queue to spare goes by the driver's word.
+ *  one warning, nor are atomics; fails with UNSUPPORTED where the rest of the baseline does, so that the device is of no
+ *  use. laprox_device_open and laprox_device_import do it themselves; an application that has no queue to spare goes by
+ *  the driver's word.
  *
  *  Before anything else is made from the context; not thread-safe. */
 LAPROX_API laprox_result laprox_context_self_test(laprox_context *context, VkQueue queue,

@@ -342,7 +342,8 @@ laprox_result laprox_device_open(laprox_instance *instance, const char *selector
                     description->reason);
   const VkPhysicalDevice physical = instance->physical_devices[index];
   laprox_features features;
-  laprox_features_query(instance->get_instance_proc_addr, instance->instance, physical, &features);
+  laprox_features_query(instance->get_instance_proc_addr, instance->instance, physical,
+                        LAPROX_ALL_VARIANTS & ~instance->variants_off, &features);
   VkDevice device = VK_NULL_HANDLE;
   laprox_result result = create_vk_device(instance, index, &features, &device);
   if (result) return result;

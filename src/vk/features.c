@@ -48,7 +48,7 @@ bool lpx_device_offers(PFN_vkGetInstanceProcAddr get_instance_proc_addr, VkInsta
   PFN_vkEnumerateDeviceExtensionProperties enumerate =
       (PFN_vkEnumerateDeviceExtensionProperties)get_instance_proc_addr(
           instance, "vkEnumerateDeviceExtensionProperties");
-  VkExtensionProperties found[512];
+  VkExtensionProperties found[320]; /* 83 kB: some threads have a stack of 128 */
   extension_list list = {.properties = found, .count = sizeof found / sizeof *found};
   return enumerate && enumerate(physical_device, NULL, &list.count, found) >= 0 && offers(&list, extension);
 }
@@ -64,7 +64,7 @@ static void link_feature(laprox_features *out, void *feature) {
 }
 
 /* Extensions by name even where a newer Vulkan has them in its core: the application may have asked for 1.1. */
-static void choose(const extension_list *list, laprox_features *out) {
+static void choose(const extension_list *list, uint32_t variants, laprox_features *out) {
   out->features = (VkPhysicalDeviceFeatures2){.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2};
   out->storage16.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_16BIT_STORAGE_FEATURES;
   out->float16.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_FLOAT16_INT8_FEATURES;
@@ -72,15 +72,17 @@ static void choose(const extension_list *list, laprox_features *out) {
   out->subgroup_size.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES;
   out->cooperative_matrix.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_FEATURES_KHR;
   if (offers(list, VK_EXT_MEMORY_BUDGET_EXTENSION_NAME)) enable(out, VK_EXT_MEMORY_BUDGET_EXTENSION_NAME);
-  if (offers(list, VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME)) {
+  if ((variants & (LAPROX_VARIANT_SUBGROUP | LAPROX_VARIANT_MATRIX)) &&
+      offers(list, VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME)) {
     enable(out, VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME);
     link_feature(out, &out->subgroup_size);
   }
-  if (!offers(list, VK_KHR_SHADER_FLOAT16_INT8_EXTENSION_NAME)) return;
+  if (!(variants & LAPROX_VARIANT_STORAGE16) || !offers(list, VK_KHR_SHADER_FLOAT16_INT8_EXTENSION_NAME))
+    return;
   enable(out, VK_KHR_SHADER_FLOAT16_INT8_EXTENSION_NAME);
   link_feature(out, &out->storage16);
   link_feature(out, &out->float16);
-  if (!offers(list, VK_KHR_COOPERATIVE_MATRIX_EXTENSION_NAME) ||
+  if (!(variants & LAPROX_VARIANT_MATRIX) || !offers(list, VK_KHR_COOPERATIVE_MATRIX_EXTENSION_NAME) ||
       !offers(list, VK_KHR_VULKAN_MEMORY_MODEL_EXTENSION_NAME))
     return;
   enable(out, VK_KHR_VULKAN_MEMORY_MODEL_EXTENSION_NAME);
@@ -101,7 +103,7 @@ static void keep_wanted(laprox_features *out) {
 }
 
 void laprox_features_query(PFN_vkGetInstanceProcAddr get_instance_proc_addr, VkInstance instance,
-                           VkPhysicalDevice physical_device, laprox_features *out) {
+                           VkPhysicalDevice physical_device, uint32_t variants, laprox_features *out) {
   *out = (laprox_features){.features = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2}};
 #define FUNCTION(name) PFN_vk##name name = (PFN_vk##name)get_instance_proc_addr(instance, "vk" #name)
   FUNCTION(GetPhysicalDeviceProperties);
@@ -116,7 +118,7 @@ void laprox_features_query(PFN_vkGetInstanceProcAddr get_instance_proc_addr, VkI
   VkExtensionProperties found[512];
   extension_list list = {.properties = found, .count = sizeof found / sizeof *found};
   if (EnumerateDeviceExtensionProperties(physical_device, NULL, &list.count, found) < 0) return;
-  choose(&list, out);
+  choose(&list, variants, out);
   GetPhysicalDeviceFeatures2(physical_device, &out->features);
   keep_wanted(out);
 }

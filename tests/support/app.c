@@ -110,7 +110,8 @@ void app_device_init(const app_vulkan *app, VkDeviceSize arena_bytes, app_device
                                          .queueFamilyIndex = app->family,
                                          .queueCount = 1,
                                          .pQueuePriorities = &priority};
-  laprox_features_query(vkGetInstanceProcAddr, app->instance, app->gpu, &out->features);
+  laprox_features_query(vkGetInstanceProcAddr, app->instance, app->gpu,
+                        LAPROX_ALL_VARIANTS & ~test_variants_off(), &out->features);
   const VkDeviceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO,
                                    .pNext = &out->features.features,
                                    .queueCreateInfoCount = 1,
