@@ -476,6 +476,26 @@ static void test_kept_positions(void **state) {
   laprox_session_destroy(session);
 }
 
+/* Forks share what evictions need; one kind does not get in the other's way. */
+static void test_kinds_in_turn(void **state) {
+  (void)state;
+  const laprox_policy policies[] = {{.budget.tokens = 60}, {.budget.tokens = 60, .gqa = LAPROX_GQA_JOINT}};
+  laprox_session *alone[2], *document = make_at(300);
+  for (int kind = 0; kind < 2; kind++) {
+    alone[kind] = make_at(300);
+    evict(alone[kind], &policies[kind]);
+  }
+  for (int i = 0; i < 4; i++) {
+    laprox_session *fork = fork_of(document);
+    evict(fork, &policies[i % 2]);
+    expect_same_kept(fork, alone[i % 2]);
+    laprox_session_destroy(fork);
+  }
+  laprox_session_destroy(alone[0]);
+  laprox_session_destroy(alone[1]);
+  laprox_session_destroy(document);
+}
+
 int main(void) {
   static const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_decode_after_prefill),
@@ -483,6 +503,7 @@ int main(void) {
       cmocka_unit_test(test_short_prompts),
       cmocka_unit_test(test_keep_logits),
       cmocka_unit_test(test_kept_positions),
+      cmocka_unit_test(test_kinds_in_turn),
       cmocka_unit_test(test_turns),
       cmocka_unit_test(test_turns_after_eviction),
       cmocka_unit_test(test_evictions_while_generating),

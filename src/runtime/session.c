@@ -35,7 +35,7 @@ static void release_shared(laprox_session *session) {
   if (!shared || --shared->n_sharing) return;
   lpx_forward_finish(&shared->forward);
   lpx_buffer_finish(session->context, &shared->logits);
-  lpx_session_finish_array(session, shared->factors);
+  for (int kind = 0; kind < LPX_N_FACTORS; kind++) lpx_session_finish_array(session, shared->factors[kind]);
   lpx_release(&session->context->host, shared);
 }
 

@@ -6,13 +6,15 @@
 #include "runtime/forward.h"
 #include "runtime/layerwise.h"
 
+enum { LPX_FACTORS_OF_HEADS, LPX_FACTORS_OF_GROUPS, LPX_FACTORS_PROJECTIONS, LPX_N_FACTORS };
+
 /* What a session shares with its forks: only one of them runs at a time. */
 typedef struct lpx_session_shared {
   lpx_forward forward;
-  lpx_buffer logits;        /* rows of n_vocab */
-  lpx_buffer *factors;      /* n_layers value factors of the last eviction's kind; NULL before */
-  bool factors_are_weights; /* the output projections themselves */
-  laprox_gqa factors_gqa;   /* otherwise */
+  lpx_buffer logits; /* rows of n_vocab */
+  /* n_layers value factors of query heads, of whole groups (joint), and the output projections themselves; each NULL
+   * before an eviction needs it */
+  lpx_buffer *factors[LPX_N_FACTORS];
   uint32_t n_sharing;
 } lpx_session_shared;
 

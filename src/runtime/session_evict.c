@@ -1,26 +1,23 @@
 /* session_evict.c: evicting a session's cache, and what can be said about it. */
 #include "runtime/session.h"
 
-static bool has_factors(const lpx_session_shared *shared, const lpx_rules *rules) {
-  const bool weights = lpx_rules_factor(rules) == LPX_FACTOR_PROJECTION;
-  if (!shared->factors || shared->factors_are_weights != weights) return false;
-  return weights || (shared->factors_gqa == LAPROX_GQA_JOINT) == (rules->gqa == LAPROX_GQA_JOINT);
+/* Those of the policy's kind. */
+static lpx_buffer **find_factors(lpx_session_shared *shared, const lpx_rules *rules) {
+  if (lpx_rules_factor(rules) == LPX_FACTOR_PROJECTION) return &shared->factors[LPX_FACTORS_PROJECTIONS];
+  return &shared->factors[rules->gqa == LAPROX_GQA_JOINT ? LPX_FACTORS_OF_GROUPS : LPX_FACTORS_OF_HEADS];
 }
 
-static laprox_result make_factor(laprox_session *session, uint32_t layer, float *weight, float *factor,
-                                 size_t bytes) {
+/* Without `factor` the weights themselves. */
+static laprox_result make_factor(laprox_session *session, uint32_t layer, laprox_gqa gqa, float *weight,
+                                 float *factor, size_t bytes, lpx_buffer *to) {
   const laprox_model *model = session->model;
-  const lpx_session_shared *shared = session->shared;
   laprox_result result = lpx_model_output_weight_f32(model, layer, weight);
   if (!result && factor)
-    result = laprox_value_factor(&session->context->host, &model->shape, shared->factors_gqa,
-                                 model->model_dim, weight, factor);
-  if (!result)
     result =
-        lpx_buffer_init(session->context, LPX_MEMORY_DEVICE, bytes, "value factor", &shared->factors[layer]);
+        laprox_value_factor(&session->context->host, &model->shape, gqa, model->model_dim, weight, factor);
+  if (!result) result = lpx_buffer_init(session->context, LPX_MEMORY_DEVICE, bytes, "value factor", to);
   if (!result)
-    result = lpx_queue_upload(session->device->queue, lpx_buffer_whole(&shared->factors[layer]),
-                              factor ? factor : weight, bytes);
+    result = lpx_queue_upload(session->device->queue, lpx_buffer_whole(to), factor ? factor : weight, bytes);
   return result;
 }
 
@@ -28,27 +25,25 @@ static laprox_result make_factor(laprox_session *session, uint32_t layer, float 
 static laprox_result prepare_factors(laprox_session *session, const lpx_rules *rules) {
   const laprox_model *model = session->model;
   const laprox_host *host = &session->context->host;
-  lpx_session_shared *shared = session->shared;
-  if (has_factors(shared, rules)) return LAPROX_OK;
-  lpx_session_finish_array(session, shared->factors);
-  shared->factors_are_weights = lpx_rules_factor(rules) == LPX_FACTOR_PROJECTION;
-  shared->factors_gqa = rules->gqa;
-  shared->factors = lpx_allocate(host, model->shape.n_layers, sizeof *shared->factors);
+  const bool are_weights = lpx_rules_factor(rules) == LPX_FACTOR_PROJECTION;
+  lpx_buffer **slot = find_factors(session->shared, rules);
+  if (*slot) return LAPROX_OK;
+  lpx_buffer *factors = lpx_allocate(host, model->shape.n_layers, sizeof *factors);
   const size_t n_weights = (size_t)model->model_dim * model->shape.n_heads * model->shape.head_dim;
-  const size_t bytes = shared->factors_are_weights ? n_weights * sizeof(float)
-                                                   : laprox_value_factor_bytes(&model->shape, rules->gqa);
+  const size_t bytes =
+      are_weights ? n_weights * sizeof(float) : laprox_value_factor_bytes(&model->shape, rules->gqa);
   float *weight = lpx_allocate(host, n_weights, sizeof *weight);
-  float *factor = shared->factors_are_weights ? NULL : lpx_allocate(host, bytes, 1);
-  const bool allocated = shared->factors && weight && (factor || shared->factors_are_weights);
+  float *factor = are_weights ? NULL : lpx_allocate(host, bytes, 1);
+  const bool allocated = factors && weight && (factor || are_weights);
   laprox_result result = allocated ? LAPROX_OK : lpx_fail_memory(host, "value factors");
   for (uint32_t l = 0; l < model->shape.n_layers && !result; l++)
-    result = make_factor(session, l, weight, factor, bytes);
+    result = make_factor(session, l, rules->gqa, weight, factor, bytes, &factors[l]);
   lpx_release(host, weight);
   lpx_release(host, factor);
-  if (result) {
-    lpx_session_finish_array(session, shared->factors);
-    shared->factors = NULL;
-  }
+  if (result)
+    lpx_session_finish_array(session, factors);
+  else
+    *slot = factors;
   return result;
 }
 
@@ -56,12 +51,13 @@ static laprox_result prepare_factors(laprox_session *session, const lpx_rules *r
 static laprox_result prepare(laprox_session *session, const laprox_policy *policy, uint32_t n_tokens,
                              lpx_rules *rules, lpx_cache_eviction *out) {
   laprox_result result = lpx_rules_resolve(&session->context->host, policy, rules);
-  if (!result && lpx_rules_factor(rules)) result = prepare_factors(session, rules);
+  const bool uses_factors = !result && lpx_rules_factor(rules);
+  if (uses_factors) result = prepare_factors(session, rules);
   *out = (lpx_cache_eviction){.policy = policy,
                               .queries = session->queries,
                               .query_rows = session->info.window,
                               .query_end = n_tokens % session->info.window,
-                              .factors = session->shared->factors,
+                              .factors = uses_factors ? *find_factors(session->shared, rules) : NULL,
                               .model_dim = session->model->model_dim,
                               .progress = session->info.progress,
                               .progress_user = session->info.progress_user};
