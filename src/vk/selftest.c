@@ -42,7 +42,8 @@ typedef struct question {
   struct {
     const char *name;
     uint32_t n_words;
-  } parts[MAX_PARTS];                                          /* of the output, in its order */
+    bool atomics;     /* a device whose atomics fail can still be used */
+  } parts[MAX_PARTS]; /* of the output, in its order */
   uint32_t in[MAX_WORDS], out[MAX_WORDS], expected[MAX_WORDS]; /* out: what is there before */
 } question;
 
@@ -94,6 +95,7 @@ static void ask_baseline(const laprox_context *context, question *q, uint32_t *s
   for (uint32_t i = 0, sum = 0; i < LOCAL_SIZE; sum += values[i++]) sums[i] = sum ^ total;
   uint32_t *shared_bins = add_part(q, "shared atomics", N_BINS);
   uint32_t *global_bins = add_part(q, "global atomics", N_BINS);
+  q->parts[2].atomics = q->parts[3].atomics = true;
   for (uint32_t i = 0; i < N_VALUES; i++) {
     shared_bins[values[i] % N_BINS] += values[i];
     global_bins[values[i] % N_BINS] += q->n_groups * values[i] + q->n_groups * (q->n_groups - 1) / 2;
@@ -234,17 +236,17 @@ static laprox_result answer(lpx_queue *queue, const char *shader, question *q, c
   return result;
 }
 
-/* The first difference as a text; true where there is none. */
-static bool check(const question *q, char reason[LPX_REASON_BYTES]) {
+/* The first difference, among the answers that atomics give or among the others, as a text. */
+static void check(const question *q, bool atomics, char reason[LPX_REASON_BYTES]) {
+  reason[0] = 0;
   for (uint32_t part = 0, first = 0; part < MAX_PARTS && q->parts[part].name;
        first += q->parts[part++].n_words)
-    for (uint32_t i = first; i < first + q->parts[part].n_words; i++) {
+    for (uint32_t i = first; i < first + q->parts[part].n_words && q->parts[part].atomics == atomics; i++) {
       if (q->out[i] == q->expected[i]) continue;
       (void)snprintf(reason, LPX_REASON_BYTES, "%s: word %u is 0x%x, not 0x%x", q->parts[part].name,
                      i - first, q->out[i], q->expected[i]);
-      return false;
+      return;
     }
-  return true;
 }
 
 /* OK with an empty reason: passed; OK with a reason: answers wrongly or makes no pipeline of it; else what has
@@ -262,7 +264,7 @@ static laprox_result try_tier(lpx_queue *queue, const struct tier *tier, questio
   tier->ask(context, q, &state);
   laprox_result result = answer(queue, tier->shader, q, host, device);
   if (result == LAPROX_ERROR_VULKAN || result == LAPROX_ERROR_UNSUPPORTED) return LAPROX_OK;
-  if (!result) (void)check(q, reason);
+  if (!result) check(q, false, reason);
   return result;
 }
 
@@ -278,6 +280,13 @@ static laprox_result try_all(lpx_queue *queue, question *q, const laprox_host *a
     const struct tier *tier = &tiers[i];
     if (tier->variant & ~context->variants) continue;
     result = try_tier(queue, tier, q, &host, &device, reason);
+    if (!result && !tier->variant && !reason[0]) {
+      check(q, true, reason);
+      context->avoid_atomics = reason[0];
+      if (reason[0])
+        lpx_warn(application, "selecting without atomics on %s: %s", context->properties.deviceName, reason);
+      continue;
+    }
     if (result || !reason[0]) continue;
     if (!tier->variant) {
       result = LAPROX_ERROR_UNSUPPORTED;

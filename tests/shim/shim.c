@@ -129,7 +129,8 @@ static void mistake(uint32_t *code, uint32_t n_words) {
   for (uint32_t at = 5, length; at < n_words; at += length) {
     length = code[at] >> 16;
     if (!length) break;
-    if ((code[at] & 0xffff) != shim.mistaken_op) continue;
+    const uint32_t op = code[at] & 0xffff;
+    if (op != shim.mistaken_ops[0] && op != shim.mistaken_ops[1]) continue;
     if (shim.mistaken_for)
       code[at] = length << 16 | shim.mistaken_for;
     else
@@ -145,7 +146,7 @@ static VKAPI_ATTR VkResult VKAPI_CALL create_ShaderModule(VkDevice device,
   if (shim.limits.maxComputeWorkGroupInvocations) check_local_size(info);
   if (shim.refused_capability && declares(info, shim.refused_capability)) return VK_ERROR_INVALID_SHADER_NV;
   VkShaderModuleCreateInfo mistaken = *info;
-  uint32_t *code = shim.mistaken_op ? malloc(info->codeSize) : NULL;
+  uint32_t *code = shim.mistaken_ops[0] ? malloc(info->codeSize) : NULL;
   if (code) {
     memcpy(code, info->pCode, info->codeSize);
     mistake(code, (uint32_t)(info->codeSize / 4));

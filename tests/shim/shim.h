@@ -17,9 +17,9 @@ typedef struct shim_state {
   const char *hidden;     /* a function that this Vulkan doesn't have */
   bool small_limits;      /* Vulkan's guaranteed minimum */
   VkDeviceSize max_range; /* of a storage buffer binding; 0 = by the above */
-  /* a compiler that takes one SPIR-V instruction for another with the same operands (0: for nothing at all), and
-     one that refuses shaders that declare a capability; 0 = an honest one */
-  uint32_t mistaken_op, mistaken_for, refused_capability;
+  /* a compiler that takes SPIR-V instructions for another one with the same operands (0: for nothing at all),
+     and one that refuses shaders that declare a capability; 0 = an honest one */
+  uint32_t mistaken_ops[2], mistaken_for, refused_capability;
   /* another device: as it calls itself; vendor 0 = as it is */
   struct {
     uint32_t vendor, device, driver; /* VkDriverId */
