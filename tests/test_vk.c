@@ -201,6 +201,46 @@ static void test_stretches(void **state) {
   free(back);
 }
 
+/* How much goes into a submit is learnt from how long the last ones took; a GPU may be too fast for this test to say
+ * anything. */
+static void test_batches(void **state) {
+  test_gpu *gpu = *state;
+  laprox_context *context = gpu->device->context;
+  enum { BYTES = 32 << 20, N_STEPS = 8 };
+  lpx_buffer a, b;
+  lpx_queue *queue = gpu->device->queue; /* which has run nothing before */
+  lpx_program *program = NULL;
+  assert_int_equal(lpx_buffer_init(context, LPX_MEMORY_DEVICE, BYTES, "a", &a), LAPROX_OK);
+  assert_int_equal(lpx_buffer_init(context, LPX_MEMORY_DEVICE, BYTES, "b", &b), LAPROX_OK);
+  assert_int_equal(lpx_program_create(context, "copies", &program), LAPROX_OK);
+  for (int i = 0; i < N_STEPS; i++) {
+    lpx_program_copy(program, lpx_buffer_whole(&a), lpx_buffer_whole(&b));
+    lpx_program_barrier(program);
+    lpx_program_mark_step(program);
+  }
+  assert_int_equal(lpx_program_finish_building(program), LAPROX_OK);
+  const uint64_t submit_cost = context->submit_cost;
+  context->submit_cost = 1;
+  assert_int_equal(lpx_queue_batch(queue, program, 0, N_STEPS), 1);
+  const uint64_t start_ns = lpx_now_ns();
+  assert_int_equal(lpx_queue_run_steps(queue, program, 0, 1, NULL), LAPROX_OK);
+  const uint64_t step_ns = lpx_now_ns() - start_ns;
+  const uint32_t n = lpx_queue_batch(queue, program, 0, N_STEPS);
+  const uint64_t target_ns = context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU
+                                 ? UINT64_C(100000000)
+                                 : UINT64_C(50000000);
+  if (step_ns > UINT64_C(4000000)) {
+    const uint64_t fit =
+        target_ns / step_ns; /* and a little more, because step_ns is more than the submit took */
+    assert_true(n >= (fit < 1 ? 1 : fit > N_STEPS ? N_STEPS : fit));
+    assert_true(n <= 2 * fit + 1);
+  }
+  context->submit_cost = submit_cost;
+  lpx_program_destroy(program);
+  lpx_buffer_finish(context, &a);
+  lpx_buffer_finish(context, &b);
+}
+
 /* A program that can't be is refused once, with numbers, however much is appended after. */
 static void test_refused(void **state) {
   test_gpu *gpu = *state;
@@ -238,6 +278,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(test_programs, test_gpu_setup, test_gpu_teardown),
       cmocka_unit_test_setup_teardown(test_folding, test_gpu_setup, test_gpu_teardown),
       cmocka_unit_test_setup_teardown(test_stretches, test_gpu_setup, test_gpu_teardown),
+      cmocka_unit_test_setup_teardown(test_batches, test_gpu_setup, test_gpu_teardown),
       cmocka_unit_test_setup_teardown(test_refused, test_gpu_setup, test_gpu_teardown),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -13,7 +13,7 @@
 #include "repeat.glsl"
 
 layout(constant_id = 0) const uint WEIGHT_TYPE = 2;
-layout(constant_id = 1) const uint LANES = 32;       // a power of two, 4 … 32; SUBGROUP: of one subgroup
+layout(constant_id = 1) const uint LANES = 32;       // a power of two, 4 … 128; SUBGROUP: of one subgroup
 layout(constant_id = 2) const uint COLUMNS_EACH = 4; // rows of W a thread: 4 or 8
 layout(constant_id = 3) const bool SWIGLU = false;
 
@@ -144,12 +144,29 @@ void reduce(uint output0, uint lane) {
 }
 #else
 shared float partial[9 * LOCAL_SIZE]; // [COLUMNS_EACH + 1][SLOTS][LANES]
+shared float joined[9 * LOCAL_SIZE / 8]; // the same, eight neighbours added up, where there are many
+
+const uint JOIN = LANES > 16 ? 8 : 1;
+
+void join() {
+  for (uint i = gl_LocalInvocationID.x; i < (COLUMNS_EACH + 1) * LOCAL_SIZE / 8; i += LOCAL_SIZE) {
+    const uint from = i * 8;
+    joined[i] = ((partial[from] + partial[from + 1]) + (partial[from + 2] + partial[from + 3])) +
+                ((partial[from + 4] + partial[from + 5]) + (partial[from + 6] + partial[from + 7]));
+  }
+  barrier();
+}
+
+float joined_or_partial(uint at) {
+  return JOIN > 1 ? joined[at] : partial[at];
+}
 
 float total(uint j, uint slot) {
-  const uint from = (j * SLOTS + slot) * LANES;
+  const uint from = (j * SLOTS + slot) * (LANES / JOIN);
   vec4 sum = vec4(0.0);
-  for (uint i = 0; i < LANES; i += 4)
-    sum += vec4(partial[from + i], partial[from + i + 1], partial[from + i + 2], partial[from + i + 3]);
+  for (uint i = 0; i < LANES / JOIN; i += 4)
+    sum += vec4(joined_or_partial(from + i), joined_or_partial(from + i + 1), joined_or_partial(from + i + 2),
+                joined_or_partial(from + i + 3));
   return (sum.x + sum.y) + (sum.z + sum.w);
 }
 
@@ -159,6 +176,7 @@ void reduce(uint group_output0) {
   REPEAT_8(PUT)
   partial[COLUMNS_EACH * LOCAL_SIZE + gl_LocalInvocationID.x] = squares;
   barrier();
+  if (JOIN > 1) join();
   for (uint i = gl_LocalInvocationID.x; i < OUTPUTS; i += LOCAL_SIZE) {
     const uint slot = i / OUTPUTS_EACH, j = i % OUTPUTS_EACH;
     float all_squares = 0.0, gated = 0.0;

@@ -74,13 +74,13 @@ void lpx_weight_pack(laprox_dtype dtype, uint32_t n_columns, uint32_t n_rows, co
 
 /* ---- pipelines ---- */
 
-/* Threads that share outputs, and how many: few and many where a workgroup runs on one core, as many as read
- * whole cache lines together, elsewhere. */
+/* Threads that share outputs, and how many these are: few and many where a workgroup runs on one core, which
+ * has shuffles for little but barriers for much; elsewhere as keeps most of the device busy (measured). */
 static laprox_result init_matvec(lpx_kernels *kernels, uint32_t dtype) {
   laprox_context *context = kernels->context;
   const bool software = context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
-  uint32_t lanes = software ? 8 : 32;
-  const bool subgroup = lpx_shader_usable(context, "matvec_subgroup");
+  const bool subgroup = software && lpx_shader_usable(context, "matvec_subgroup");
+  uint32_t lanes = software ? 8 : 128;
   if (subgroup && context->subgroup_size < lanes) lanes = context->subgroup_size;
   const uint32_t each = software ? 8 : 4;
   const uint32_t plain[] = {dtype, lanes, each, 0}, gated[] = {dtype, lanes, each, 1};

@@ -5,6 +5,11 @@
 
 #define STAGING_BYTES ((VkDeviceSize)4 << 20)
 
+#define SHORT_SUBMIT_NS  50e6    /* of integrated, mobile and software devices */
+#define LONG_SUBMIT_NS   100e6   /* of discrete ones */
+#define SHORTEST_TOLD_NS 2000000 /* shorter submits say more about submitting than about the device */
+#define MAX_SUBMIT_COST  1e15
+
 struct lpx_queue {
   laprox_context *context;
   VkQueue queue;
@@ -14,7 +19,8 @@ struct lpx_queue {
   VkFence fence;
   VkQueryPool timestamps; /* two; null where the queue has none */
   uint64_t timestamp_mask;
-  lpx_buffer staging; /* readback memory: cached where there is such, and writable too */
+  double flops_per_ns; /* of the last submits, rather the slow ones; 0: none has been long enough to tell */
+  lpx_buffer staging;  /* readback memory: cached where there is such, and writable too */
 };
 
 static laprox_result create_command_buffer(lpx_queue *queue, uint32_t family) {
@@ -184,12 +190,38 @@ static void record_steps(void *user, VkCommandBuffer command_buffer) {
   lpx_program_record(part->program, command_buffer, part->first, part->count);
 }
 
+/* What a submit may cost so that it takes as long as it should: watchdogs and a desktop's compositor wait for
+ * it. Before anything is known, the context's guess. */
+static uint64_t submit_limit(const lpx_queue *queue) {
+  const bool discrete = queue->context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU;
+  if (queue->flops_per_ns <= 0.0) return queue->context->submit_cost;
+  const double limit = queue->flops_per_ns * (discrete ? LONG_SUBMIT_NS : SHORT_SUBMIT_NS);
+  return limit < MAX_SUBMIT_COST ? (uint64_t)limit : (uint64_t)MAX_SUBMIT_COST;
+}
+
+/* Slowness is believed at once, speed by and by. Small submits may have compiled a pipeline first. */
+static void learn(lpx_queue *queue, uint64_t cost, uint64_t ns) {
+  if (ns < SHORTEST_TOLD_NS || cost < queue->context->submit_cost / 16 || !cost) return;
+  const double rate = (double)cost / (double)ns;
+  if (queue->flops_per_ns <= 0.0 || rate < queue->flops_per_ns)
+    queue->flops_per_ns = rate;
+  else
+    queue->flops_per_ns += (rate - queue->flops_per_ns) / 8.0;
+}
+
+static uint64_t steps_cost(const lpx_program *program, uint32_t first, uint32_t count) {
+  uint64_t cost = 0;
+  for (uint32_t i = first; i < first + count; i++) cost += lpx_program_step_cost(program, i);
+  return cost;
+}
+
 uint32_t lpx_queue_batch(const lpx_queue *queue, const lpx_program *program, uint32_t first, uint32_t end) {
+  const uint64_t limit = submit_limit(queue);
   uint64_t cost = lpx_program_step_cost(program, first);
   uint32_t count = 1;
   while (first + count < end) {
     cost += lpx_program_step_cost(program, first + count);
-    if (cost > queue->context->submit_cost) break;
+    if (cost > limit) break;
     count++;
   }
   return count;
@@ -201,7 +233,9 @@ laprox_result lpx_queue_run_steps(lpx_queue *queue, const lpx_program *program, 
   laprox_result result = LAPROX_OK;
   for (uint32_t first = begin_step, count; first < end && !result; first += count) {
     count = lpx_queue_batch(queue, program, first, end);
+    const uint64_t start_ns = lpx_now_ns();
     result = lpx_queue_record(queue, record_steps, &(steps){program, first, count}, device_ns);
+    learn(queue, steps_cost(program, first, count), lpx_now_ns() - start_ns);
   }
   return result;
 }
