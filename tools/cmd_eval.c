@@ -21,13 +21,8 @@ int eval_step(eval *e) {
 }
 
 laprox_result eval_open_session(eval *e, int index, bool keeps_logits, laprox_session **out) {
-  uint32_t window = 0;
-  for (int i = 0; i < e->n_cells; i++)
-    if (e->cells[i].policy.policy.window > window) window = e->cells[i].policy.policy.window;
-  /* 0 in a policy is the default, 32. */
-  const laprox_session_info info = {.kv_dtype = e->cells[index].policy.kv_dtype,
-                                    .window = window > 32 ? window : 0,
-                                    .keep_logits = keeps_logits};
+  const laprox_session_info info = {
+      .kv_dtype = e->cells[index].policy.kv_dtype, .window = e->window, .keep_logits = keeps_logits};
   return laprox_session_create(e->c->model, &info, out);
 }
 
@@ -95,8 +90,10 @@ static int check_cells(eval *e) {
   const laprox_policy given = e->c->opt.policy;
   int status = EXIT_DONE;
   for (int i = 0; i < e->n_cells && !status; i++) {
+    uint32_t window = 0;
     e->c->opt.policy = e->cells[i].policy.policy;
-    status = cli_check_policy(e->c, NULL);
+    status = cli_check_policy(e->c, &window);
+    if (window > e->window) e->window = window;
   }
   e->c->opt.policy = given;
   return status;

@@ -84,6 +84,7 @@ typedef struct eval {
   uint64_t fingerprint;
   cell cells[MAX_CELLS];
   int n_cells;
+  uint32_t window; /* of the policy that looks at most queries */
   task_group groups[MAX_GROUPS];
   int n_groups;
   task_item *items;

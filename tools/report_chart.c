@@ -19,7 +19,7 @@ static double y_of(const chart *c, double value) {
 
 /* Lines that stand at the same share are drawn next to each other, so that their intervals can be told apart. */
 static double nudge(const chart *c, int line) {
-  const double step = c->n_lines > 1 ? fmin(5, 24.0 / (c->n_lines - 1)) : 0;
+  const double step = c->n_lines > 1 ? fmin(5, 0.06 * c->width / (c->n_lines - 1)) : 0;
   return (line - (c->n_lines - 1) / 2.0) * step;
 }
 
