@@ -18,6 +18,7 @@ OP_TYPE_RUNTIME_ARRAY, OP_TYPE_STRUCT, OP_TYPE_POINTER = 29, 30, 32
 OP_CONSTANT, OP_VARIABLE, OP_DECORATE, OP_MEMBER_DECORATE = 43, 59, 71, 72
 STORAGE_UNIFORM, STORAGE_PUSH_CONSTANT, STORAGE_STORAGE_BUFFER = 2, 9, 12
 DECORATION_BUFFER_BLOCK, DECORATION_ARRAY_STRIDE, DECORATION_MATRIX_STRIDE, DECORATION_OFFSET = 3, 6, 7, 35
+DECORATION_BINDING = 33
 # Atomics whose result has the type of the value; the store has none, and names its value last.
 ATOMICS_WITH_RESULT = {227, 229, 230, 5614, 5615, 6035}
 ATOMIC_STORE = 228
@@ -45,7 +46,7 @@ def instructions(words):
 class Module:
     def __init__(self, words):
         self.types, self.constants, self.values = {}, {}, {}
-        self.offsets, self.strides, self.buffer_blocks = {}, {}, set()
+        self.offsets, self.strides, self.buffer_blocks, self.bindings = {}, {}, set(), {}
         self.variables, self.atomics = [], []
         for opcode, operands in instructions(words):
             self.read(opcode, operands)
@@ -56,9 +57,11 @@ class Module:
         elif opcode == OP_CONSTANT:
             self.constants[o[1]] = o[2]
         elif opcode == OP_VARIABLE:
-            self.variables.append((o[0], o[2]))
+            self.variables.append((o[0], o[1], o[2]))
         elif opcode == OP_DECORATE and o[1] == DECORATION_BUFFER_BLOCK:
             self.buffer_blocks.add(o[0])
+        elif opcode == OP_DECORATE and o[1] == DECORATION_BINDING:
+            self.bindings[o[0]] = o[2]
         elif opcode == OP_DECORATE and o[1] == DECORATION_ARRAY_STRIDE:
             self.strides[o[0]] = o[2]
         elif opcode == OP_MEMBER_DECORATE and o[2] == DECORATION_OFFSET:
@@ -91,19 +94,23 @@ class Module:
         return o[1] * self.strides[type_id, index] if opcode == OP_TYPE_MATRIX else self.size(member)
 
     def storage_buffers(self):
-        total = 0
-        for pointer, storage in self.variables:
+        """Bindings, of which one may be declared several times with different types."""
+        counts = {}
+        for pointer, variable, storage in self.variables:
+            if storage not in (STORAGE_STORAGE_BUFFER, STORAGE_UNIFORM):
+                continue
             pointee, count = self.types[pointer][1][1], 1
             while self.types[pointee][0] in (OP_TYPE_ARRAY, OP_TYPE_RUNTIME_ARRAY):
                 opcode, o = self.types[pointee]
                 count *= self.constants[o[1]] if opcode == OP_TYPE_ARRAY else MAX_STORAGE_BUFFERS + 1
                 pointee = o[0]
-            if storage == STORAGE_STORAGE_BUFFER or (storage == STORAGE_UNIFORM and pointee in self.buffer_blocks):
-                total += count
-        return total
+            if storage == STORAGE_STORAGE_BUFFER or pointee in self.buffer_blocks:
+                binding = self.bindings.get(variable)
+                counts[binding] = max(counts.get(binding, 0), count)
+        return sum(counts.values())
 
     def push_bytes(self):
-        return sum(self.size(self.types[p][1][1]) for p, storage in self.variables if storage == STORAGE_PUSH_CONSTANT)
+        return sum(self.size(self.types[p][1][1]) for p, _, storage in self.variables if storage == STORAGE_PUSH_CONSTANT)
 
     def float_atomics(self):
         return [op for op, t in self.atomics if t in self.types and self.types[t][0] == OP_TYPE_FLOAT]

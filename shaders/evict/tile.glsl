@@ -33,13 +33,29 @@ uint row_mask(uint k4);
 #endif
 #define ALL_ROWS ((1u << ROW_BLOCKS) - 1u)
 
-void load_tiles(uint k4, uint k4_end, uint mask) {
-  const uint k = gl_LocalInvocationIndex & 3u, first = gl_LocalInvocationIndex >> 2;
-  const bool inside = k4 + k < k4_end;
-  for (uint row = first; row < ROW_BLOCKS * 16u; row += LOCAL_SIZE / 4)
-    if ((mask >> (row >> 4) & 1u) != 0u) tile[row * TILE_STRIDE + k] = inside ? load_a(row, k4 + k) : vec4(0.0);
-  for (uint column = first; column < TILE_COLUMNS; column += LOCAL_SIZE / 4)
-    tile[TILE_B + column * TILE_STRIDE + k] = inside ? load_b(column, k4 + k) : vec4(0.0);
+// The next elements of both operands are on their way while the invocation multiplies: a quarter of a row each.
+vec4 fetched_a[4], fetched_b[2];
+
+#define FETCH_ROW       (gl_LocalInvocationIndex >> 2)
+#define FETCH_A(i)                                                                                                     \
+  if (2 * i < ROW_BLOCKS && (mask >> (2 * i + (FETCH_ROW >> 4)) & 1u) != 0u)                                           \
+    fetched_a[i] = inside ? load_a(FETCH_ROW + 32 * i, k4) : vec4(0.0);
+#define FETCH_B(i) fetched_b[i] = inside ? load_b(FETCH_ROW + 32 * i, k4) : vec4(0.0);
+#define STAGE_A(i)                                                                                                     \
+  if (2 * i < ROW_BLOCKS) tile[(FETCH_ROW + 32 * i) * TILE_STRIDE + (gl_LocalInvocationIndex & 3u)] = fetched_a[i];
+#define STAGE_B(i)                                                                                                     \
+  tile[TILE_B + (FETCH_ROW + 32 * i) * TILE_STRIDE + (gl_LocalInvocationIndex & 3u)] = fetched_b[i];
+
+void fetch_tiles(uint first_k4, uint k4_end, uint mask) {
+  const uint k4 = first_k4 + (gl_LocalInvocationIndex & 3u);
+  const bool inside = k4 < k4_end;
+  REPEAT_4(FETCH_A)
+  REPEAT_2(FETCH_B)
+}
+
+void stage_tiles() {
+  REPEAT_4(STAGE_A)
+  REPEAT_2(STAGE_B)
 }
 
 #define CLEAR_RESULT(i, j) product[i][j] = 0.0;
@@ -78,11 +94,13 @@ void multiply_rows(uint mask) {
 // the next barrier.
 void tile_product(uint k4_begin, uint k4_end) {
   REPEAT_8(CLEAR_ROW)
+  fetch_tiles(k4_begin, k4_end, row_mask(k4_begin));
   for (uint k4 = k4_begin; k4 < k4_end; k4 += TILE_DEPTH) {
     const uint mask = row_mask(k4);
     barrier();
-    load_tiles(k4, k4_end, mask);
+    stage_tiles();
     barrier();
+    if (k4 + TILE_DEPTH < k4_end) fetch_tiles(k4 + TILE_DEPTH, k4_end, row_mask(k4 + TILE_DEPTH));
 #ifdef ROW_MASK
     if (mask != ALL_ROWS) {
       multiply_rows(mask);

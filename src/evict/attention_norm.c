@@ -9,6 +9,13 @@ typedef struct window_push {
 } window_push;
 _Static_assert(sizeof(window_push) == 64, "push constants of shaders/evict/window.glsl");
 
+typedef struct matrix_push {
+  uint32_t n_groups, heads, first_head, end_head, first_item, end_item, group_items, segment, first_row,
+      residual;
+  uint32_t prepared, softmax, out_offset, items_base;
+} matrix_push;
+_Static_assert(sizeof(matrix_push) == 56, "push constants of shaders/evict/window_matrix.glsl");
+
 typedef struct merge_push {
   uint32_t n_groups, heads, n_segments, n_splits, softmax, in_offset;
 } merge_push;
@@ -28,10 +35,18 @@ static uint32_t norm_mode(const laprox_plan *plan) {
 laprox_result lpx_attention_norm_init(laprox_plan *plan) {
   uint32_t constants[] = {plan->shape.head_dim, plan->group, plan->n_queries, plan->dtype, 0};
   laprox_context *context = plan->context;
-  laprox_result result = lpx_pipeline_get(context, "window_softmax", 4, constants, 5, &plan->window_softmax);
+  const bool norm_on_matrix = plan->matrix_size && norm_mode(plan) == MODE_NORM;
+  laprox_result result =
+      plan->matrix_size ? lpx_matrix_pipeline_get(plan, "window_softmax_matrix", 3,
+                                                  plan->matrix_window_subgroups, &plan->window_softmax)
+                        : lpx_pipeline_get(context, "window_softmax", 4, constants, 5, &plan->window_softmax);
   if (!result) result = lpx_pipeline_get(context, "window_merge", 2, constants, 5, &plan->window_merge);
   constants[4] = norm_mode(plan);
-  if (!result) result = lpx_pipeline_get(context, "attention_norm", 4, constants, 5, &plan->attention_norm);
+  if (!result && norm_on_matrix)
+    result = lpx_matrix_pipeline_get(plan, "attention_norm_matrix", 3, plan->matrix_window_subgroups,
+                                     &plan->attention_norm);
+  else if (!result)
+    result = lpx_pipeline_get(context, "attention_norm", 4, constants, 5, &plan->attention_norm);
   constants[4] = plan->rules.gqa == LAPROX_GQA_ATTENTION_MEAN;
   if (!result && norm_mode(plan) == MODE_STORE && !lpx_plan_stores_window(plan))
     result = lpx_pipeline_get(context, "attention_gram", 1, constants, 5, &plan->attention_gram);
@@ -59,12 +74,41 @@ static uint64_t entry_cost(const laprox_plan *plan) {
   return (uint64_t)2 * plan->shape.head_dim * plan->group * plan->n_queries;
 }
 
+/* Tiles that a workgroup takes one after the other: as many as leave enough workgroups for a large device. */
+static uint32_t matrix_group_items(uint32_t n_tiles) {
+  const uint32_t many = n_tiles / 1024;
+  return many < 1 ? 1 : many > 16 ? 16 : many;
+}
+
+static void dispatch_matrix(laprox_binding *binding, const lpx_pipeline *pipeline, const window_push *given,
+                            laprox_buffer key, uint32_t count, bool splits, uint64_t cost) {
+  const laprox_plan *plan = binding->plan;
+  const uint32_t group_items = splits ? 1 : matrix_group_items(count), tiles = (plan->group + 3) / 4;
+  matrix_push push = {.heads = given->heads,
+                      .first_head = given->first_head,
+                      .end_head = given->end_head,
+                      .first_item = given->first_item,
+                      .end_item = given->first_item + count,
+                      .group_items = group_items,
+                      .segment = given->segment,
+                      .first_row = given->first_row,
+                      .residual = given->residual,
+                      .prepared = plan->work.prepared,
+                      .softmax = given->softmax,
+                      .out_offset = given->out_offset,
+                      .items_base = given->items_base};
+  const laprox_buffer ranges[] = {key, binding->state, binding->work};
+  lpx_program_dispatch(binding->program, pipeline, ranges, &push, sizeof push,
+                       (uint64_t)(count + group_items - 1) / group_items * tiles, cost);
+}
+
 /* A pass over items (splits or tiles) [begin, end) of the layer, in dispatches that are short enough. */
 static void append_pass(laprox_binding *binding, const lpx_pipeline *pipeline, uint32_t layer,
                         window_push *push, uint32_t item_word, uint32_t begin, uint32_t end) {
   const laprox_plan *plan = binding->plan;
   const laprox_layer_buffers *buffers = &binding->layers[layer];
   const bool splits = item_word == HEAD_FIRST_SPLIT;
+  const bool on_matrix = plan->matrix_size && (splits || norm_mode(plan) == MODE_NORM);
   const uint64_t item_cost = entry_cost(plan) * (splits ? SPLIT_ENTRIES : TILE_ENTRIES);
   const uint32_t groups_an_item = !splits && norm_mode(plan) == MODE_SUM ? 1 : head_tiles(plan);
   const uint32_t at_once = lpx_items_at_once(plan, item_cost);
@@ -84,8 +128,11 @@ static void append_pass(laprox_binding *binding, const lpx_pipeline *pipeline, u
     for (uint32_t item = group.first_item, count; item < group.end_item; item += count) {
       count = group.end_item - item < at_once ? group.end_item - item : at_once;
       push->first_item = item;
-      lpx_program_dispatch(binding->program, pipeline, ranges, push, sizeof *push,
-                           (uint64_t)count * groups_an_item, count * item_cost);
+      if (on_matrix)
+        dispatch_matrix(binding, pipeline, push, key, count, splits, count * item_cost);
+      else
+        lpx_program_dispatch(binding->program, pipeline, ranges, push, sizeof *push,
+                             (uint64_t)count * groups_an_item, count * item_cost);
       if (item + count < group.end_item) lpx_program_mark_step(binding->program);
     }
   }

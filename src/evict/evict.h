@@ -20,7 +20,7 @@ typedef struct lpx_state_words {
 } lpx_state_words;
 
 typedef struct lpx_work_words {
-  uint32_t partials, anchors, probabilities, attention, raw, values, block_sums, n_words;
+  uint32_t partials, anchors, probabilities, attention, raw, values, block_sums, prepared, n_words;
 } lpx_work_words;
 
 typedef struct lpx_selection_words {
@@ -68,7 +68,11 @@ struct laprox_plan {
   VkDeviceSize work_offset, select_offset, floor_offset; /* bytes in the scratch buffer; state is at 0 */
   VkDeviceSize scratch_bytes;
 
-  lpx_pipeline window_softmax, window_merge, attention_norm, attention_gram, value, synthetic, pool,
+  /* Cooperative matrices score this cache: their size, 0 if they don't, and the workgroups' subgroups. */
+  uint32_t matrix_size, matrix_window_subgroups, matrix_value_subgroups;
+  bool value_on_matrix; /* the value norms too: not for joint scores and means of attention */
+
+  lpx_pipeline matrix_prepare, window_softmax, window_merge, attention_norm, attention_gram, value, synthetic, pool,
       layer_sum;
   lpx_pipeline range, histogram, split, refine, count, emit, promote, protect;
   lpx_pipeline compact, compact_wide, compact_in_place, compact_scores;
@@ -127,6 +131,15 @@ VkDeviceSize lpx_plan_row_bytes(const laprox_plan *plan);
 /* Whether the policy looks at attention, and at values through the value factor. */
 bool lpx_plan_uses_attention(const laprox_plan *plan);
 bool lpx_plan_uses_values(const laprox_plan *plan);
+
+/* Scoring on cooperative matrices (matrix.c): decides whether; words per query head of prepared operands. */
+void lpx_matrix_choose(laprox_plan *plan);
+uint32_t lpx_matrix_prepared_words(const laprox_plan *plan);
+/* A pipeline of theirs, of workgroups of so many subgroups. */
+laprox_result lpx_matrix_pipeline_get(const laprox_plan *plan, const char *shader, uint32_t n_bindings,
+                                      uint32_t n_subgroups, lpx_pipeline *out);
+laprox_result lpx_matrix_init(laprox_plan *plan);
+void lpx_matrix_append_prepare(laprox_binding *binding, uint32_t layer);
 
 /* Families: pipelines of a plan; commands of a layer. */
 laprox_result lpx_attention_norm_init(laprox_plan *plan);

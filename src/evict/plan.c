@@ -249,7 +249,9 @@ static laprox_result size_work(laprox_plan *plan) {
     words = max_splits * plan->n_segments * plan->group * plan->n_queries * 2;
   else
     words = lpx_entry_score_words(plan, max_splits, &plan->work.anchors);
-  const uint64_t others = words + max_blocks * (BLOCK_ENTRIES + 2), most = plan->context->max_range / 4;
+  const uint64_t prepared = (uint64_t)lpx_matrix_prepared_words(plan) * plan->shape.n_heads;
+  const uint64_t others = words + max_blocks * (BLOCK_ENTRIES + 2) + prepared + 3;
+  const uint64_t most = plan->context->max_range / 4;
   const uint64_t room = others > most ? 0 : most - others;
   if (lpx_plan_uses_values(plan)) {
     attention = tile_attention_words(plan), probabilities = tile_probability_words(plan);
@@ -273,6 +275,8 @@ static laprox_result size_work(laprox_plan *plan) {
                              2 * max_blocks};
   uint64_t ends[6], at = 0;
   for (int i = 0; i < 6; i++) ends[i] = at += starts[i];
+  const uint64_t prepared_at = (at + 3) / 4 * 4; /* loads of 16 bytes */
+  if (prepared) at = prepared_at + prepared;
   const laprox_result result = check_range(plan, "the scoring of a layer", at * 4);
   if (result) return result;
   plan->work = (lpx_work_words){.anchors = plan->work.anchors,
@@ -281,6 +285,7 @@ static laprox_result size_work(laprox_plan *plan) {
                                 .raw = (uint32_t)ends[2],
                                 .values = (uint32_t)ends[3],
                                 .block_sums = (uint32_t)ends[4],
+                                .prepared = (uint32_t)prepared_at,
                                 .n_words = (uint32_t)at};
   return LAPROX_OK;
 }
@@ -473,7 +478,8 @@ static uint32_t default_n_tokens(const laprox_plan_info *info) {
 
 static laprox_result create_pipelines(laprox_plan *plan) {
   laprox_result result = LAPROX_OK;
-  if (lpx_plan_uses_attention(plan)) result = lpx_attention_norm_init(plan);
+  if (plan->matrix_size) result = lpx_matrix_init(plan);
+  if (!result && lpx_plan_uses_attention(plan)) result = lpx_attention_norm_init(plan);
   if (!result && lpx_plan_uses_values(plan)) result = lpx_value_norm_init(plan);
   if (!result) result = lpx_entry_score_init(plan);
   if (!result) result = lpx_risk_init(plan);
@@ -526,6 +532,7 @@ static laprox_result build(laprox_plan *plan, const laprox_plan_info *info) {
   lpx_rules_fit(&plan->rules, plan->budget);
   result = fill_tables(plan, info);
   if (!result) result = check_heads(plan);
+  lpx_matrix_choose(plan);
   if (!result) result = size_buffers(plan);
   if (!result) result = create_pipelines(plan);
   return result;

@@ -7,7 +7,16 @@ typedef struct value_push {
 } value_push;
 _Static_assert(sizeof(value_push) == 48, "push constants of shaders/evict/value.glsl");
 
+typedef struct matrix_push {
+  uint32_t n_groups, heads, first_head, end_head, first_item, end_item, group_items, segment, first_row,
+      residual;
+  uint32_t prepared, attention, items_base, raw, layer_block;
+} matrix_push;
+_Static_assert(sizeof(matrix_push) == 60, "push constants of shaders/evict/value_norm_matrix.comp");
+
 laprox_result lpx_value_norm_init(laprox_plan *plan) {
+  if (plan->value_on_matrix)
+    return lpx_matrix_pipeline_get(plan, "value_norm_matrix", 3, plan->matrix_value_subgroups, &plan->value);
   const uint32_t constants[] = {plan->shape.head_dim, plan->group, plan->rules.window, plan->dtype,
                                 plan->rules.gqa == LAPROX_GQA_ATTENTION_MEAN};
   const char *shader = plan->rules.gqa == LAPROX_GQA_JOINT ? "value_joint" : "value_norm";
@@ -18,6 +27,36 @@ static uint64_t tile_cost(const laprox_plan *plan) {
   const uint64_t d = plan->shape.head_dim, group = plan->group;
   const uint64_t factor_rows = plan->rules.gqa == LAPROX_GQA_JOINT ? group * d : d / 2 + 16;
   return 2 * d * factor_rows * group * TILE_ENTRIES;
+}
+
+static void dispatch(laprox_binding *binding, const value_push *given, laprox_buffer value,
+                     laprox_buffer factor, uint32_t count) {
+  const laprox_plan *plan = binding->plan;
+  const uint64_t cost = count * tile_cost(plan);
+  if (plan->value_on_matrix) {
+    const uint32_t group_items = plan->matrix_value_subgroups / 2; /* of 32 candidates each */
+    matrix_push push = {.heads = given->heads,
+                        .first_head = given->first_head,
+                        .end_head = given->end_head,
+                        .first_item = given->first_item,
+                        .end_item = given->first_item + count,
+                        .group_items = group_items,
+                        .segment = given->segment,
+                        .first_row = given->first_row,
+                        .residual = given->residual,
+                        .prepared = plan->work.prepared,
+                        .attention = given->attention,
+                        .items_base = given->items_base,
+                        .raw = given->raw,
+                        .layer_block = given->layer_block};
+    const laprox_buffer ranges[] = {value, binding->state, binding->work};
+    lpx_program_dispatch(binding->program, &plan->value, ranges, &push, sizeof push,
+                         (count + group_items - 1) / group_items, cost);
+    return;
+  }
+  value_push push = *given;
+  const laprox_buffer ranges[] = {value, factor, binding->state, binding->work};
+  lpx_program_dispatch(binding->program, &plan->value, ranges, &push, sizeof push, count, cost);
 }
 
 void lpx_value_norm_append(laprox_binding *binding, uint32_t layer, uint32_t tile, uint32_t end_tile) {
@@ -40,12 +79,10 @@ void lpx_value_norm_append(laprox_binding *binding, uint32_t layer, uint32_t til
     const laprox_buffer value =
         lpx_head_group_range(plan, layer, group.segment, group.first_head, group.end_head,
                              buffers->value[group.segment], &push.first_row, &push.residual);
-    const laprox_buffer ranges[] = {value, factor, binding->state, binding->work};
     for (uint32_t item = group.first_item, count; item < group.end_item; item += count) {
       count = group.end_item - item < at_once ? group.end_item - item : at_once;
       push.first_item = item;
-      lpx_program_dispatch(binding->program, &plan->value, ranges, &push, sizeof push, count,
-                           count * tile_cost(plan));
+      dispatch(binding, &push, value, factor, count);
       if (item + count < group.end_item) lpx_program_mark_step(binding->program);
     }
   }

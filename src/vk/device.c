@@ -108,7 +108,7 @@ static void read_limits(laprox_context *context) {
   const VkPhysicalDeviceLimits *limits = &context->properties.limits;
   context->max_range = limits->maxStorageBufferRange & ~(VkDeviceSize)3;
   context->range_alignment = limits->minStorageBufferOffsetAlignment;
-  if (context->range_alignment < 4) context->range_alignment = 4;
+  if (context->range_alignment < 16) context->range_alignment = 16; /* of the widest loads */
   context->max_groups = limits->maxComputeWorkGroupCount[0];
   if (context->max_groups > 65535) context->max_groups = 65535;
   const bool discrete = context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU;

@@ -1,0 +1,118 @@
+#version 450
+#extension GL_GOOGLE_include_directive : require
+// Queries and value factors as the matrix kernels read them (matrix.glsl): divided by a power of two that makes the
+// largest number of a head less than 256, then f16, and what that leaves over. One workgroup per query head.
+#include "index.glsl"
+#include "finite.glsl"
+
+layout(constant_id = 0) const uint HEAD_DIM = 64;
+layout(constant_id = 2) const uint WINDOW = 32;
+layout(constant_id = 4) const uint VALUES = 1;
+layout(constant_id = 5) const uint SIZE = 16; // of a matrix
+
+#include "../evict/matrix.glsl"
+
+layout(set = 0, binding = 0) readonly buffer Query { float query[]; }; // [query_rows, heads, HEAD_DIM]
+layout(set = 0, binding = 1) readonly buffer Factor { float factor[]; };
+layout(set = 0, binding = 2) buffer Work { uint work[]; };
+
+layout(push_constant) uniform Push {
+  uint n_groups;
+  uint query_start, query_rows;
+  float scale; // includes log2 e
+  uint prepared;
+} push;
+
+// Of a factor whose diagonal shrinks by more than this, f16 alone would lose weak directions.
+#define LARGEST_RATIO 256.0
+
+shared float tree[LOCAL_SIZE];
+shared uint has_rest;
+
+float load_query(uint i) {
+  const uint t = i / HEAD_DIM;
+  if (t >= WINDOW) return 0.0;
+  return query[((push.query_start + t) % push.query_rows * push.n_groups + workgroup_index()) * HEAD_DIM + i % HEAD_DIM];
+}
+
+float load_factor(uint row, uint column) {
+  return column < HEAD_DIM ? factor[(workgroup_index() * HEAD_DIM + row) * HEAD_DIM + column] : 0.0;
+}
+
+float workgroup_max(float value) {
+  barrier();
+  tree[gl_LocalInvocationIndex] = value;
+  for (uint width = LOCAL_SIZE / 2; width > 0; width /= 2) {
+    barrier();
+    if (gl_LocalInvocationIndex < width)
+      tree[gl_LocalInvocationIndex] = max(tree[gl_LocalInvocationIndex], tree[gl_LocalInvocationIndex + width]);
+  }
+  barrier();
+  return tree[0];
+}
+
+// A power of two that the largest number is to be divided by; its bits.
+float power_for(float largest) {
+  const uint exponent = clamp(floatBitsToUint(largest) >> 23, 32u, 240u);
+  return uintBitsToFloat((exponent - 7u) << 23);
+}
+
+float finite_size(float value) {
+  return is_finite(value) ? abs(value) : 0.0;
+}
+
+// As many digits as f16 has, by integers, which no compiler mistakes for the number itself.
+float rounded(float value) {
+  return is_finite(value) ? uintBitsToFloat((floatBitsToUint(value) + 0x1000u) & 0xffffe000u) : value;
+}
+
+void write_pair(uint at, uint plane_words, vec2 values) {
+  const vec2 high = vec2(rounded(values.x), rounded(values.y));
+  const vec2 rest = vec2(is_finite(values.x) ? values.x - high.x : 0.0, is_finite(values.y) ? values.y - high.y : 0.0);
+  if (rest.x != 0.0 || rest.y != 0.0) has_rest = 1;
+  work[at] = packHalf2x16(high);
+  work[at + plane_words] = packHalf2x16(rest);
+}
+
+void prepare_query(uint base) {
+  float largest = 0.0;
+  for (uint i = gl_LocalInvocationIndex; i < QUERY_HALVES; i += LOCAL_SIZE) largest = max(largest, finite_size(load_query(i)));
+  const float power = power_for(workgroup_max(largest));
+  for (uint i = gl_LocalInvocationIndex; i < QUERY_HALVES / 2; i += LOCAL_SIZE)
+    write_pair(base + PREPARED_QUERY + i, QUERY_HALVES / 2, vec2(load_query(2 * i), load_query(2 * i + 1)) / power);
+  barrier();
+  if (gl_LocalInvocationIndex != 0) return;
+  work[base + PREPARED_QUERY_PARTS] = 1 + has_rest;
+  work[base + PREPARED_QUERY_SCALE] = floatBitsToUint(push.scale * power);
+}
+
+void prepare_factor(uint base) {
+  float largest = 0.0, smallest = -3.0e38;
+  for (uint i = gl_LocalInvocationIndex; i < HEAD_DIM * HEAD_DIM; i += LOCAL_SIZE) {
+    const float size = finite_size(load_factor(i / HEAD_DIM, i % HEAD_DIM));
+    largest = max(largest, size);
+    if (i / HEAD_DIM == i % HEAD_DIM) smallest = max(smallest, -size);
+  }
+  largest = workgroup_max(largest);
+  smallest = -workgroup_max(smallest);
+  const float power = power_for(largest);
+  for (uint block = 0; block < FACTOR_BLOCKS; block++) {
+    const uint stride = FACTOR_STRIDE(block) / 2;
+    for (uint i = gl_LocalInvocationIndex; i < SIZE * stride; i += LOCAL_SIZE) {
+      const uint row = SIZE * block + i / stride, column = SIZE * block + i % stride * 2;
+      write_pair(base + PREPARED_FACTOR + FACTOR_START(block) / 2 + i, FACTOR_HALVES / 2,
+                 vec2(load_factor(row, column), load_factor(row, column + 1)) / power);
+    }
+  }
+  if (gl_LocalInvocationIndex != 0) return;
+  work[base + PREPARED_FACTOR_PARTS] = largest > LARGEST_RATIO * smallest ? 2 : 1;
+  work[base + PREPARED_FACTOR_SCALE] = floatBitsToUint(power);
+}
+
+void main() {
+  if (workgroup_index() >= push.n_groups) return;
+  const uint base = push.prepared + workgroup_index() * PREPARED_WORDS;
+  if (gl_LocalInvocationIndex == 0) has_rest = 0;
+  prepare_query(base);
+  if (VALUES != 0) prepare_factor(base);
+}

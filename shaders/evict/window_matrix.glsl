@@ -1,0 +1,165 @@
+// Logits of the observation window on cooperative matrices: 64 cache entries a step, the queries of up to four query heads,
+// each head's in the registers of its subgroups. Where there are fewer heads, several subgroups share a head and divide
+// the entries. The queries of a head are at most 32.
+#ifndef WINDOW_MATRIX_GLSL
+#define WINDOW_MATRIX_GLSL
+
+layout(constant_id = 0) const uint HEAD_DIM = 64;
+layout(constant_id = 1) const uint GROUP = 1;
+layout(constant_id = 2) const uint WINDOW = 32;
+layout(constant_id = 4) const uint MODE = 0;
+layout(constant_id = 5) const uint SIZE = 16;        // of a matrix
+layout(constant_id = 6) const uint SUBGROUP_SIZE = 32;
+layout(local_size_x_id = 7, local_size_y = 1, local_size_z = 1) in;
+layout(constant_id = 8) const uint N_INVOCATIONS = 128; // the same
+
+#include "../evict/matrix.glsl"
+
+#ifndef STEP_ENTRIES
+#define STEP_ENTRIES 64
+#endif
+
+const uint HEAD_TILES = (GROUP + 3) / 4;
+const uint TILE_HEADS = (GROUP + HEAD_TILES - 1) / HEAD_TILES;
+const uint N_SUBGROUPS = N_INVOCATIONS / SUBGROUP_SIZE;
+const uint ENTRY_PARTS = N_SUBGROUPS / TILE_HEADS;
+const uint ROW_MATRICES = QUERY_ROWS / SIZE;
+const uint DEPTH_MATRICES = HEAD_DIM / SIZE;
+const uint COLUMN_MATRICES = STEP_ENTRIES / SIZE / ENTRY_PARTS;
+const uint KEY_STRIDE = HEAD_DIM / 4 + 2; // in four halves; neighbouring rows hit different banks
+const uint ROW_LOADS = HEAD_DIM / 8;      // of 16 bytes
+const uint LOADS = (STEP_ENTRIES * ROW_LOADS + N_INVOCATIONS - 1) / N_INVOCATIONS; // an invocation's in a step
+
+layout(set = 0, binding = 0) readonly buffer Key { uint key[]; };
+layout(set = 0, binding = 0) readonly buffer Key4 { uvec4 key4[]; };
+layout(set = 0, binding = 1) readonly buffer State { uint state[]; };
+layout(set = 0, binding = 2) buffer Work { float work[]; };
+layout(set = 0, binding = 2) readonly buffer WorkWords { uint work_words[]; };
+layout(set = 0, binding = 2) readonly buffer WorkHalves { f16vec4 work_halves[]; };
+
+layout(push_constant) uniform Push {
+  uint n_groups;
+  uint heads;           // word of the layer's head table in state[]
+  uint first_head;      // of this dispatch
+  uint end_head;
+  uint first_item;      // tile or split of workgroup 0, in the layer
+  uint end_item;
+  uint group_items;     // of a workgroup
+  uint segment;
+  uint first_row;       // row of the cache at which the key binding begins
+  uint residual;        // elements before that row in the binding
+  uint prepared;        // word of the prepared operands in work[]
+  uint softmax;         // word of (maximum, 1 / sum) in state[]
+  uint out_offset;      // word of the output
+  uint items_base;      // tile that the output begins with, or number of splits
+} push;
+
+uint workgroup_index() {
+  return gl_WorkGroupID.y * gl_NumWorkGroups.x + gl_WorkGroupID.x;
+}
+
+shared f16vec4 keys[STEP_ENTRIES * KEY_STRIDE];
+shared float exchange[N_SUBGROUPS < 4 ? 2048 : N_SUBGROUPS * 512];
+
+#define QUERY_MATRIX coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseA>
+#define KEY_MATRIX   coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseB>
+#define SUM_MATRIX   coopmat<float, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseAccumulator>
+
+uint head, n_entries, entries_begin, entries_end, key_base, next_item;
+uint group_head; // of this subgroup, in the group; that of another subgroup where there is none left
+bool has_head;
+uint entry_part; // of this subgroup
+uint query_at, query_parts; // four halves in work_halves[]
+float scale;
+
+QUERY_MATRIX queries[ROW_MATRICES * DEPTH_MATRICES];
+SUM_MATRIX logits[ROW_MATRICES * COLUMN_MATRICES];
+uvec4 fetched[LOADS];
+
+uint head_word(uint index, uint word) {
+  return state[push.heads + index * HEAD_WORDS + word];
+}
+
+// Finds the head that an item belongs to, HEAD_FIRST_TILE or HEAD_FIRST_SPLIT, and its entries.
+void find_head(uint item, uint word) {
+  uint end = push.end_head;
+  head = push.first_head;
+  while (head + 1 < end) {
+    const uint middle = (head + end) / 2;
+    if (head_word(middle, word) <= item) head = middle;
+    else end = middle;
+  }
+  next_item = head + 1 < push.end_head ? min(push.end_item, head_word(head + 1, word)) : push.end_item;
+  n_entries = head_word(head, HEAD_N_ENTRIES);
+  entries_begin = push.segment == 0 ? 0 : head_word(head, HEAD_ROWS);
+  entries_end = entries_begin + head_word(head, HEAD_ROWS + 2 * push.segment);
+  key_base = (head_word(head, HEAD_ROW + 2 * push.segment) - push.first_row) * HEAD_DIM + push.residual;
+}
+
+void load_queries() {
+  const uint at = push.prepared + (head * GROUP + group_head) * PREPARED_WORDS;
+  query_parts = work_words[at + PREPARED_QUERY_PARTS];
+  scale = work[at + PREPARED_QUERY_SCALE];
+  query_at = (at + PREPARED_QUERY) / 2;
+  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
+    UNROLLED for (uint k = 0; k < DEPTH_MATRICES; k++)
+      coopMatLoad(queries[r * DEPTH_MATRICES + k], work_halves, query_at + (r * SIZE * HEAD_DIM + k * SIZE) / 4,
+                  HEAD_DIM / 4, gl_CooperativeMatrixLayoutRowMajor);
+}
+
+void fetch_keys(uint first_entry) {
+  UNROLLED for (uint i = 0; i < LOADS; i++) {
+    const uint n = i * N_INVOCATIONS + gl_LocalInvocationIndex;
+    const uint entry = first_entry + n / ROW_LOADS;
+    fetched[i] = uvec4(0);
+    if (n < STEP_ENTRIES * ROW_LOADS && entry >= entries_begin && entry < entries_end) {
+      const uint at = key_base + (entry - entries_begin) * HEAD_DIM + n % ROW_LOADS * 8;
+      if ((key_base & 7u) == 0u) fetched[i] = key4[at >> 3];
+      else fetched[i] = uvec4(key[at >> 1], key[(at >> 1) + 1], key[(at >> 1) + 2], key[(at >> 1) + 3]);
+    }
+  }
+}
+
+void store_keys() {
+  UNROLLED for (uint i = 0; i < LOADS; i++) {
+    const uint n = i * N_INVOCATIONS + gl_LocalInvocationIndex;
+    const uint at = n / ROW_LOADS * KEY_STRIDE + n % ROW_LOADS * 2;
+    if (n < STEP_ENTRIES * ROW_LOADS) {
+      keys[at] = f16vec4(unpackFloat2x16(fetched[i].x), unpackFloat2x16(fetched[i].y));
+      keys[at + 1] = f16vec4(unpackFloat2x16(fetched[i].z), unpackFloat2x16(fetched[i].w));
+    }
+  }
+}
+
+// Logits of the step's entries that are this subgroup's, before the scale.
+void multiply() {
+  UNROLLED for (uint i = 0; i < ROW_MATRICES * COLUMN_MATRICES; i++) logits[i] = SUM_MATRIX(0.0);
+  UNROLLED for (uint k = 0; k < DEPTH_MATRICES; k++) {
+    KEY_MATRIX b[COLUMN_MATRICES];
+    UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++) {
+      coopMatLoad(b[c], keys, (entry_part * COLUMN_MATRICES + c) * SIZE * KEY_STRIDE + k * SIZE / 4, KEY_STRIDE,
+                  gl_CooperativeMatrixLayoutColumnMajor);
+      UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
+        logits[r * COLUMN_MATRICES + c] =
+            coopMatMulAdd(queries[r * DEPTH_MATRICES + k], b[c], logits[r * COLUMN_MATRICES + c]);
+    }
+    if (query_parts > 1)
+      UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
+        QUERY_MATRIX rest;
+        coopMatLoad(rest, work_halves, query_at + (QUERY_HALVES + r * SIZE * HEAD_DIM + k * SIZE) / 4, HEAD_DIM / 4,
+                    gl_CooperativeMatrixLayoutRowMajor);
+        UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++)
+          logits[r * COLUMN_MATRICES + c] = coopMatMulAdd(rest, b[c], logits[r * COLUMN_MATRICES + c]);
+      }
+  }
+}
+
+void find_subgroup() {
+  const uint head_tile = workgroup_index() % HEAD_TILES;
+  group_head = head_tile * TILE_HEADS + gl_SubgroupID % TILE_HEADS;
+  has_head = group_head < GROUP;
+  if (!has_head) group_head = GROUP - 1;
+  entry_part = gl_SubgroupID / TILE_HEADS;
+}
+
+#endif

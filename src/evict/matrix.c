@@ -1,0 +1,116 @@
+/* matrix.c: what the scoring kernels on cooperative matrices have in common: when they are used, and the operands that are
+   prepared for them. */
+#include "evict/evict.h"
+
+#include <string.h>
+
+enum { QUERY_ROWS = 32, MAX_HEAD_DIM = 128, STEP_ENTRIES = 64, PREPARED_QUERY = 4, CANDIDATES = 32 };
+
+typedef struct prepare_push {
+  uint32_t n_groups, query_start, query_rows;
+  float scale;
+  uint32_t prepared;
+} prepare_push;
+
+/* Halves of the factor's triangle before a block of rows; all of them: as in matrix.glsl. */
+static uint32_t factor_start(const laprox_plan *plan, uint32_t block) {
+  const uint32_t size = plan->matrix_size;
+  return size * (block * (plan->shape.head_dim + 8) - size * (block ? block * (block - 1) / 2 : 0));
+}
+
+uint32_t lpx_matrix_prepared_words(const laprox_plan *plan) {
+  if (!plan->matrix_size) return 0;
+  const uint32_t d = plan->shape.head_dim;
+  return PREPARED_QUERY + QUERY_ROWS * d + factor_start(plan, d / plan->matrix_size);
+}
+
+/* Shared memory of value_norm_matrix with so many subgroups. */
+static uint32_t value_bytes(const laprox_plan *plan, uint32_t n_subgroups) {
+  const uint32_t blocks = plan->shape.head_dim / plan->matrix_size;
+  const uint32_t whole = factor_start(plan, blocks) * 2, piece = factor_start(plan, (blocks + 2) / 3) * 4;
+  const uint32_t values = n_subgroups * CANDIDATES * 80, factor = whole > piece ? whole : piece;
+  return (values > factor ? values : factor) + n_subgroups * plan->matrix_size * plan->matrix_size * 4;
+}
+
+static bool fits(const laprox_plan *plan, uint32_t n_subgroups, uint32_t bytes) {
+  const VkPhysicalDeviceLimits *limits = &plan->context->properties.limits;
+  const uint32_t n = n_subgroups * plan->context->subgroup_size;
+  return n <= limits->maxComputeWorkGroupInvocations && n <= limits->maxComputeWorkGroupSize[0] &&
+         bytes <= limits->maxComputeSharedMemorySize;
+}
+
+/* Software devices are slower with them; a context that has no subgroup kernels, as tests choose it, still gets them. */
+static bool worth_it(const laprox_context *context) {
+  return context->properties.deviceType != VK_PHYSICAL_DEVICE_TYPE_CPU ||
+         !(context->variants & LAPROX_VARIANT_SUBGROUP);
+}
+
+void lpx_matrix_choose(laprox_plan *plan) {
+  const laprox_context *context = plan->context;
+  const uint32_t d = plan->shape.head_dim, size = context->matrix.m;
+  if (!lpx_plan_uses_attention(plan) || plan->dtype != LAPROX_DTYPE_F16 || d % 16 || d > MAX_HEAD_DIM ||
+      plan->n_queries > QUERY_ROWS || !worth_it(context) ||
+      !lpx_shader_usable(context, "window_softmax_matrix"))
+    return;
+  if ((size != 8 && size != 16) || size != context->matrix.n || size != context->matrix.k ||
+      context->subgroup_size > 4 * CANDIDATES)
+    return;
+  plan->matrix_size = size;
+  plan->value_on_matrix = lpx_plan_uses_values(plan) && plan->rules.gqa == LAPROX_GQA_MEAN;
+  const uint32_t tiles = (plan->group + 3) / 4, heads = (plan->group + tiles - 1) / tiles;
+  plan->matrix_window_subgroups = 4 / heads * heads;
+  plan->matrix_value_subgroups = 8;
+  while (plan->matrix_value_subgroups > 2 &&
+         !fits(plan, plan->matrix_value_subgroups, value_bytes(plan, plan->matrix_value_subgroups)))
+    plan->matrix_value_subgroups /= 2;
+  if (!fits(plan, plan->matrix_window_subgroups, STEP_ENTRIES * (d * 2 + 16) + 8192) ||
+      !fits(plan, plan->matrix_value_subgroups, value_bytes(plan, plan->matrix_value_subgroups)))
+    plan->matrix_size = 0, plan->value_on_matrix = false;
+}
+
+/* Devices that run shaders in software compile loops, not the same written out. */
+static const char *variant_of(const laprox_plan *plan, const char *shader) {
+  if (plan->context->properties.deviceType != VK_PHYSICAL_DEVICE_TYPE_CPU) return shader;
+  if (!strcmp(shader, "window_softmax_matrix")) return "window_softmax_matrix_rolled";
+  return strcmp(shader, "value_norm_matrix") ? "attention_norm_matrix_rolled" : "value_norm_matrix_rolled";
+}
+
+laprox_result lpx_matrix_pipeline_get(const laprox_plan *plan, const char *shader, uint32_t n_bindings,
+                                      uint32_t n_subgroups, lpx_pipeline *out) {
+  const uint32_t subgroup_size = plan->context->subgroup_size;
+  const uint32_t constants[] = {plan->shape.head_dim,
+                                plan->group,
+                                plan->n_queries,
+                                plan->dtype,
+                                0,
+                                plan->matrix_size,
+                                subgroup_size,
+                                n_subgroups * subgroup_size,
+                                n_subgroups * subgroup_size};
+  return lpx_pipeline_get(plan->context, variant_of(plan, shader), n_bindings, constants, 9, out);
+}
+
+laprox_result lpx_matrix_init(laprox_plan *plan) {
+  const uint32_t constants[] = {plan->shape.head_dim, plan->group,           plan->n_queries,
+                                plan->dtype,          plan->value_on_matrix, plan->matrix_size};
+  return lpx_pipeline_get(plan->context, "matrix_prepare", 3, constants, 6, &plan->matrix_prepare);
+}
+
+void lpx_matrix_append_prepare(laprox_binding *binding, uint32_t layer) {
+  const laprox_plan *plan = binding->plan;
+  const laprox_layer_buffers *buffers = &binding->layers[layer];
+  const uint32_t d = plan->shape.head_dim;
+  prepare_push push = {.query_start = plan->query_start,
+                       .query_rows = plan->query_rows,
+                       .scale = plan->scale * 1.44269504f,
+                       .prepared = plan->work.prepared};
+  const laprox_buffer query =
+      lpx_buffer_part(buffers->query, 0, (VkDeviceSize)plan->query_rows * plan->shape.n_heads * d * 4);
+  laprox_buffer factor = query; /* not read then */
+  if (plan->value_on_matrix)
+    factor = lpx_buffer_part(buffers->factor, 0, laprox_value_factor_bytes(&plan->shape, plan->rules.gqa));
+  const laprox_buffer ranges[] = {query, factor, binding->work};
+  lpx_program_dispatch(binding->program, &plan->matrix_prepare, ranges, &push, sizeof push,
+                       plan->shape.n_heads, (uint64_t)plan->shape.n_heads * d * d * 8);
+  lpx_program_barrier(binding->program);
+}
