@@ -1,7 +1,6 @@
 /* options.c: the table of options, and the parser that fills `options`. */
 #include "options.h"
 
-#include <float.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -263,44 +262,6 @@ static int need_word(const option_spec *spec, const char *text, const word *word
     return EXIT_DONE;
   }
   return fail_usage("--%s: unknown value \"%s\"", spec->name, text);
-}
-
-static int need_budget(const char *text, laprox_budget *out) {
-  size_t n = strlen(text);
-  char share[32];
-  double percent = 0;
-  uint64_t tokens = 0;
-  *out = (laprox_budget){0};
-  if (n > 0 && n < sizeof share && text[n - 1] == '%') {
-    memcpy(share, text, n - 1);
-    share[n - 1] = 0;
-    if (parse_decimal(share, 100, &percent)) {
-      /* 0 % is the least budget there is, while a share of 0 would mean "none given". */
-      out->share = percent > 0 ? percent / 100 : DBL_MIN;
-      return EXIT_DONE;
-    }
-  } else if (parse_number(text, UINT32_MAX - 1, &tokens) && tokens > 0) {
-    out->tokens = (uint32_t)tokens;
-    return EXIT_DONE;
-  }
-  return fail_usage("--budget: \"%s\" is neither a share such as 5%% nor a number of tokens such as 512",
-                    text);
-}
-
-static int need_pool(const char *text, laprox_policy *out) {
-  const char *width = text;
-  uint64_t value = 0;
-  laprox_pool pool = LAPROX_POOL_AVERAGE;
-  if (strncmp(text, "avg:", 4) == 0) width = text + 4;
-  if (strncmp(text, "max:", 4) == 0) {
-    width = text + 4;
-    pool = LAPROX_POOL_MAX;
-  }
-  if (!parse_number(width, 31, &value) || value % 2 == 0)
-    return fail_usage("--pool: \"%s\" is not 7, avg:7, max:7 or 1 (an odd width up to 31)", text);
-  out->pool = pool;
-  out->pool_width = (uint32_t)value;
-  return EXIT_DONE;
 }
 
 static int need_text(const option_spec *spec, const char *text, const char **out) {

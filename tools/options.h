@@ -97,6 +97,9 @@ void options_describe(command which);
 bool parse_number(const char *text, uint64_t most, uint64_t *out);
 /* Decimal numbers, also with a point and an exponent. */
 bool parse_decimal(const char *text, double most, double *out);
+/* "5%" or "512", and "7", "max:7" or "1". Return what the program exits with. */
+int need_budget(const char *text, laprox_budget *out);
+int need_pool(const char *text, laprox_policy *out);
 
 /* One line "laprox: …" on standard error, whatever the arguments contain. Return what the program exits with.
  */

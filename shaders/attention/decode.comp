@@ -126,11 +126,11 @@ float compute_scores(uint first_key, uint first_value, uint n_entries) {
   LOAD_ROWS(b, key, STEP)
   for (uint begin = 0; begin < n_entries; begin += 2 * STEP) {
     EACH_4(MULTIPLY, row_a)
-    if (begin + 2 * STEP < n_entries) LOAD_ROWS(a, key, begin + 2 * STEP)
+    LOAD_ROWS(a, key, begin + 2 * STEP)
     add_products(begin, n_entries, top);
     if (begin + STEP >= n_entries) break;
     EACH_4(MULTIPLY, row_b)
-    if (begin + 3 * STEP < n_entries) LOAD_ROWS(b, key, begin + 3 * STEP)
+    LOAD_ROWS(b, key, begin + 3 * STEP)
     add_products(begin + STEP, n_entries, top);
   }
   first = first_value;
@@ -171,11 +171,11 @@ void add_values(uint first, uint n_entries) {
   for (uint begin = 0; begin < n_entries; begin += 2 * STEP) {
     uint from = begin + side * ROWS;
     EACH_4(ADD_ROW, row_a)
-    if (begin + 2 * STEP < n_entries) LOAD_ROWS(a, value, begin + 2 * STEP)
+    LOAD_ROWS(a, value, begin + 2 * STEP)
     if (begin + STEP >= n_entries) break;
     from += STEP;
     EACH_4(ADD_ROW, row_b)
-    if (begin + 3 * STEP < n_entries) LOAD_ROWS(b, value, begin + 3 * STEP)
+    LOAD_ROWS(b, value, begin + 3 * STEP)
   }
 }
 

@@ -35,18 +35,15 @@ uint slot_at(uint i) {
   return push.partial_first + (i < n_first ? first_slot + i : second_slot + (i - n_first)) * GROUP * (1u + QUADS);
 }
 
-// Beyond the last slot: nothing.
+// Nothing branches around a load, or each would wait for the one before.
 #define LOAD(n)                                                                                                      \
-  vec2 state##n = vec2(LOWEST, 0.0);                                                                                 \
-  vec4 part##n = vec4(0.0);                                                                                          \
-  if (i + n * SPLITS < n_slots) {                                                                                    \
-    const uint at = slot_at(i + n * SPLITS);                                                                         \
-    state##n = uintBitsToFloat(scratch[at + in_group].xy);                                                           \
-    part##n = uintBitsToFloat(scratch[at + GROUP + in_group * QUADS + column]);                                      \
-  }
+  const uint at##n = slot_at(min(i + n * SPLITS, n_slots - 1u));                                                     \
+  const vec2 loaded##n = uintBitsToFloat(scratch[at##n + in_group].xy);                                              \
+  const vec4 part##n = uintBitsToFloat(scratch[at##n + GROUP + in_group * QUADS + column]);                          \
+  const vec2 state##n = i + n * SPLITS < n_slots ? loaded##n : vec2(LOWEST, 0.0);
 #define ADD(n)                                                                                                       \
   {                                                                                                                  \
-    const float weight = exp2(state##n.x - top);                                                                     \
+    const float weight = i + n * SPLITS < n_slots ? exp2(state##n.x - top) : 0.0;                                    \
     total += state##n.y * weight;                                                                                    \
     sum += part##n * weight;                                                                                         \
   }

@@ -20,9 +20,9 @@ void count_word(uint word, uint at) {
 
 #define LOAD_WORD(i)                                                                                                 \
   const uint at##i = word + i * LOCAL_SIZE;                                                                          \
-  const uint word##i =                                                                                               \
-      at##i < n_blocks * BLOCK_MASKS ? selection[push.masks_equal + first_block * BLOCK_MASKS + at##i] : 0u;
-#define COUNT_WORD(i) count_word(word##i, at##i);
+  const uint loaded##i =                                                                                             \
+      selection[push.masks_equal + first_block * BLOCK_MASKS + min(at##i, n_blocks * BLOCK_MASKS - 1)];
+#define COUNT_WORD(i) count_word(at##i < n_blocks * BLOCK_MASKS ? loaded##i : 0, at##i);
 
 void main() {
   if (workgroup_index() >= push.n_groups) return;

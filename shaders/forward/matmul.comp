@@ -3,10 +3,14 @@
 // hit different banks.
 //
 // Variant DIRECT reads both from their buffers: for processors that run shaders in software, where shared memory is
-// memory like any other and a barrier costs more than it saves.
+// memory like any other and a barrier costs more than it saves. With SUBGROUP, whose subgroups have at most 16 threads and
+// so one row of threads each, the compiler knows that all of them read the same of X.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
+#ifdef SUBGROUP
+#extension GL_KHR_shader_subgroup_ballot : require
+#endif
 #include "index.glsl"
 #include "repeat.glsl"
 
@@ -95,7 +99,11 @@ void main() {
   const uint row0 = group % n_row_tiles * TILE_ROWS;
   const uint column0 = group / n_row_tiles * TILE_COLUMNS;
   const uint tx = gl_LocalInvocationID.x & 15u;
+#ifdef SUBGROUP
+  const uint ty = subgroupBroadcastFirst(gl_LocalInvocationID.x >> 4);
+#else
   const uint ty = gl_LocalInvocationID.x >> 4;
+#endif
   float sum[8][8];
   REPEAT_8(CLEAR_ROW)
 #ifdef DIRECT

@@ -98,8 +98,9 @@ laprox_result lpx_kernels_init(laprox_context *context, uint32_t dtypes, laprox_
                                lpx_kernels *out) {
   *out = (lpx_kernels){.context = context, .cache_dtype = cache_dtype};
   laprox_result result = LAPROX_OK;
-  const char *matmul =
-      context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU ? "matmul_direct" : "matmul";
+  const bool software = context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
+  const bool subgroup = lpx_shader_usable(context, "matmul_direct_subgroup") && context->subgroup_size <= 16;
+  const char *matmul = !software ? "matmul" : subgroup ? "matmul_direct_subgroup" : "matmul_direct";
   for (uint32_t dtype = 1; dtype < LPX_N_DTYPES && !result; dtype++) {
     if (!(dtypes >> dtype & 1)) continue;
     result = lpx_pipeline_get(context, "embed", 3, &dtype, 1, &out->embed[dtype]);
