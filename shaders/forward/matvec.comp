@@ -62,10 +62,16 @@ vec4 load_x(uint quad) {
 #endif
 }
 
-// The second half of eight elements: a row may end before it, where W is zero.
+// The second half of eight elements: a row may end before it. Then the last elements stand in, which W multiplies by zero.
 vec4 load_x_within(uint quad, uint quads) {
-  if (quad < quads) return load_x(quad);
-  return vec4(0.0);
+  const uint at = min(quad, quads - 1u);
+  const vec4 value = x[at];
+#ifdef NORM
+  squares += quad < quads ? dot(value, value) : 0.0;
+  return value * norm[at];
+#else
+  return value;
+#endif
 }
 
 float dot_halves(uvec4 w, vec4 a, vec4 b) {
