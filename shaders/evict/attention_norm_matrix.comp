@@ -10,6 +10,7 @@
 // of 64 candidates. One workgroup per (group_items tiles, up to four query heads).
 #include "finite.glsl"
 #include "../evict/layout.glsl"
+#define STEP_ENTRIES TILE_ENTRIES
 #include "../evict/window_matrix.glsl"
 
 SUM_MATRIX softmax[ROW_MATRICES]; // log2 of the sum of exponentials, the same in all columns

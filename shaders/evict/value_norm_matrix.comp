@@ -7,9 +7,9 @@
 #extension GL_EXT_shader_16bit_storage : require
 #extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
 // Projected-value norms on cooperative matrices, times the attention norms, mean over the group: the raw LaProx score. A
-// subgroup holds the values of 32 candidates, the factors' triangles go through shared memory: at once where f16 holds
+// subgroup holds the values of 32 or 64 candidates, the factors' triangles go through shared memory: at once where f16 holds
 // them, else in three pieces, each with what the rounding left over. One workgroup per group_items tiles of 64 candidates, which
-// are N_SUBGROUPS x 32.
+// are its subgroups' candidates.
 #include "../evict/layout.glsl"
 
 layout(constant_id = 0) const uint HEAD_DIM = 64;
@@ -19,12 +19,10 @@ layout(constant_id = 5) const uint SIZE = 16; // of a matrix
 layout(constant_id = 6) const uint SUBGROUP_SIZE = 32;
 layout(local_size_x_id = 7, local_size_y = 1, local_size_z = 1) in;
 layout(constant_id = 8) const uint N_INVOCATIONS = 128; // the same
+layout(constant_id = 9) const uint CANDIDATES = 32;     // of a subgroup
 
 #include "../evict/matrix.glsl"
 
-#ifndef CANDIDATES
-#define CANDIDATES 32 // of a subgroup
-#endif
 
 const uint N_SUBGROUPS = N_INVOCATIONS / SUBGROUP_SIZE;
 const uint ROW_MATRICES = CANDIDATES / SIZE;

@@ -1,4 +1,4 @@
-// Logits of the observation window on cooperative matrices: 64 cache entries a step, the queries of up to four query heads,
+// Logits of the observation window on cooperative matrices: STEP_ENTRIES cache entries a step, the queries of up to four query heads,
 // each head's in the registers of its subgroups. Where there are fewer heads, several subgroups share a head and divide
 // the entries. The queries of a head are at most 32.
 #ifndef WINDOW_MATRIX_GLSL
@@ -14,10 +14,6 @@ layout(local_size_x_id = 7, local_size_y = 1, local_size_z = 1) in;
 layout(constant_id = 8) const uint N_INVOCATIONS = 128; // the same
 
 #include "../evict/matrix.glsl"
-
-#ifndef STEP_ENTRIES
-#define STEP_ENTRIES 64
-#endif
 
 const uint HEAD_TILES = (GROUP + 3) / 4;
 const uint TILE_HEADS = (GROUP + HEAD_TILES - 1) / HEAD_TILES;

@@ -11,6 +11,7 @@
 // query heads).
 #include "finite.glsl"
 #include "../evict/layout.glsl"
+#define STEP_ENTRIES 32 // 64 take more registers than there are
 #include "../evict/window_matrix.glsl"
 
 #define MINUS_INFINITY uintBitsToFloat(0xff800000u)

@@ -20,6 +20,10 @@ typedef struct merge_push {
   uint32_t n_groups, heads, n_segments, n_splits, softmax, in_offset;
 } merge_push;
 
+typedef struct lse_push {
+  uint32_t n_groups, n_queries, window, first, softmax;
+} lse_push;
+
 typedef struct gram_push {
   uint32_t n_groups, in_offset, out_offset;
 } gram_push;
@@ -38,12 +42,13 @@ laprox_result lpx_attention_norm_init(laprox_plan *plan) {
   const bool norm_on_matrix = plan->matrix_size && norm_mode(plan) == MODE_NORM;
   laprox_result result =
       plan->matrix_size ? lpx_matrix_pipeline_get(plan, "window_softmax_matrix", 3,
-                                                  plan->matrix_window_subgroups, &plan->window_softmax)
+                                                  plan->matrix_softmax_subgroups, &plan->window_softmax)
                         : lpx_pipeline_get(context, "window_softmax", 4, constants, 5, &plan->window_softmax);
   if (!result) result = lpx_pipeline_get(context, "window_merge", 2, constants, 5, &plan->window_merge);
+  if (!result) result = lpx_pipeline_get(context, "window_lse", 2, constants, 5, &plan->window_lse);
   constants[4] = norm_mode(plan);
   if (!result && norm_on_matrix)
-    result = lpx_matrix_pipeline_get(plan, "attention_norm_matrix", 3, plan->matrix_window_subgroups,
+    result = lpx_matrix_pipeline_get(plan, "attention_norm_matrix", 3, plan->matrix_norm_subgroups,
                                      &plan->attention_norm);
   else if (!result)
     result = lpx_pipeline_get(context, "attention_norm", 4, constants, 5, &plan->attention_norm);
@@ -139,8 +144,26 @@ static void append_pass(laprox_binding *binding, const lpx_pipeline *pipeline, u
   lpx_program_barrier(binding->program);
 }
 
+static void append_lse(laprox_binding *binding, laprox_buffer lse) {
+  const laprox_plan *plan = binding->plan;
+  const uint32_t window = plan->rules.window, n_heads = plan->shape.n_heads;
+  lse_push push = {.n_queries = n_heads * plan->n_queries,
+                   .window = window,
+                   .first = window - plan->n_queries,
+                   .softmax = plan->state.softmax};
+  const laprox_buffer ranges[] = {lpx_buffer_part(lse, 0, (VkDeviceSize)n_heads * window * 4),
+                                  binding->state};
+  lpx_program_dispatch(binding->program, &plan->window_lse, ranges, &push, sizeof push,
+                       (push.n_queries + 127) / 128, push.n_queries);
+  lpx_program_barrier(binding->program);
+}
+
 void lpx_attention_norm_append_softmax(laprox_binding *binding, uint32_t layer) {
   const laprox_plan *plan = binding->plan;
+  if (binding->layers[layer].lse.buffer) {
+    append_lse(binding, binding->layers[layer].lse);
+    return;
+  }
   const uint32_t n_splits = plan->layers[layer].n_splits;
   window_push push = layer_push(plan, layer);
   push.out_offset = plan->work.partials;

@@ -69,10 +69,11 @@ struct laprox_plan {
   VkDeviceSize scratch_bytes;
 
   /* Cooperative matrices score this cache: their size, 0 if they don't, and the workgroups' subgroups. */
-  uint32_t matrix_size, matrix_window_subgroups, matrix_value_subgroups;
+  uint32_t matrix_size, matrix_softmax_subgroups, matrix_norm_subgroups, matrix_value_subgroups;
+  uint32_t matrix_candidates; /* of a subgroup in the value norms */
   bool value_on_matrix; /* the value norms too: not for joint scores and means of attention */
 
-  lpx_pipeline matrix_prepare, window_softmax, window_merge, attention_norm, attention_gram, value, synthetic, pool,
+  lpx_pipeline matrix_prepare, window_softmax, window_merge, window_lse, attention_norm, attention_gram, value, synthetic, pool,
       layer_sum;
   lpx_pipeline range, histogram, split, refine, count, emit, promote, protect;
   lpx_pipeline compact, compact_wide, compact_in_place, compact_scores;

@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-enum { QUERY_ROWS = 32, MAX_HEAD_DIM = 128, STEP_ENTRIES = 64, PREPARED_QUERY = 4, CANDIDATES = 32 };
+enum { QUERY_ROWS = 32, MAX_HEAD_DIM = 128, STEP_ENTRIES = 64, PREPARED_QUERY = 4 };
 
 typedef struct prepare_push {
   uint32_t n_groups, query_start, query_rows;
@@ -28,8 +28,14 @@ uint32_t lpx_matrix_prepared_words(const laprox_plan *plan) {
 static uint32_t value_bytes(const laprox_plan *plan, uint32_t n_subgroups) {
   const uint32_t blocks = plan->shape.head_dim / plan->matrix_size;
   const uint32_t whole = factor_start(plan, blocks) * 2, piece = factor_start(plan, (blocks + 2) / 3) * 4;
-  const uint32_t values = n_subgroups * CANDIDATES * 80, factor = whole > piece ? whole : piece;
+  const uint32_t values = n_subgroups * plan->matrix_candidates * 80, factor = whole > piece ? whole : piece;
   return (values > factor ? values : factor) + n_subgroups * plan->matrix_size * plan->matrix_size * 4;
+}
+
+/* Of attention_norm_matrix; window_softmax_matrix takes less. */
+static uint32_t window_bytes(const laprox_plan *plan, uint32_t n_subgroups) {
+  const uint32_t exchange = n_subgroups < 4 ? 4 : n_subgroups;
+  return STEP_ENTRIES * (plan->shape.head_dim * 2 + 16) + exchange * 2048;
 }
 
 static bool fits(const laprox_plan *plan, uint32_t n_subgroups, uint32_t bytes) {
@@ -53,17 +59,23 @@ void lpx_matrix_choose(laprox_plan *plan) {
       !lpx_shader_usable(context, "window_softmax_matrix"))
     return;
   if ((size != 8 && size != 16) || size != context->matrix.n || size != context->matrix.k ||
-      context->subgroup_size > 4 * CANDIDATES)
+      context->subgroup_size > 128)
     return;
   plan->matrix_size = size;
   plan->value_on_matrix = lpx_plan_uses_values(plan) && plan->rules.gqa == LAPROX_GQA_MEAN;
   const uint32_t tiles = (plan->group + 3) / 4, heads = (plan->group + tiles - 1) / tiles;
-  plan->matrix_window_subgroups = 4 / heads * heads;
+  /* Subgroups that share a head divide a step's entries, 32 in the first pass and 64 in the second. */
+  plan->matrix_softmax_subgroups = heads * (heads == 1 ? 2 : 4 / heads);
+  plan->matrix_norm_subgroups = heads * (heads == 1 ? 4 : 8 / heads);
+  if (!fits(plan, plan->matrix_norm_subgroups, window_bytes(plan, plan->matrix_norm_subgroups)))
+    plan->matrix_norm_subgroups = heads * (4 / heads);
+  plan->matrix_candidates = 64;
   plan->matrix_value_subgroups = 8;
+  if (!fits(plan, 8, value_bytes(plan, 8))) plan->matrix_candidates = 32;
   while (plan->matrix_value_subgroups > 2 &&
          !fits(plan, plan->matrix_value_subgroups, value_bytes(plan, plan->matrix_value_subgroups)))
     plan->matrix_value_subgroups /= 2;
-  if (!fits(plan, plan->matrix_window_subgroups, STEP_ENTRIES * (d * 2 + 16) + 8192) ||
+  if (!fits(plan, plan->matrix_norm_subgroups, window_bytes(plan, plan->matrix_norm_subgroups)) ||
       !fits(plan, plan->matrix_value_subgroups, value_bytes(plan, plan->matrix_value_subgroups)))
     plan->matrix_size = 0, plan->value_on_matrix = false;
 }
@@ -86,8 +98,9 @@ laprox_result lpx_matrix_pipeline_get(const laprox_plan *plan, const char *shade
                                 plan->matrix_size,
                                 subgroup_size,
                                 n_subgroups * subgroup_size,
-                                n_subgroups * subgroup_size};
-  return lpx_pipeline_get(plan->context, variant_of(plan, shader), n_bindings, constants, 9, out);
+                                n_subgroups * subgroup_size,
+                                plan->matrix_candidates};
+  return lpx_pipeline_get(plan->context, variant_of(plan, shader), n_bindings, constants, 10, out);
 }
 
 laprox_result lpx_matrix_init(laprox_plan *plan) {

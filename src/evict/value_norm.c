@@ -34,7 +34,7 @@ static void dispatch(laprox_binding *binding, const value_push *given, laprox_bu
   const laprox_plan *plan = binding->plan;
   const uint64_t cost = count * tile_cost(plan);
   if (plan->value_on_matrix) {
-    const uint32_t group_items = plan->matrix_value_subgroups / 2; /* of 32 candidates each */
+    const uint32_t group_items = plan->matrix_value_subgroups * plan->matrix_candidates / TILE_ENTRIES;
     matrix_push push = {.heads = given->heads,
                         .first_head = given->first_head,
                         .end_head = given->end_head,

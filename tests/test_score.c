@@ -1,0 +1,117 @@
+/* test_score.c: scoring with the window queries' sums of exponentials from the caller. */
+#include "evict/evict.h"
+#include "support/kernel.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+enum { N_HEADS = 6, N_KV_HEADS = 2, DIM = 64, N = 333, WINDOW = 32 };
+
+static void query_lse(const float *query, const float *key, float *lse) {
+  for (size_t h = 0; h < N_HEADS; h++)
+    for (size_t t = 0; t < WINDOW; t++) {
+      double sum = 0.0;
+      for (size_t i = 0; i <= N - WINDOW + t; i++) {
+        double logit = 0.0;
+        for (size_t e = 0; e < DIM; e++)
+          logit += (double)query[(t * N_HEADS + h) * DIM + e] *
+                   (double)key[(h / (N_HEADS / N_KV_HEADS) * N + i) * DIM + e];
+        sum += exp(logit / sqrt(DIM));
+      }
+      lse[h * WINDOW + t] = (float)log(sum);
+    }
+}
+
+static void score(kernel_test *test, const laprox_plan *plan, const laprox_layer_buffers *layer,
+                  float *scores) {
+  laprox_requirements needs;
+  laprox_plan_requirements(plan, &needs);
+  lpx_buffer scratch = kernel_buffer(test, NULL, needs.scratch_bytes),
+             out = kernel_buffer(test, NULL, needs.scores_bytes),
+             result = kernel_buffer(test, NULL, needs.result_bytes);
+  const laprox_binding_info info = {.layers = layer,
+                                    .scratch = lpx_buffer_whole(&scratch),
+                                    .scores = lpx_buffer_whole(&out),
+                                    .result = lpx_buffer_whole(&result)};
+  laprox_binding *binding = NULL;
+  assert_int_equal(laprox_binding_create(plan, &info, &binding), LAPROX_OK);
+  assert_int_equal(lpx_queue_run(test->queue, binding->program, NULL), LAPROX_OK);
+  for (uint32_t head = 0; head < N_KV_HEADS; head++)
+    assert_int_equal(
+        lpx_queue_download(test->queue,
+                           lpx_buffer_part(lpx_buffer_whole(&out), laprox_plan_score_offset(plan, 0, head),
+                                           (N - WINDOW) * sizeof *scores),
+                           scores + (size_t)head * (N - WINDOW), (N - WINDOW) * sizeof *scores),
+        LAPROX_OK);
+  laprox_binding_destroy(binding);
+  kernel_release(test, &scratch);
+  kernel_release(test, &out);
+  kernel_release(test, &result);
+}
+
+static void run(void **state, uint64_t seed, laprox_gqa gqa, laprox_dtype dtype) {
+  kernel_test test = kernel_test_begin(state, seed);
+  const laprox_plan_info info = {.shape = {1, N_HEADS, N_KV_HEADS, DIM},
+                                 .policy = {.gqa = gqa, .budget.tokens = 60},
+                                 .cache_dtype = dtype,
+                                 .n_segments = 1,
+                                 .segments = {{.n_entries = N}}};
+  laprox_plan *plan = NULL;
+  assert_int_equal(laprox_plan_create(test.context, &info, &plan), LAPROX_OK);
+  const size_t n_cache = N_KV_HEADS * N * DIM, n_query = WINDOW * N_HEADS * DIM;
+  const size_t factor_bytes = laprox_value_factor_bytes(&info.shape, gqa);
+  float *query = kernel_random_floats(&test, n_query), *key = kernel_random_floats(&test, n_cache),
+        *value = kernel_random_floats(&test, n_cache), *factor = malloc(factor_bytes),
+        *weight = kernel_random_floats(&test, (size_t)N_HEADS * DIM * 512), lse[N_HEADS * WINDOW];
+  for (size_t i = 0; i < n_query; i++) query[i] *= 8.0f;
+  void *keys = kernel_encode(dtype, key, n_cache), *values = kernel_encode(dtype, value, n_cache);
+  query_lse(query, key, lse);
+  assert_int_equal(laprox_value_factor(NULL, &info.shape, gqa, 512, weight, factor), LAPROX_OK);
+  lpx_buffer buffers[] = {kernel_buffer(&test, query, n_query * 4),
+                          kernel_buffer(&test, keys, laprox_dtype_bytes(dtype, n_cache)),
+                          kernel_buffer(&test, values, laprox_dtype_bytes(dtype, n_cache)),
+                          kernel_buffer(&test, factor, factor_bytes), kernel_buffer(&test, lse, sizeof lse)};
+  laprox_layer_buffers layer = {.query = lpx_buffer_whole(&buffers[0]),
+                                .key = {lpx_buffer_whole(&buffers[1])},
+                                .value = {lpx_buffer_whole(&buffers[2])},
+                                .factor = lpx_buffer_whole(&buffers[3])};
+  static float own[N_KV_HEADS * (N - WINDOW)], given[N_KV_HEADS * (N - WINDOW)];
+  score(&test, plan, &layer, own);
+  layer.lse = lpx_buffer_whole(&buffers[4]);
+  score(&test, plan, &layer, given);
+  double largest = 0.0;
+  for (size_t i = 0; i < N_KV_HEADS * (N - WINDOW); i++) largest = fmax(largest, (double)own[i]);
+  assert_true(largest > 0.0);
+  const double tolerance = (dtype == LAPROX_DTYPE_F32 ? 1e-5 : 1e-4) * largest;
+  for (size_t i = 0; i < N_KV_HEADS * (N - WINDOW); i++)
+    kernel_assert_close((double)given[i], (double)own[i], tolerance, "score", i);
+  /* it is really read: an lse larger by 1 makes every score smaller by e */
+  for (size_t i = 0; i < N_HEADS * WINDOW; i++) lse[i] += 1.0f;
+  assert_int_equal(lpx_queue_upload(test.queue, layer.lse, lse, sizeof lse), LAPROX_OK);
+  score(&test, plan, &layer, given);
+  for (size_t i = 0; i < N_KV_HEADS * (N - WINDOW); i++)
+    kernel_assert_close((double)given[i], (double)own[i] * exp(-1.0), tolerance, "score", i);
+  for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) kernel_release(&test, &buffers[i]);
+  laprox_plan_destroy(plan);
+  void *const memory[] = {query, key, value, factor, weight, keys, values};
+  for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) free(memory[i]);
+  kernel_test_end(&test);
+}
+
+static void test_mean(void **state) {
+  run(state, 1, LAPROX_GQA_MEAN, LAPROX_DTYPE_F16);
+  run(state, 2, LAPROX_GQA_MEAN, LAPROX_DTYPE_F32);
+}
+
+static void test_joint(void **state) {
+  run(state, 3, LAPROX_GQA_JOINT, LAPROX_DTYPE_F16);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_mean), cmocka_unit_test(test_joint)};
+  return cmocka_run_group_tests(tests, test_gpu_setup, test_gpu_teardown);
+}
