@@ -246,12 +246,15 @@ static void test_floor(void **state) {
 /* Scores beyond one binding: runs end where a binding does. */
 static void test_ranges(void **state) {
   kernel_test test = kernel_test_begin(state, 4);
-  const select_case c = {.lengths = long_heads,
-                         .scope = LAPROX_SCOPE_GLOBAL,
-                         .budget = 900,
-                         .floor = 10,
-                         .pattern = CLOSE,
-                         .max_range = (VkDeviceSize)340 << 10};
+  select_case c = {.lengths = long_heads,
+                   .scope = LAPROX_SCOPE_GLOBAL,
+                   .budget = 900,
+                   .floor = 10,
+                   .pattern = CLOSE,
+                   .max_range = (VkDeviceSize)340 << 10};
+  run_case(&test, &c);
+  c.scope = LAPROX_SCOPE_HEAD; /* more histograms than a binding holds */
+  c.max_range = (VkDeviceSize)280 << 10;
   run_case(&test, &c);
   kernel_test_end(&test);
 }

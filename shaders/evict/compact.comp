@@ -47,14 +47,13 @@ uint find_source(uint row) {
   return result[words + HEAD_ROW + 2 * push.segment] - push.source_row + entry - begin;
 }
 
-// Nothing branches around a load, or each would wait for the one before.
 #define LOAD(n)                                                                                                      \
-  const uint at##n = min(i + n * LOCAL_SIZE, ROWS_EACH * ROW_VECTORS - 1);                                           \
-  const uint row##n = source_rows[at##n / ROW_VECTORS];                                                              \
-  const VECTOR held##n =                                                                                             \
-      source[push.source_residual + (row##n == NOWHERE ? 0 : row##n) * ROW_VECTORS + at##n % ROW_VECTORS];
-#define STORE(n)                                                                                                     \
-  if (row##n != NOWHERE && at##n == i + n * LOCAL_SIZE) destination[to + at##n] = held##n;
+  VECTOR held##n;                                                                                                    \
+  uint row##n = NOWHERE;                                                                                             \
+  if (i + n * LOCAL_SIZE < ROWS_EACH * ROW_VECTORS) row##n = source_rows[(i + n * LOCAL_SIZE) / ROW_VECTORS];        \
+  if (row##n != NOWHERE)                                                                                             \
+    held##n = source[push.source_residual + row##n * ROW_VECTORS + (i + n * LOCAL_SIZE) % ROW_VECTORS];
+#define STORE(n) if (row##n != NOWHERE) destination[to + i + n * LOCAL_SIZE] = held##n;
 
 void main() {
   if (workgroup_index() >= push.n_groups) return;

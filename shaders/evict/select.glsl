@@ -43,7 +43,7 @@ layout(push_constant) uniform Push {
   uint inverses;          // word: scale of each layer
   uint heads_per_layer;
   uint problems;          // word in selection[]
-  uint histograms;        // word: three for each problem
+  uint histograms;        // word: three for each problem from first_problem on
   uint masks_above;       // word: a bit for each entry whose first digit is above the threshold's
   uint masks_equal;       // word: a bit for each whose first digit equals it
   uint block_counts;      // word: above and equal, for each block
@@ -54,6 +54,7 @@ layout(push_constant) uniform Push {
   uint indices;
   uint window;
   uint pass;              // of select_plain.comp
+  uint first_problem;     // that has histograms
 } push;
 
 uint head_word(uint head, uint word) {
@@ -128,10 +129,14 @@ uint threshold, left; // leading digits so far, how many of those that share the
   }                                                                                                                  \
   above += bin##i;
 
+uint histogram_at(uint pass) {
+  return push.histograms + ((problem - push.first_problem) * 3 + pass) * HISTOGRAM_BINS;
+}
+
 // The digit at which `wanted` is reached from above in histogram `pass` of the problem.
 void find_digit(uint pass, uint wanted) {
   const uint first =
-      push.histograms + (problem * 3 + pass) * HISTOGRAM_BINS + gl_LocalInvocationIndex * BINS_EACH;
+      histogram_at(pass) + gl_LocalInvocationIndex * BINS_EACH;
   uint sum = 0, total;
   EACH_BIN(LOAD_BIN)
   EACH_BIN(ADD_BIN)

@@ -60,7 +60,7 @@ void main() {
     if (MODE == MODE_SECOND) store_masks(block);
   }
   barrier();
-  const uint to = push.histograms + (problem * 3 + MODE) * HISTOGRAM_BINS;
+  const uint to = histogram_at(MODE);
   for (uint i = gl_LocalInvocationIndex; i < HISTOGRAM_BINS; i += LOCAL_SIZE)
     if (bins[i] != 0) atomicAdd(selection[to + i], bins[i]);
 }

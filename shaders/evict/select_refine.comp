@@ -35,7 +35,7 @@ void main() {
     REPEAT_4(COUNT_WORD)
   }
   barrier();
-  const uint to = push.histograms + (problem * 3 + 2) * HISTOGRAM_BINS;
+  const uint to = histogram_at(2);
   for (uint i = gl_LocalInvocationIndex; i < HISTOGRAM_BINS; i += LOCAL_SIZE)
     if (bins[i] != 0) atomicAdd(selection[to + i], bins[i]);
 }

@@ -58,7 +58,8 @@ struct laprox_plan {
   uint32_t *tables;
   lpx_layer_items *layers;
   uint32_t n_blocks, run_blocks;
-  uint32_t strip_tiles; /* tiles whose attention part is held at once */
+  uint32_t problems_at_once; /* of a selection, by the histograms there is room for */
+  uint32_t strip_tiles;      /* tiles whose attention part is held at once */
   lpx_selection selection, floor_selection;
 
   lpx_state_words state;
@@ -71,10 +72,10 @@ struct laprox_plan {
   /* Cooperative matrices score this cache: their size, 0 if they don't, and the workgroups' subgroups. */
   uint32_t matrix_size, matrix_softmax_subgroups, matrix_norm_subgroups, matrix_value_subgroups;
   uint32_t matrix_candidates; /* of a subgroup in the value norms */
-  bool value_on_matrix; /* the value norms too: not for joint scores and means of attention */
+  bool value_on_matrix;       /* the value norms too: not for joint scores and means of attention */
 
-  lpx_pipeline matrix_prepare, window_softmax, window_merge, window_lse, attention_norm, attention_gram, value, synthetic, pool,
-      layer_sum;
+  lpx_pipeline matrix_prepare, window_softmax, window_merge, window_lse, attention_norm, attention_gram,
+      value, synthetic, pool, layer_sum;
   lpx_pipeline range, histogram, split, refine, count, emit, promote, protect;
   lpx_pipeline compact, compact_wide, compact_in_place, compact_scores;
   lpx_pipeline stage, entry_score, key_anchor, anchor_merge, head_mean;

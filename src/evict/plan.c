@@ -313,10 +313,15 @@ static laprox_result size_buffers(laprox_plan *plan) {
   if (plan->rules.floor) problems = heads;
   const uint32_t mask_words = BLOCK_ENTRIES / 32;
   const uint32_t n_runs = plan->selection.n_runs + plan->floor_selection.n_runs;
-  const uint64_t histogram_words =
-      plan->context->avoid_atomics ? (uint64_t)n_runs * PLAIN_COUNTS : problems * N_DIGITS * HISTOGRAM_BINS;
-  const uint64_t select_words = problems * PROBLEM_WORDS + histogram_words +
-                                (uint64_t)plan->n_blocks * (2 * mask_words + 2 + 2 + 1) + 1;
+  const uint64_t other_words =
+      problems * PROBLEM_WORDS + (uint64_t)plan->n_blocks * (2 * mask_words + 2 + 2 + 1) + 1;
+  const uint64_t most = plan->context->max_range / 4, room = most > other_words ? most - other_words : 0;
+  const uint64_t fit = room / (N_DIGITS * HISTOGRAM_BINS);
+  plan->problems_at_once = fit < 1 ? 1 : (uint32_t)(fit < problems ? fit : problems);
+  const uint64_t histogram_words = plan->context->avoid_atomics
+                                       ? (uint64_t)n_runs * PLAIN_COUNTS
+                                       : (uint64_t)plan->problems_at_once * N_DIGITS * HISTOGRAM_BINS;
+  const uint64_t select_words = other_words + histogram_words;
   const uint64_t result_words =
       (uint64_t)plan->shape.n_layers * 2 + (uint64_t)(heads + 1) * (HEAD_WORDS + 1) + plan->n_kept;
   result = check_range(plan, "the selection", select_words * 4);

@@ -7,9 +7,9 @@
 typedef struct select_push {
   uint32_t n_groups, first_block, first_run, heads, block_heads, runs, run_blocks, inverses, heads_per_layer;
   uint32_t problems, histograms, masks_above, masks_equal, block_counts, run_counts, block_rows, n_heads,
-      cu_seqlens, indices, window, pass;
+      cu_seqlens, indices, window, pass, first_problem;
 } select_push;
-_Static_assert(sizeof(select_push) == 84, "push constants of shaders/evict/select.glsl");
+_Static_assert(sizeof(select_push) == 88, "push constants of shaders/evict/select.glsl");
 
 enum {
   GROUP_BLOCKS = 4, /* that a workgroup of select_emit.comp takes */
@@ -37,17 +37,22 @@ laprox_result lpx_select_init(laprox_plan *plan) {
   return result;
 }
 
-/* Dispatches over runs, as many as a binding of the scores can hold at once. */
+/* Dispatches over the runs of problems [push->first_problem, end_problem), as many as a binding of the scores
+   can hold at once. */
 static void append_runs(laprox_binding *binding, const lpx_pipeline *pipeline, select_push *push,
-                        laprox_buffer scores, const lpx_selection *selection, uint32_t groups_per_run) {
+                        laprox_buffer scores, const lpx_selection *selection, uint32_t end_problem,
+                        uint32_t groups_per_run) {
   const laprox_plan *plan = binding->plan;
   const VkDeviceSize block_bytes = BLOCK_ENTRIES * 4;
   const uint32_t at_once = (uint32_t)(plan->context->max_range / block_bytes);
   const uint32_t *runs = plan->tables + selection->runs;
   for (uint32_t block = 0, run = 0, n_blocks; block < plan->n_blocks; block += n_blocks) {
     n_blocks = plan->n_blocks - block < at_once ? plan->n_blocks - block : at_once;
+    while (run < selection->n_runs && runs[RUN_WORDS * run + RUN_PROBLEM] < push->first_problem) run++;
     const uint32_t first_run = run;
-    while (run < selection->n_runs && runs[RUN_WORDS * run] < block + n_blocks) run++;
+    while (run < selection->n_runs && runs[RUN_WORDS * run] < block + n_blocks &&
+           runs[RUN_WORDS * run + RUN_PROBLEM] < end_problem)
+      run++;
     push->first_block = block;
     push->first_run = first_run;
     const laprox_buffer ranges[] = {lpx_buffer_part(scores, block * block_bytes, n_blocks * block_bytes),
@@ -90,31 +95,44 @@ static void append_problems(laprox_binding *binding, const lpx_selection *select
       binding->program,
       lpx_buffer_part(binding->select, ((VkDeviceSize)plan->select.block_rows + plan->n_blocks) * 4, 4),
       &base, sizeof base);
-  if (!plan->context->avoid_atomics)
-    lpx_program_fill(binding->program,
-                     lpx_buffer_part(binding->select, (VkDeviceSize)plan->select.histograms * 4,
-                                     (VkDeviceSize)selection->n_problems * N_DIGITS * HISTOGRAM_BINS * 4),
-                     0);
-  lpx_program_barrier(binding->program);
 }
 
-/* Threshold and counts of all problems of a selection. */
+/* Thresholds and counts of problems [push->first_problem, end). */
+static void append_passes(laprox_binding *binding, select_push *push, laprox_buffer scores,
+                          const lpx_selection *selection, uint32_t end) {
+  const laprox_plan *plan = binding->plan;
+  if (plan->context->avoid_atomics) {
+    for (push->pass = 0; push->pass < N_PLAIN_PASSES; push->pass++)
+      append_runs(binding, &plan->histogram, push, scores, selection, end, 1);
+    append_runs(binding, &plan->split, push, scores, selection, end, 1);
+  } else {
+    append_runs(binding, &plan->range, push, scores, selection, end, 1);
+    append_runs(binding, &plan->histogram, push, scores, selection, end, 1);
+    append_runs(binding, &plan->split, push, scores, selection, end, 1);
+    append_runs(binding, &plan->refine, push, scores, selection, end, 1);
+  }
+  append_runs(binding, &plan->count, push, scores, selection, end, 1);
+}
+
+/* The same of all problems of a selection, as many at a time as there are histograms for. */
 static void append_threshold(laprox_binding *binding, select_push *push, laprox_buffer scores,
                              const lpx_selection *selection) {
   const laprox_plan *plan = binding->plan;
   push->runs = selection->runs;
   append_problems(binding, selection);
-  if (plan->context->avoid_atomics) {
-    for (push->pass = 0; push->pass < N_PLAIN_PASSES; push->pass++)
-      append_runs(binding, &plan->histogram, push, scores, selection, 1);
-    append_runs(binding, &plan->split, push, scores, selection, 1);
-  } else {
-    append_runs(binding, &plan->range, push, scores, selection, 1);
-    append_runs(binding, &plan->histogram, push, scores, selection, 1);
-    append_runs(binding, &plan->split, push, scores, selection, 1);
-    append_runs(binding, &plan->refine, push, scores, selection, 1);
+  for (uint32_t first = 0, n; first < selection->n_problems; first += n) {
+    n = selection->n_problems - first < plan->problems_at_once ? selection->n_problems - first
+                                                               : plan->problems_at_once;
+    if (!plan->context->avoid_atomics)
+      lpx_program_fill(binding->program,
+                       lpx_buffer_part(binding->select, (VkDeviceSize)plan->select.histograms * 4,
+                                       (VkDeviceSize)n * N_DIGITS * HISTOGRAM_BINS * 4),
+                       0);
+    lpx_program_barrier(binding->program);
+    push->first_problem = first;
+    append_passes(binding, push, scores, selection, first + n);
   }
-  append_runs(binding, &plan->count, push, scores, selection, 1);
+  push->first_problem = 0;
   lpx_program_mark_step(binding->program);
 }
 
@@ -148,10 +166,10 @@ void lpx_select_append(laprox_binding *binding) {
   if (plan->rules.floor && plan->n_blocks) {
     /* Each head's own best first; then they are made to win among all, in a copy of the scores. */
     append_threshold(binding, &push, scores, &plan->floor_selection);
-    append_runs(binding, &plan->promote, &push, scores, &plan->floor_selection, groups_per_run);
+    append_runs(binding, &plan->promote, &push, scores, &plan->floor_selection, UINT32_MAX, groups_per_run);
   }
   append_threshold(binding, &push, scores, &plan->selection);
-  append_runs(binding, &plan->emit, &push, scores, &plan->selection, groups_per_run);
+  append_runs(binding, &plan->emit, &push, scores, &plan->selection, UINT32_MAX, groups_per_run);
   /* It does not read the scores; any buffer stands in for them. */
   const laprox_buffer ranges[] = {binding->state, binding->state, binding->select, binding->result};
   lpx_program_dispatch(binding->program, &plan->protect, ranges, &push, sizeof push, plan->n_heads_all,
