@@ -166,7 +166,7 @@ static void ask_matrix(const laprox_context *context, question *q, uint32_t *sta
   const uint32_t all_subgroups = LOCAL_SIZE / context->subgroup_size;
   const uint32_t n_subgroups = all_subgroups < MAX_SUBGROUPS ? all_subgroups : MAX_SUBGROUPS;
   const uint32_t n_right = 2 * n * k, n_halves = n_right + n_subgroups * 2 * m * k;
-  float values[2 * (1 + MAX_SUBGROUPS) * MAX_TILE];
+  float values[2 * (1 + MAX_SUBGROUPS) * MAX_TILE] = {0};
   q->n_groups = 1;
   q->n_constants = 3;
   q->constants[0] = m;
