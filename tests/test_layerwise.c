@@ -123,6 +123,7 @@ static void test_same_set(void **state) {
       {352, {.budget.share = 0.10, .normalize = LAPROX_SWITCH_OFF, .pool = LAPROX_POOL_MAX}},
       {352, {.budget.share = 0.10, .kind = LAPROX_POLICY_STREAMING}},
       {352, {.budget.tokens = 34, .kind = LAPROX_POLICY_STREAMING}},
+      {352, {.budget.share = 0.15, .pool_before = LAPROX_SWITCH_ON}},
       {352, {.budget.share = 0.15, .kind = LAPROX_POLICY_CRITICALKV}},
       {352, {.budget.share = 0.15, .kind = LAPROX_POLICY_CRITICALKV, .scope = LAPROX_SCOPE_LAYER}},
       {352, {.budget.share = 0.30, .kind = LAPROX_POLICY_DEFENSIVEKV}},

@@ -16,6 +16,7 @@ typedef enum option_id {
   OPTION_SINKS,
   OPTION_FLOOR,
   OPTION_NO_NORMALIZE,
+  OPTION_POOL_BEFORE,
   OPTION_PROMPT,
   OPTION_FILE,
   OPTION_IDS,
@@ -109,6 +110,8 @@ static const option_spec specs[] = {
     {OPTION_WINDOW, 0, "window", "N", COMMAND_CAPTURE, 0, "last tokens, whose queries are written [32]"},
     {OPTION_POOL, 0, "pool", "7|max:7|1", EVICTING, POOLED,
      "smooth scores over so many neighbours: average, or max: [7; defensivekv: 5, vatp: 1]; 1 = not at all"},
+    {OPTION_POOL_BEFORE, 0, "pool-before", NULL, EVICTING, POLICY(LAPROX),
+     "smooth attention before it meets the values, not the product; not with --gqa joint"},
     {OPTION_GQA, 0, "gqa", "HOW", EVICTING, POLICY(LAPROX),
      "query heads of a KV head: mean, joint, attention-mean [mean]"},
     {OPTION_SINKS, 0, "sinks", "N", EVICTING, ALL_POLICIES,
@@ -348,6 +351,9 @@ static int set_policy_option(const option_spec *spec, const char *value, laprox_
     status = need_word(spec, value, gqa_words, &picked);
     policy->gqa = (laprox_gqa)picked;
     return status;
+  case OPTION_POOL_BEFORE:
+    policy->pool_before = LAPROX_SWITCH_ON;
+    return EXIT_DONE;
   case OPTION_WINDOW:
     return need_number(spec, value, 1, 256, &policy->window);
   case OPTION_POOL:

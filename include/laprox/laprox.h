@@ -187,7 +187,7 @@ typedef struct laprox_budget {
 /** A policy. Zero: LaProx as published (window 32, average pooling of 7, layer sums, global scope, mean over the
  *  group). A field that the chosen kind does not have must be left at 0, otherwise LAPROX_ERROR_INVALID_ARGUMENT; all
  *  have window, sinks and budget, and of the other fields
- *  laprox: scope, gqa, pool, pool_width, normalize, floor; snapkv: scope, pool, pool_width, normalize, floor;
+ *  laprox: scope, gqa, pool, pool_width, pool_before, normalize, floor; snapkv: scope, pool, pool_width, normalize, floor;
  *  random: scope, floor, seed; adakv, pyramidkv: pool, pool_width; vatp: scope, pool, pool_width, floor;
  *  keydiff, knorm: scope, floor; criticalkv: scope (not global), pool,
  *  pool_width; defensivekv, layer-defensivekv: pool, pool_width; tova, streaming, full: none. */
@@ -198,7 +198,8 @@ typedef struct laprox_policy {
   laprox_pool pool;
   uint32_t pool_width; /**< odd, 1 … 31; 0 = 7, for vatp 1, for defensivekv 5; 1 = no pooling */
   laprox_switch
-      normalize;   /**< divide a layer's scores by their sum; AUTO = on for laprox, off for the others */
+      normalize; /**< divide a layer's scores by their sum; AUTO = on for laprox, off for the others */
+  laprox_switch pool_before; /**< pool attention norms before they meet values; not with joint; AUTO = off */
   uint32_t window; /**< last tokens whose queries score and which all heads keep; 1 … 256; 0 = 32 */
   /** first positions that every head keeps; 0 = a default that yields to small budgets: 4 for streaming, 20 for vatp,
    *  but at most half of its places, else none */

@@ -49,7 +49,7 @@ typedef struct lpx_rules {
   laprox_gqa gqa;
   laprox_pool pool;
   uint32_t pool_width; /* 1 = none */
-  bool normalize;
+  bool normalize, pool_before;
   uint32_t window, sinks, floor, seed;
   bool sinks_yield; /* the sinks are a default: a budget too small for them has fewer */
 } lpx_rules;

@@ -86,6 +86,7 @@ static laprox_result check_fields(const laprox_host *host, const laprox_policy *
       {"pool", has->pool, (uint32_t)policy->pool, LAPROX_POOL_MAX},
       {"pool_width", has->pool, policy->pool_width, UINT32_MAX},
       {"normalize", has->normalize, (uint32_t)policy->normalize, LAPROX_SWITCH_OFF},
+      {"pool_before", has->gqa, (uint32_t)policy->pool_before, LAPROX_SWITCH_OFF},
       {"floor", has->floor, policy->floor, UINT32_MAX},
       {"seed", has->seed, policy->seed, UINT32_MAX},
   };
@@ -93,6 +94,11 @@ static laprox_result check_fields(const laprox_host *host, const laprox_policy *
     laprox_result result =
         check_field(host, kind, fields[i].name, fields[i].has, fields[i].value, fields[i].limit);
     if (result != LAPROX_OK) return result;
+  }
+  if (policy->pool_before == LAPROX_SWITCH_ON && policy->gqa == LAPROX_GQA_JOINT) {
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
+                    "policy %s: pool_before needs norms of attention alone, which gqa joint does not have",
+                    kind);
   }
   if (has->no_global && policy->scope == LAPROX_SCOPE_GLOBAL) {
     return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "policy %s: its scope is layer or head, not global",
@@ -133,6 +139,7 @@ laprox_result lpx_rules_resolve(const laprox_host *host, const laprox_policy *po
       .sinks = number_or(policy->sinks, has->default_sinks, 0),
       .floor = number_or(policy->floor, 0, 0),
       .seed = policy->seed,
+      .pool_before = policy->pool_before == LAPROX_SWITCH_ON,
       .sinks_yield = policy->sinks == 0,
   };
   rules.normalize = policy->normalize == LAPROX_SWITCH_AUTO ? rules.kind == LAPROX_POLICY_LAPROX

@@ -186,12 +186,13 @@ void lpx_attention_norm_append(laprox_binding *binding, uint32_t layer, uint32_t
   const uint32_t mode = norm_mode(plan);
   window_push push = layer_push(plan, layer);
   push.items_base = tile;
-  push.out_offset = mode == MODE_NORM  ? plan->work.attention
+  const uint32_t attention = plan->rules.pool_before ? plan->work.unpooled : plan->work.attention;
+  push.out_offset = mode == MODE_NORM  ? attention
                     : mode == MODE_SUM ? plan->work.raw
                                        : plan->work.probabilities;
   append_pass(binding, &plan->attention_norm, layer, &push, HEAD_FIRST_TILE, tile, end_tile);
   if (mode != MODE_STORE || lpx_plan_stores_window(plan)) return;
-  gram_push gram = {.in_offset = plan->work.probabilities, .out_offset = plan->work.attention};
+  gram_push gram = {.in_offset = plan->work.probabilities, .out_offset = attention};
   lpx_program_dispatch(
       binding->program, &plan->attention_gram, &binding->work, &gram, sizeof gram, end_tile - tile,
       (uint64_t)(end_tile - tile) * TILE_ENTRIES * plan->group * plan->group * plan->n_queries);

@@ -105,7 +105,10 @@ static void append_layer(laprox_binding *binding, uint32_t layer) {
     if (lpx_plan_stores_window(plan)) lpx_risk_append_attention(binding, layer);
     for (uint32_t tile = 0; tile < n_tiles && !lpx_plan_stores_window(plan); tile += plan->strip_tiles) {
       const uint32_t end = n_tiles - tile > plan->strip_tiles ? tile + plan->strip_tiles : n_tiles;
-      lpx_attention_norm_append(binding, layer, tile, end);
+      const bool before = plan->rules.pool_before;
+      const uint32_t stored = before && tile ? tile - 1 : tile;
+      lpx_attention_norm_append(binding, layer, stored, before && end < n_tiles ? end + 1 : end);
+      if (before) lpx_reduce_append_before(binding, layer, stored, tile, end);
       if (lpx_plan_uses_values(plan)) lpx_value_norm_append(binding, layer, tile, end);
     }
   }

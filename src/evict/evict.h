@@ -20,7 +20,7 @@ typedef struct lpx_state_words {
 } lpx_state_words;
 
 typedef struct lpx_work_words {
-  uint32_t partials, anchors, probabilities, attention, raw, values, block_sums, prepared, n_words;
+  uint32_t partials, anchors, probabilities, unpooled, attention, raw, values, block_sums, prepared, n_words;
 } lpx_work_words;
 
 typedef struct lpx_selection_words {
@@ -79,7 +79,7 @@ struct laprox_plan {
   lpx_pipeline range, histogram, split, refine, count, emit, promote, protect;
   lpx_pipeline compact, compact_wide, compact_in_place, compact_scores;
   lpx_pipeline stage, entry_score, key_anchor, anchor_merge, head_mean;
-  lpx_pipeline projection, attention_risk, attention_pool, value_risk;
+  lpx_pipeline pool_before, projection, attention_risk, attention_pool, value_risk;
 };
 
 struct laprox_binding {
@@ -174,6 +174,9 @@ laprox_result lpx_risk_init(laprox_plan *plan);
 void lpx_risk_append_attention(laprox_binding *binding, uint32_t layer);
 void lpx_risk_append(laprox_binding *binding, uint32_t layer);
 
+/* Pools the attention part of tiles [tile, end_tile), which begins with `stored_tile` in work, before it meets values. */
+void lpx_reduce_append_before(laprox_binding *binding, uint32_t layer, uint32_t stored_tile, uint32_t tile,
+                              uint32_t end_tile);
 /* Whether nothing is left to pool when raw scores are complete. */
 bool lpx_plan_pools_before(const laprox_plan *plan);
 

@@ -16,7 +16,7 @@ bool lpx_plan_uses_attention(const laprox_plan *plan) {
 }
 
 bool lpx_plan_pools_before(const laprox_plan *plan) {
-  return lpx_plan_takes_risks(plan);
+  return lpx_plan_takes_risks(plan) || plan->rules.pool_before;
 }
 
 bool lpx_plan_uses_values(const laprox_plan *plan) {
@@ -244,47 +244,54 @@ static laprox_result size_work(laprox_plan *plan) {
     if (items->n_splits > max_splits) max_splits = items->n_splits;
     if (items->n_blocks > max_blocks) max_blocks = items->n_blocks;
   }
-  uint64_t words = 0, attention = 0, probabilities = 0, beside = 0;
+  uint64_t words = 0, attention = 0, unpooled = 0, probabilities = 0;
   if (lpx_plan_uses_attention(plan))
     words = max_splits * plan->n_segments * plan->group * plan->n_queries * 2;
   else
     words = lpx_entry_score_words(plan, max_splits, &plan->work.anchors);
   const uint64_t prepared = (uint64_t)lpx_matrix_prepared_words(plan) * plan->shape.n_heads;
-  const uint64_t others = words + max_blocks * (BLOCK_ENTRIES + 2) + prepared + 3;
+  const uint64_t values = lpx_plan_takes_risks(plan) ? max_blocks * BLOCK_ENTRIES : 0;
+  const uint64_t others = words + values + max_blocks * (BLOCK_ENTRIES + 2) + prepared + 3;
   const uint64_t most = plan->context->max_range / 4;
   const uint64_t room = others > most ? 0 : most - others;
   if (lpx_plan_uses_values(plan)) {
     attention = tile_attention_words(plan), probabilities = tile_probability_words(plan);
-    uint64_t tiles = (room < STRIP_BYTES / 4 ? room : STRIP_BYTES / 4) / (attention + probabilities);
+    unpooled = plan->rules.pool_before ? attention : 0;
+  } else if (lpx_plan_stores_window(plan)) {
+    probabilities = (uint64_t)plan->group * plan->n_queries * TILE_ENTRIES;
+  }
+  const uint64_t beside =
+      unpooled || lpx_plan_stores_window(plan) ? 2 : 0; /* tiles in which neighbours are */
+  if (attention + probabilities) {
+    uint64_t tiles =
+        (room < STRIP_BYTES / 4 ? room : STRIP_BYTES / 4) / (attention + unpooled + probabilities);
+    tiles = tiles > beside ? tiles - beside : 0;
     if (tiles > max_tiles) tiles = max_tiles;
     if (!tiles) tiles = 1;
     plan->strip_tiles = (uint32_t)tiles;
-  } else if (lpx_plan_stores_window(plan)) {
-    probabilities = (uint64_t)plan->group * plan->n_queries * TILE_ENTRIES;
-    beside = 2;
-    const uint64_t tiles = STRIP_BYTES / 4 / probabilities;
-    plan->strip_tiles = (uint32_t)(tiles < 1 ? 1 : tiles > max_tiles && max_tiles ? max_tiles : tiles);
   } else {
     plan->strip_tiles = (uint32_t)(max_tiles ? max_tiles : 1);
   }
   const uint64_t starts[] = {words,
                              probabilities * (plan->strip_tiles + beside),
+                             unpooled * (plan->strip_tiles + beside),
                              attention * plan->strip_tiles,
                              max_blocks * BLOCK_ENTRIES,
-                             lpx_plan_takes_risks(plan) ? max_blocks * BLOCK_ENTRIES : 0,
+                             values,
                              2 * max_blocks};
-  uint64_t ends[6], at = 0;
-  for (int i = 0; i < 6; i++) ends[i] = at += starts[i];
+  uint64_t ends[7], at = 0;
+  for (int i = 0; i < 7; i++) ends[i] = at += starts[i];
   const uint64_t prepared_at = (at + 3) / 4 * 4; /* loads of 16 bytes */
   if (prepared) at = prepared_at + prepared;
   const laprox_result result = check_range(plan, "the scoring of a layer", at * 4);
   if (result) return result;
   plan->work = (lpx_work_words){.anchors = plan->work.anchors,
                                 .probabilities = (uint32_t)ends[0],
-                                .attention = (uint32_t)ends[1],
-                                .raw = (uint32_t)ends[2],
-                                .values = (uint32_t)ends[3],
-                                .block_sums = (uint32_t)ends[4],
+                                .unpooled = (uint32_t)ends[1],
+                                .attention = (uint32_t)ends[2],
+                                .raw = (uint32_t)ends[3],
+                                .values = (uint32_t)ends[4],
+                                .block_sums = (uint32_t)ends[5],
                                 .prepared = (uint32_t)prepared_at,
                                 .n_words = (uint32_t)at};
   return LAPROX_OK;

@@ -13,12 +13,24 @@ typedef struct layer_sum_push {
   uint32_t n_groups, block_sums, n_blocks, inverse, counter, normalize;
 } layer_sum_push;
 
+typedef struct before_push {
+  uint32_t n_groups, heads, n_heads, first_item, stored_item, from, to;
+} before_push;
+
+/* Norms of a candidate that are pooled: of each query head of the group, or of their mean. */
+static uint32_t n_norms(const laprox_plan *plan) {
+  return plan->rules.gqa == LAPROX_GQA_ATTENTION_MEAN ? 1 : plan->group;
+}
+
 laprox_result lpx_reduce_init(laprox_plan *plan) {
   laprox_context *context = plan->context;
   const uint32_t pool[] = {lpx_plan_pools_before(plan) ? 1 : plan->rules.pool_width,
                            plan->rules.pool == LAPROX_POOL_MAX};
   laprox_result result = lpx_pipeline_get(context, "pool", 3, pool, 2, &plan->pool);
   if (!result) result = lpx_pipeline_get(context, "layer_sum", 3, NULL, 0, &plan->layer_sum);
+  const uint32_t before[] = {plan->rules.pool_width, n_norms(plan), plan->rules.pool == LAPROX_POOL_MAX};
+  if (!result && plan->rules.pool_before)
+    result = lpx_pipeline_get(context, "attention_pool", 2, before, 3, &plan->pool_before);
   const uint32_t synthetic[] = {0, 0, 0, 0, plan->rules.kind == LAPROX_POLICY_RANDOM};
   if (!result && !lpx_rules_use_keys(&plan->rules))
     result = lpx_pipeline_get(context, "synthetic", 2, synthetic, 5, &plan->synthetic);
@@ -38,6 +50,21 @@ void lpx_reduce_append_synthetic(laprox_binding *binding, uint32_t layer) {
   const laprox_buffer ranges[] = {binding->state, binding->work};
   lpx_program_dispatch(binding->program, &plan->synthetic, ranges, &push, sizeof push, items->n_blocks,
                        (uint64_t)items->n_blocks * BLOCK_ENTRIES * 8);
+  lpx_program_barrier(binding->program);
+}
+
+void lpx_reduce_append_before(laprox_binding *binding, uint32_t layer, uint32_t stored_tile, uint32_t tile,
+                              uint32_t end_tile) {
+  const laprox_plan *plan = binding->plan;
+  before_push push = {.heads = plan->state.heads + layer * plan->shape.n_kv_heads * HEAD_WORDS,
+                      .n_heads = plan->shape.n_kv_heads,
+                      .first_item = tile,
+                      .stored_item = stored_tile,
+                      .from = plan->work.unpooled,
+                      .to = plan->work.attention};
+  const laprox_buffer ranges[] = {binding->state, binding->work};
+  lpx_program_dispatch(binding->program, &plan->pool_before, ranges, &push, sizeof push, end_tile - tile,
+                       (uint64_t)(end_tile - tile) * TILE_ENTRIES * n_norms(plan) * plan->rules.pool_width);
   lpx_program_barrier(binding->program);
 }
 

@@ -64,10 +64,11 @@ static laprox_result describe_policy(const laprox_host *host, const laprox_polic
                    millionths % 10000);
   (void)snprintf(
       text, size,
-      "policy=%s budget=%s scope=%s window=%u sinks=%u floor=%u pool=%s:%u gqa=%s normalize=%s seed=%u",
+      "policy=%s budget=%s scope=%s window=%u sinks=%u floor=%u pool=%s:%u%s gqa=%s normalize=%s seed=%u",
       laprox_policy_name(rules.kind), budget, scope_name(rules.scope), rules.window, rules.sinks, rules.floor,
-      rules.pool == LAPROX_POOL_MAX ? "max" : "avg", rules.pool_width, gqa_name(rules.gqa),
-      rules.normalize ? "on" : "off", rules.seed);
+      rules.pool == LAPROX_POOL_MAX ? "max" : "avg", rules.pool_width,
+      rules.pool_before ? " pool_before=on" : "", gqa_name(rules.gqa), rules.normalize ? "on" : "off",
+      rules.seed);
   return LAPROX_OK;
 }
 

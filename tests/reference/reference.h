@@ -45,6 +45,7 @@ typedef struct ref_rules {
   uint32_t pool_width; /* 1 = none */
   bool normalize;
   uint32_t window, sinks, floor, seed;
+  bool pool_before; /* attention norms, before they meet values */
   bool sinks_yield; /* to a budget that has no room for them: ref_budget makes them fewer */
 } ref_rules;
 

@@ -22,8 +22,17 @@ static bool is_attention_policy(laprox_policy_kind kind) {
 }
 
 ref_rules ref_rules_decide(const laprox_policy *policy) {
-  ref_rules rules = {policy->kind,   policy->scope, policy->gqa,   policy->pool, policy->pool_width, false,
-                     policy->window, policy->sinks, policy->floor, policy->seed, policy->sinks == 0};
+  ref_rules rules = {.kind = policy->kind,
+                     .scope = policy->scope,
+                     .gqa = policy->gqa,
+                     .pool = policy->pool,
+                     .pool_width = policy->pool_width,
+                     .window = policy->window,
+                     .sinks = policy->sinks,
+                     .floor = policy->floor,
+                     .seed = policy->seed,
+                     .pool_before = policy->pool_before == LAPROX_SWITCH_ON,
+                     .sinks_yield = policy->sinks == 0};
   if (!rules.kind) rules.kind = LAPROX_POLICY_LAPROX;
   if (!rules.scope)
     rules.scope = rules.kind == LAPROX_POLICY_LAPROX || rules.kind == LAPROX_POLICY_LAYER_DEFENSIVEKV
@@ -168,27 +177,51 @@ typedef struct head_group {
   size_t n, w;                         /* entries, window */
   double **attention;                  /* r x [w, n] */
   double **norms;                      /* r x [n] */
+  double **columns; /* r x [n]: norms of attention columns; with gqa attention-mean the first alone */
 } head_group;
 
 /* (1/r) sum over h of |A_h[:, i]| |v_i W_h| */
 static double score_mean(const head_group *group, size_t i) {
   double sum = 0;
-  for (uint32_t j = 0; j < group->n_heads; j++)
-    sum += norm(group->attention[j] + i, group->w, group->n) * group->norms[j][i];
+  for (uint32_t j = 0; j < group->n_heads; j++) sum += group->columns[j][i] * group->norms[j][i];
   return sum / group->n_heads;
 }
 
 /* |mean over h of A_h[:, i]| times the mean over h of |v_i W_h| */
 static double score_attention_mean(const head_group *group, size_t i) {
-  double squares = 0, norms = 0;
+  double norms = 0;
+  for (uint32_t j = 0; j < group->n_heads; j++) norms += group->norms[j][i] / group->n_heads;
+  return group->columns[0][i] * norms;
+}
+
+static double mean_column(const head_group *group, size_t i) {
+  double squares = 0;
   for (size_t t = 0; t < group->w; t++) {
     double mean = 0;
     for (uint32_t j = 0; j < group->n_heads; j++)
       mean += group->attention[j][t * group->n + i] / group->n_heads;
     squares += mean * mean;
   }
-  for (uint32_t j = 0; j < group->n_heads; j++) norms += group->norms[j][i] / group->n_heads;
-  return sqrt(squares) * norms;
+  return sqrt(squares);
+}
+
+/* Norms of attention columns, those of candidates [first, end) pooled if they are to be. What is no number counts as 0
+   for its neighbours and remains none. */
+static void fill_columns(head_group *group, const ref_rules *rules, size_t first, size_t end) {
+  for (uint32_t j = 0; j < group->n_heads; j++) {
+    double *column = group->columns[j] = ref_allocate(group->n, sizeof *column);
+    unsigned char *bad = ref_allocate(group->n, 1);
+    for (size_t i = 0; i < group->n; i++) {
+      column[i] = rules->gqa == LAPROX_GQA_ATTENTION_MEAN ? mean_column(group, i)
+                                                          : norm(group->attention[j] + i, group->w, group->n);
+      if (!isfinite(column[i])) bad[i] = 1;
+      if (bad[i] && rules->pool_before) column[i] = 0;
+    }
+    if (rules->pool_before) ref_pool(rules, column + first, end - first);
+    for (size_t i = 0; i < group->n; i++)
+      if (bad[i]) column[i] = NAN;
+    free(bad);
+  }
 }
 
 /* |sum over h of A_h[:, i] (x) (v_i W_h)|_F, element by element of the window x model_dim matrix */
@@ -256,6 +289,7 @@ static void group_init(head_group *group, const ref_cache *cache, const ref_rule
                         cache->layers[layer].heads[kv_head].n_entries,
                         rules->window,
                         ref_allocate(r, sizeof(double *)),
+                        ref_allocate(r, sizeof(double *)),
                         ref_allocate(r, sizeof(double *))};
   if (!is_attention_policy(rules->kind)) return;
   for (uint32_t j = 0; j < r; j++) {
@@ -271,9 +305,11 @@ static void group_finish(head_group *group) {
   for (uint32_t j = 0; j < group->n_heads; j++) {
     free(group->attention[j]);
     free(group->norms[j]);
+    free(group->columns[j]);
   }
   free(group->attention);
   free(group->norms);
+  free(group->columns);
 }
 
 void ref_score_raw(const ref_cache *cache, const ref_rules *rules, ref_scores *scores) {
@@ -285,6 +321,8 @@ void ref_score_raw(const ref_cache *cache, const ref_rules *rules, ref_scores *s
       double *rival = NULL;
       if (scores->first[head] == scores->end[head]) continue;
       group_init(&group, cache, rules, layer, kv_head);
+      if (rules->kind == LAPROX_POLICY_LAPROX && rules->gqa != LAPROX_GQA_JOINT)
+        fill_columns(&group, rules, scores->first[head], scores->end[head]);
       if (ref_is_rival(rules->kind)) {
         rival = ref_allocate(scores->n_entries[head], sizeof *rival);
         ref_rival_scores(cache, rules, layer, kv_head, rival);
@@ -322,6 +360,7 @@ void ref_pool(const ref_rules *rules, double *values, size_t n) {
 }
 
 void ref_score_pool(const ref_rules *rules, ref_scores *scores) {
+  if (rules->pool_before) return;
   for (size_t head = 0; head < (size_t)scores->shape.n_layers * scores->shape.n_kv_heads; head++) {
     double *values = scores->values + scores->offsets[head] + scores->first[head];
     size_t n = scores->end[head] - scores->first[head];
