@@ -281,6 +281,8 @@ static void test_edges(void **state) {
   assert_int_equal(laprox_session_prefill_evict(session, tokens + 30, 70, &some, &done), LAPROX_OK);
   assert_int_equal(done.kept, 8 * 48);
   assert_int_equal(laprox_session_n_tokens(session), 100);
+  const laprox_policy together = {.kind = LAPROX_POLICY_TOVA, .budget.tokens = 40};
+  assert_int_equal(laprox_session_evict(session, &together, &done), LAPROX_ERROR_UNSUPPORTED);
   assert_int_equal(laprox_session_prefill_evict(session, tokens + 100, 50, &all, &done), LAPROX_OK);
   laprox_session_kept_per_head(session, kept);
   for (int i = 0; i < 8; i++) sum += kept[i];
@@ -297,7 +299,7 @@ static void test_edges(void **state) {
   assert_int_equal(done.kept, 8 * 48);
   laprox_session_destroy(session);
   laprox_model_destroy(model);
-  assert_int_equal(gpu->n_errors, 1);
+  assert_int_equal(gpu->n_errors, 2);
 }
 
 int main(void) {

@@ -38,6 +38,26 @@ static laprox_result check_window(const lpx_cache *cache, const lpx_rules *rules
   return LAPROX_OK;
 }
 
+/* Policies that score a layer's heads together take entry i of each for the same token. */
+static laprox_result check_together(const lpx_cache *cache, const lpx_rules *rules) {
+  const bool together = rules->kind == LAPROX_POLICY_TOVA || rules->kind == LAPROX_POLICY_DEFENSIVEKV ||
+                        rules->kind == LAPROX_POLICY_LAYER_DEFENSIVEKV;
+  for (uint32_t l = 0; together && l < cache->shape.n_layers; l++)
+    for (uint32_t head = 1; head < cache->shape.n_kv_heads; head++) {
+      const uint32_t n = lpx_cache_head_entries(cache, l, head);
+      bool same = n == lpx_cache_head_entries(cache, l, 0);
+      for (uint32_t i = 0; i < n && same; i++)
+        same = lpx_cache_position(cache, l, head, i) == lpx_cache_position(cache, l, 0, i);
+      if (same) continue;
+      return lpx_fail(
+          &cache->device->context->host, LAPROX_ERROR_UNSUPPORTED,
+          "policy %s scores the heads of a layer together, but in layer %u KV heads 0 and %u hold "
+          "different tokens since an earlier eviction",
+          laprox_policy_name(rules->kind), l, head);
+    }
+  return LAPROX_OK;
+}
+
 /* Describes the cache to the plan: a ragged prefix where there is one, and the dense tail. */
 static laprox_result describe(eviction_run *run, const lpx_rules *rules, laprox_plan_info *info) {
   const lpx_cache *cache = run->cache;
@@ -101,6 +121,7 @@ static laprox_result make_plan(eviction_run *run) {
   if (eviction->queries)
     info.query_start = (eviction->query_end + eviction->query_rows - rules.window) % eviction->query_rows;
   result = check_window(cache, &rules);
+  if (!result) result = check_together(cache, &rules);
   if (!result) result = lpx_cache_reserve(run->cache, 0, true);
   if (!result) result = describe(run, &rules, &info);
   info.head_sinks = run->head_sinks;
