@@ -14,11 +14,22 @@ size_t laprox_value_factor_bytes(const laprox_shape *shape, laprox_gqa gqa) {
   return shape->n_heads / heads_together * (heads_together * d) * (heads_together * d) * sizeof(float);
 }
 
-/* gram[i][j] = sum over model dimensions of W[.][column + i] W[.][column + j], upper half. */
+/* gram[i][j] = sum over model dimensions of W[.][column + i] W[.][column + j], upper half. Four rows of W at a time, so
+   that the sums go through the caches a quarter as often. */
 static void gram_matrix(const float *weight, uint32_t model_dim, size_t row_length, size_t column, size_t n,
                         double *gram) {
   memset(gram, 0, n * n * sizeof *gram);
-  for (uint32_t row = 0; row < model_dim; row++) {
+  uint32_t row = 0;
+  for (; row + 4 <= model_dim; row += 4) {
+    const float *w = weight + row * row_length + column;
+    const float *w1 = w + row_length, *w2 = w1 + row_length, *w3 = w2 + row_length;
+    for (size_t i = 0; i < n; i++) {
+      const double a = w[i], b = w1[i], c = w2[i], d = w3[i];
+      double *sums = gram + i * n;
+      for (size_t j = i; j < n; j++) sums[j] += (a * w[j] + b * w1[j]) + (c * w2[j] + d * w3[j]);
+    }
+  }
+  for (; row < model_dim; row++) {
     const float *w = weight + row * row_length + column;
     for (size_t i = 0; i < n; i++) {
       const double wi = w[i];
