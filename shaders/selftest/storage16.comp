@@ -24,5 +24,5 @@ void main() {
     moved[2 * LOCAL_SIZE - 1 - i] = singles[i];
     widened[i] = float16_t(float(singles[i]) * 0.5 + float(quads[me].x));
   }
-  sums[me] = quads[me] * quads[me].wzyx + quads[LOCAL_SIZE - 1 - me];
+  sums[me] = (quads[me] + quads[LOCAL_SIZE - 1 - me]) * quads[me].wzyx;
 }

@@ -151,7 +151,7 @@ static void ask_storage16(const laprox_context *context, question *q, uint32_t *
                                  singles[i + 1] * 0.5f + quads[(i + 1) % LOCAL_SIZE][0]);
   }
   for (uint32_t i = 0; i < N_QUADS; i++) {
-    for (uint32_t j = 0; j < 4; j++) sums[j] = quads[i][j] * quads[i][3 - j] + quads[N_QUADS - 1 - i][j];
+    for (uint32_t j = 0; j < 4; j++) sums[j] = (quads[i][j] + quads[N_QUADS - 1 - i][j]) * quads[i][3 - j];
     for (uint32_t j = 0; j < 4; j += 2) {
       q->in[N_SINGLES / 2 + 2 * i + j / 2] = pack_halves(quads[i][j], quads[i][j + 1]);
       added[2 * i + j / 2] = pack_halves(sums[j], sums[j + 1]);
