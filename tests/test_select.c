@@ -3,6 +3,7 @@
 #include "evict/evict.h"
 #include "support/kernel.h"
 
+#include <float.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -87,7 +88,9 @@ static uint8_t *reference(const laprox_plan *plan, const select_case *c, const f
     for (uint32_t i = 0; i < row[HEAD_N_CANDIDATES]; i++) {
       const float scaled = scores[(size_t)row[HEAD_FIRST_BLOCK] * BLOCK_ENTRIES + i] * scale;
       all[n] = (candidate){.head = head, .entry = row[HEAD_N_SINKS] + i};
-      memcpy(&all[n++].key, &scaled, sizeof scaled);
+      const bool normal = scores[(size_t)row[HEAD_FIRST_BLOCK] * BLOCK_ENTRIES + i] >= FLT_MIN;
+      if (normal && scaled >= FLT_MIN) memcpy(&all[n].key, &scaled, sizeof scaled);
+      n++;
     }
     for (uint32_t i = 0; i < row[HEAD_N_ENTRIES]; i++)
       taken[head * stride + i] = i < row[HEAD_N_SINKS] || i + WINDOW >= row[HEAD_N_ENTRIES];

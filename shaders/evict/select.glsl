@@ -80,8 +80,12 @@ void begin_run(uint index) {
   problem_words = push.problems + problem * PROBLEM_WORDS;
 }
 
+#define SMALLEST_NORMAL 0x00800000u
+
+// Numbers too small to be normal ones are worth nothing: some devices, and some compilers, take them for zero.
 uint score_key(float score, float scale) {
-  return floatBitsToUint(score * scale) & 0x7fffffffu;
+  const uint key = floatBitsToUint(score * scale) & 0x7fffffffu;
+  return (floatBitsToUint(score) & 0x7fffffffu) < SMALLEST_NORMAL || key < SMALLEST_NORMAL ? 0u : key;
 }
 
 // ---- codes ----
