@@ -51,6 +51,12 @@ static bool worth_it(const laprox_context *context) {
          !(context->variants & LAPROX_VARIANT_SUBGROUP);
 }
 
+/* The prepared operands share a binding with the strips that scoring works on. */
+static bool leaves_room(const laprox_plan *plan) {
+  const uint64_t bytes = (uint64_t)lpx_matrix_prepared_words(plan) * plan->shape.n_heads * 4;
+  return bytes <= plan->context->max_range / 4;
+}
+
 void lpx_matrix_choose(laprox_plan *plan) {
   const laprox_context *context = plan->context;
   const uint32_t d = plan->shape.head_dim, size = context->matrix.m;
@@ -76,7 +82,8 @@ void lpx_matrix_choose(laprox_plan *plan) {
          !fits(plan, plan->matrix_value_subgroups, value_bytes(plan, plan->matrix_value_subgroups)))
     plan->matrix_value_subgroups /= 2;
   if (!fits(plan, plan->matrix_norm_subgroups, window_bytes(plan, plan->matrix_norm_subgroups)) ||
-      !fits(plan, plan->matrix_value_subgroups, value_bytes(plan, plan->matrix_value_subgroups)))
+      !fits(plan, plan->matrix_value_subgroups, value_bytes(plan, plan->matrix_value_subgroups)) ||
+      !leaves_room(plan))
     plan->matrix_size = 0, plan->value_on_matrix = false;
 }
 
