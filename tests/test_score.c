@@ -30,9 +30,9 @@ static void score(kernel_test *test, const laprox_plan *plan, const laprox_layer
                   float *scores) {
   laprox_requirements needs;
   laprox_plan_requirements(plan, &needs);
-  lpx_buffer scratch = kernel_buffer(test, NULL, needs.scratch_bytes),
-             out = kernel_buffer(test, NULL, needs.scores_bytes),
-             result = kernel_buffer(test, NULL, needs.result_bytes);
+  lpx_buffer scratch = kernel_buffer(test, NULL, (size_t)needs.scratch_bytes),
+             out = kernel_buffer(test, NULL, (size_t)needs.scores_bytes),
+             result = kernel_buffer(test, NULL, (size_t)needs.result_bytes);
   const laprox_binding_info info = {.layers = layer,
                                     .scratch = lpx_buffer_whole(&scratch),
                                     .scores = lpx_buffer_whole(&out),
