@@ -180,6 +180,40 @@ static void test_spreading(void **state) {
   rig_finish(&r);
 }
 
+/* Steps of the size that the application asks for: no scoring step costs more, and nothing else changes. */
+static void test_small_steps(void **state) {
+  static const flow_options options = {
+      .capture =
+          {{2, 16, 2, 128}, 1500, 32, .dtype = LAPROX_DTYPE_F16, .pattern = CAPTURE_NEEDLES, .seed = 22},
+      .policy = {.budget.tokens = 100}};
+  const uint64_t limit = UINT64_C(1) << 25;
+  unsigned char *results[2];
+  uint32_t n_steps[2], first, count;
+  (void)state;
+  rig r;
+  rig_init(&r);
+  for (int small = 0; small < 2; small++) {
+    flow f;
+    flow_init(&f, &options);
+    f.info.step_cost = small ? limit : 0;
+    r.device.used_bytes = 0;
+    assert_int_equal(flow_prepare(&f, &r.device, r.context), LAPROX_OK);
+    n_steps[small] = laprox_binding_n_steps(f.binding);
+    laprox_binding_layer_steps(f.binding, options.capture.shape.n_layers, &first, &count);
+    for (uint32_t step = 0; small && step < first; step++)
+      assert_true(laprox_binding_step_cost(f.binding, step) <= limit);
+    run_single_steps(&f);
+    flow_expect(&f);
+    results[small] = snapshot(&f);
+    if (small) assert_memory_equal(results[0], results[1], (size_t)(f.scores.size + f.result.size));
+    flow_finish(&f);
+  }
+  assert_true(n_steps[1] > 4 * n_steps[0]);
+  free(results[0]);
+  free(results[1]);
+  rig_finish(&r);
+}
+
 /* ---- several of them ---- */
 
 static const flow_options other = {
@@ -557,11 +591,12 @@ static int tear_down(void **state) {
 
 int main(void) {
   const struct CMUnitTest others[] = {
-      cmocka_unit_test(test_spreading),       cmocka_unit_test(test_two_plans),
-      cmocka_unit_test(test_two_devices),     cmocka_unit_test(test_threads),
-      cmocka_unit_test(test_bad_context),     cmocka_unit_test(test_bad_plans),
-      cmocka_unit_test(test_bad_bindings),    cmocka_unit_test(test_bad_compactions),
-      cmocka_unit_test(test_factor_mistakes), cmocka_unit_test(test_keep_everything)};
+      cmocka_unit_test(test_spreading),       cmocka_unit_test(test_small_steps),
+      cmocka_unit_test(test_two_plans),       cmocka_unit_test(test_two_devices),
+      cmocka_unit_test(test_threads),         cmocka_unit_test(test_bad_context),
+      cmocka_unit_test(test_bad_plans),       cmocka_unit_test(test_bad_bindings),
+      cmocka_unit_test(test_bad_compactions), cmocka_unit_test(test_factor_mistakes),
+      cmocka_unit_test(test_keep_everything)};
   enum { N_OTHERS = sizeof others / sizeof *others };
   struct CMUnitTest tests[N_SCENARIOS + N_OTHERS];
   for (size_t i = 0; i < N_SCENARIOS; i++) {

@@ -160,6 +160,9 @@ typedef struct laprox_plan_info {
   /** n_layers x n_kv_heads: leading entries that are protected as sinks in each head; NULL = the policy's
    *  sinks, for caches whose first entries are the first positions */
   const uint32_t *head_sinks;
+  /** for applications whose frames share the queue: scoring steps cost no more than this where they can be cut so
+   *  small, by laprox_binding_step_cost; 0 = what the watchdogs of the device's class bear. Results don't depend on it. */
+  uint64_t step_cost;
 } laprox_plan_info;
 
 /** Kernels and sizes for one cache shape. No device memory. */

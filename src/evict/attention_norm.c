@@ -138,7 +138,6 @@ static void append_pass(laprox_binding *binding, const lpx_pipeline *pipeline, u
       else
         lpx_program_dispatch(binding->program, pipeline, ranges, push, sizeof *push,
                              (uint64_t)count * groups_an_item, count * item_cost);
-      if (item + count < group.end_item) lpx_program_mark_step(binding->program);
     }
   }
   lpx_program_barrier(binding->program);

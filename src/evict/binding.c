@@ -139,11 +139,13 @@ static laprox_result build(laprox_binding *binding, const laprox_binding_info *i
   binding->scores = lpx_buffer_part(info->scores, 0, scores_bytes);
   binding->result = lpx_buffer_part(info->result, 0, (VkDeviceSize)plan->result.n_words * 4);
   append_tables(binding);
+  lpx_program_limit_steps(binding->program, plan->step_cost);
   for (uint32_t layer = 0; layer < n_layers; layer++) {
     binding->layer_steps[layer] = layer ? lpx_program_n_steps(binding->program) : 0;
     if (layer >= plan->first_layer) append_layer(binding, layer);
   }
   binding->layer_steps[n_layers] = lpx_program_n_steps(binding->program);
+  lpx_program_limit_steps(binding->program, 0);
   lpx_select_append(binding);
   if (plan->retain_scores) lpx_compact_append_scores(binding);
   return lpx_program_finish_building(binding->program);

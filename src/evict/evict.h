@@ -60,6 +60,7 @@ struct laprox_plan {
   uint32_t n_blocks, run_blocks;
   uint32_t problems_at_once; /* of a selection, by the histograms there is room for */
   uint32_t strip_tiles;      /* tiles whose attention part is held at once */
+  uint64_t step_cost;        /* that a dispatch of scoring should not exceed */
   lpx_selection selection, floor_selection;
 
   lpx_state_words state;

@@ -416,7 +416,7 @@ bool lpx_head_group_next(const laprox_plan *plan, uint32_t layer, uint32_t item_
 }
 
 uint32_t lpx_items_at_once(const laprox_plan *plan, uint64_t item_cost) {
-  const uint64_t fit = plan->context->dispatch_cost / item_cost;
+  const uint64_t fit = plan->step_cost / item_cost;
   return fit < 1 ? 1 : fit > INT32_MAX ? INT32_MAX : (uint32_t)fit;
 }
 
@@ -507,6 +507,8 @@ static laprox_result fill_running(laprox_plan *plan, const laprox_plan_info *inf
   plan->model_layers = info->model_layers ? info->model_layers : info->shape.n_layers;
   plan->first_layer = info->first_layer;
   plan->retain_scores = info->retain_scores;
+  plan->step_cost = plan->context->dispatch_cost;
+  if (info->step_cost && info->step_cost < plan->step_cost) plan->step_cost = info->step_cost;
   if (plan->model_layers < info->shape.n_layers || plan->first_layer > info->shape.n_layers ||
       (plan->first_layer && !info->layer_scales))
     return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,

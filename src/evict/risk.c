@@ -108,7 +108,6 @@ static void append_projection(laprox_binding *binding, uint32_t layer) {
       push.first_item = item;
       lpx_program_dispatch(binding->program, &plan->projection, ranges, &push, sizeof push, count,
                            count * tile_cost);
-      if (item + count < group.end_item) lpx_program_mark_step(binding->program);
     }
   }
   lpx_program_barrier(binding->program);

@@ -83,7 +83,6 @@ void lpx_value_norm_append(laprox_binding *binding, uint32_t layer, uint32_t til
       count = group.end_item - item < at_once ? group.end_item - item : at_once;
       push.first_item = item;
       dispatch(binding, &push, value, factor, count);
-      if (item + count < group.end_item) lpx_program_mark_step(binding->program);
     }
   }
   lpx_program_barrier(binding->program);

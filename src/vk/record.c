@@ -45,6 +45,7 @@ struct lpx_program {
   step *steps;
   uint32_t n_steps, steps_capacity;
   uint64_t cost; /* since the last step mark */
+  uint64_t step_limit;
   VkDescriptorPool pool;
   uint32_t pool_sets, pool_descriptors; /* what `pool` was made for */
   laprox_buffer update_source;          /* recorded updates copy from here, if it is not empty */
@@ -74,7 +75,7 @@ void lpx_program_destroy(lpx_program *program) {
 
 void lpx_program_reset(lpx_program *program) {
   program->n_commands = program->n_ranges = program->n_bytes = program->n_steps = 0;
-  program->cost = 0;
+  program->cost = program->step_limit = 0;
   program->failure = LAPROX_OK;
 }
 
@@ -145,6 +146,8 @@ void lpx_program_dispatch(lpx_program *program, const lpx_pipeline *pipeline, co
     return;
   }
   if (!check_ranges(program, ranges, pipeline->n_bindings)) return;
+  if (program->step_limit && program->cost && program->cost + cost > program->step_limit)
+    lpx_program_mark_step(program);
   const uint32_t groups = (uint32_t)n_groups;
   memcpy(push, &groups, sizeof groups);
   command *dispatch = append(program, COMMAND_DISPATCH);
@@ -222,6 +225,10 @@ void lpx_program_mark_step(lpx_program *program) {
   program->steps[program->n_steps++] =
       (step){.first = first, .count = program->n_commands - first, .cost = program->cost};
   program->cost = 0;
+}
+
+void lpx_program_limit_steps(lpx_program *program, uint64_t cost) {
+  program->step_limit = cost;
 }
 
 /* Makes a pool that holds n_sets, or takes the one there is. */

@@ -150,6 +150,8 @@ void lpx_program_fill(lpx_program *program, laprox_buffer range, uint32_t value)
 void lpx_program_update(lpx_program *program, laprox_buffer range, const void *data, size_t bytes);
 /* Ends a step; commands so far since the last mark belong to it. */
 void lpx_program_mark_step(lpx_program *program);
+/* From here on a step also ends where the next dispatch would take it beyond this cost. 0: no more. */
+void lpx_program_limit_steps(lpx_program *program, uint64_t cost);
 
 /* Writes all descriptors. Must be called once before recording. */
 laprox_result lpx_program_finish_building(lpx_program *program);
