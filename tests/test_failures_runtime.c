@@ -280,7 +280,7 @@ static void test_small_limits(void **state) {
 static void test_steady_decode(void **state) {
   (void)state;
   enum { N_STEADY = 20 };
-  stage s = {0}, fresh = {0};
+  stage s = {0};
   failing_arm(&host, FAIL_VULKAN, 0, VK_SUCCESS);
   advance(&s, IMPORT, DECODE);
   for (uint32_t i = 1; i < N_STEADY; i++) {
@@ -291,7 +291,7 @@ static void test_steady_decode(void **state) {
     assert_int_equal(shim.n_calls, 3); /* vkResetFences, vkQueueSubmit, vkWaitForFences */
     assert_int_equal(host.n_allocated, n_allocated);
   }
-  fresh = s;
+  stage fresh = s;
   assert_int_equal(laprox_session_fork(s.session, &fresh.fork), LAPROX_OK);
   assert_int_equal(laprox_session_evict(fresh.fork, &policy, NULL), LAPROX_OK);
   for (uint32_t i = 0; i < N_STEADY; i++) {
