@@ -119,14 +119,31 @@ typedef struct laprox_buffer {
 } laprox_buffer;
 
 /** One stretch of every layer's cache: for each KV head some consecutive entries, each head_dim elements long.
- *  A dense cache is one segment; an evicted one that has grown is two, a ragged prefix and a dense tail. Element
- *  (head g, entry i) stands at element (row(g) + i) * head_dim of the layer's K and V ranges, where row(g) is
- *  g * head_rows in a dense segment and cu_seqlens[g] of the layer in a ragged one. */
+ *  A dense cache is one segment; an evicted one that has grown is two, a ragged prefix and a dense tail. Entry i of head g
+ *  begins, in the layer's K range and in its V range, at element
+ *
+ *      (row(g) + i) * entry_stride + g * head_stride
+ *
+ *  where row(g) is cu_seqlens[g] of the layer in a ragged segment, g * head_rows in a dense one without head_stride, and
+ *  0 in a dense one with it. Everything beyond n_entries or cu_seqlens may be left out:
+ *
+ *      head-major   [n_kv_heads, n_entries, head_dim]   the default
+ *      token-major  [n_entries, n_kv_heads, head_dim]   entry_stride = n_kv_heads * head_dim, head_stride = head_dim
+ *      interleaved  [n_entries, 2, n_kv_heads, head_dim] entry_stride = 2 * n_kv_heads * head_dim, head_stride = head_dim,
+ *                   the V range beginning n_kv_heads * head_dim elements behind the K range in the same buffer
+ *      padded rows  entry_stride = elements from row to row; one buffer for all layers: ranges with offsets
+ *
+ *  K and V have the same strides. Rows of different entries must not overlap where K and V are packed in place. */
 typedef struct laprox_segment {
   uint32_t n_entries; /**< entries of every head; dense segments only */
-  uint32_t head_rows; /**< rows from one head to the next, >= n_entries; dense segments only; 0 = n_entries */
+  /** rows from one head to the next, >= n_entries; dense segments without head_stride only; 0 = n_entries */
+  uint32_t head_rows;
   /** ragged: n_layers x (n_kv_heads + 1) offsets in rows, each layer's from 0; else NULL */
   const uint32_t *cu_seqlens;
+  /** elements from one entry of a head to the next, at least head_dim and a multiple of 4 bytes; 0 = head_dim */
+  uint32_t entry_stride;
+  /** elements from one head to the next, beside what row(g) says; likewise; 0 = none */
+  uint64_t head_stride;
 } laprox_segment;
 
 #define LAPROX_MAX_SEGMENTS 2
@@ -168,7 +185,8 @@ typedef struct laprox_plan_info {
 /** Kernels and sizes for one cache shape. No device memory. */
 typedef struct laprox_plan laprox_plan;
 
-/** Fails with UNSUPPORTED where a range would exceed the device's maxStorageBufferRange (the message gives both). */
+/** Fails with UNSUPPORTED where a range would exceed the device's maxStorageBufferRange (the message gives both). K and V
+ *  may be larger: they are bound in parts, of whole heads or of 512 entries of a head and more. */
 LAPROX_API laprox_result laprox_plan_create(laprox_context *context, const laprox_plan_info *info,
                                             laprox_plan **out);
 LAPROX_API void laprox_plan_destroy(laprox_plan *plan);
@@ -257,7 +275,8 @@ typedef struct laprox_compaction_info {
   laprox_buffer result;        /**< the result block, selection done */
   /** the result's cu_seqlens, n_layers * n_kv_heads + 1, read back by the application */
   const uint32_t *cu_seqlens;
-  /** rows move to the front of their head's own rows in the source; for plans of one segment */
+  /** rows move to the front of their head's own rows in the source, whose strides they keep; for plans of one segment,
+   *  each of whose heads spans at most the device's maxStorageBufferRange */
   bool in_place;
   laprox_buffer key, value; /**< destinations otherwise: rows of the layer x head_dim elements */
 } laprox_compaction_info;

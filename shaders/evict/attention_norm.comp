@@ -29,13 +29,13 @@ float probability(float logit, float maximum, float inverse_sum) {
 
 void store(uint group_head, uint t, uint column, float value) {
   const uint entry = first_entry + column;
-  if (entry < entries_begin || entry >= entries_end) return;
+  if (!has_row(entry)) return;
   work[push.out_offset + ((strip_tile * GROUP + group_head) * WINDOW + t) * TILE_ENTRIES + column] = value;
 }
 
 void write_sum(uint group_head, float total) {
   const uint column = gl_LocalInvocationIndex, entry = first_entry + column;
-  if (column >= TILE_COLUMNS || entry < entries_begin || entry >= entries_end) return;
+  if (column >= TILE_COLUMNS || !has_row(entry)) return;
   if (MODE == MODE_NORM) {
     work[push.out_offset + (strip_tile * GROUP + group_head) * TILE_ENTRIES + column] = sqrt(total);
   } else if (first_candidate + column < head_word(head, HEAD_N_CANDIDATES)) {

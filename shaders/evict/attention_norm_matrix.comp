@@ -44,7 +44,7 @@ void write_norms(uint tile, uint first_entry, uint first_column, uint n_columns)
     float total = 0.0;
     for (uint row = 0; row < SIZE; row++) total += exchange[gl_SubgroupID * EXCHANGE_FLOATS + row * SUM_COLUMNS + i];
     const uint entry = first_entry + first_column + i;
-    if (has_head && entry >= entries_begin && entry < entries_end) work[at + i] = sqrt(total);
+    if (has_head && has_row(entry)) work[at + i] = sqrt(total);
   }
 }
 

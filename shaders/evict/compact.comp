@@ -27,24 +27,27 @@ layout(push_constant) uniform Push {
   uint cu_seqlens; // word of the layer's
   uint indices;
   uint first_head, end_head;
-  uint segment;
-  uint source_row, source_residual; // row at which the source binding begins, vectors before it
-  uint to_row, to_end, to_residual; // the same of the destination, in rows of the whole model
+  RowLayout rows;                   // of the source, in vectors
+  uint to_row, to_end, to_residual; // rows of the whole model that the destination takes, vectors before them
 } push;
 
 shared uint source_rows[ROWS_EACH];
 
-// Where a row of the destination comes from, in rows of the source binding.
+uint head_word(uint head, uint word) {
+  return result[push.heads + head * HEAD_WORDS + word];
+}
+
+#include "../evict/rows.glsl"
+
+// Where a row of the destination comes from, in vectors of the source binding.
 uint find_source(uint row) {
   if (row >= push.to_end) return NOWHERE;
   const uint entry = result[push.indices + row];
   uint head = push.first_head;
   for (uint next = push.first_head + 1; next < push.end_head; next++)
     head += result[push.cu_seqlens + next] <= row ? 1 : 0;
-  const uint words = push.heads + head * HEAD_WORDS;
-  const uint begin = push.segment == 0 ? 0 : result[words + HEAD_ROWS];
-  if (entry < begin || entry - begin >= result[words + HEAD_ROWS + 2 * push.segment]) return NOWHERE;
-  return result[words + HEAD_ROW + 2 * push.segment] - push.source_row + entry - begin;
+  find_rows(head);
+  return has_row(entry) ? row_start(entry) : NOWHERE;
 }
 
 #define LOAD(n)                                                                                                      \
@@ -52,7 +55,7 @@ uint find_source(uint row) {
   uint row##n = NOWHERE;                                                                                             \
   if (i + n * LOCAL_SIZE < ROWS_EACH * ROW_VECTORS) row##n = source_rows[(i + n * LOCAL_SIZE) / ROW_VECTORS];        \
   if (row##n != NOWHERE)                                                                                             \
-    held##n = source[push.source_residual + row##n * ROW_VECTORS + (i + n * LOCAL_SIZE) % ROW_VECTORS];
+    held##n = source[row##n + (i + n * LOCAL_SIZE) % ROW_VECTORS];
 #define STORE(n) if (row##n != NOWHERE) destination[to + i + n * LOCAL_SIZE] = held##n;
 
 void main() {

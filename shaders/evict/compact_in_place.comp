@@ -20,8 +20,14 @@ layout(push_constant) uniform Push {
   uint cu_seqlens; // word of the layer's
   uint indices;
   uint first_head;
-  uint first_row, residual; // row at which the binding begins, words before it
+  RowLayout rows;  // in words
 } push;
+
+uint head_word(uint head, uint word) {
+  return result[push.heads + head * HEAD_WORDS + word];
+}
+
+#include "../evict/rows.glsl"
 
 shared uint barrier_keeper; // some drivers drop the barrier of a shader without shared memory
 
@@ -33,21 +39,20 @@ void main() {
   const uint lane = gl_LocalInvocationIndex / SLICE_WORDS;
   const uint list = push.indices + result[push.cu_seqlens + head];
   const uint n_kept = result[push.cu_seqlens + head + 1] - result[push.cu_seqlens + head];
-  const uint base =
-      push.residual + (result[push.heads + head * HEAD_WORDS + HEAD_ROW] - push.first_row) * ROW_WORDS + word;
+  find_rows(head);
   if (gl_LocalInvocationIndex == 0) barrier_keeper = n_kept;
   barrier();
   for (uint first = 0; first < barrier_keeper; first += LANES * ROWS_EACH) {
     uint held[ROWS_EACH];
     for (uint i = 0; i < ROWS_EACH; i++) {
       const uint row = first + lane + i * LANES;
-      if (row < n_kept && word < ROW_WORDS) held[i] = rows[base + result[list + row] * ROW_WORDS];
+      if (row < n_kept && word < ROW_WORDS) held[i] = rows[row_start(result[list + row]) + word];
     }
     memoryBarrierBuffer();
     barrier();
     for (uint i = 0; i < ROWS_EACH; i++) {
       const uint row = first + lane + i * LANES;
-      if (row < n_kept && word < ROW_WORDS) rows[base + row * ROW_WORDS] = held[i];
+      if (row < n_kept && word < ROW_WORDS) rows[row_start(row) + word] = held[i];
     }
     memoryBarrierBuffer();
     barrier();

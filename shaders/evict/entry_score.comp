@@ -26,8 +26,7 @@ layout(push_constant) uniform Push {
   uint heads;
   uint first_head, end_head;
   uint first_item; // tile of workgroup 0, in the layer
-  uint segment;
-  uint first_row, residual;
+  RowLayout rows;  // of K or V
   uint raw;        // word of the layer's raw scores in work[]
   uint layer_block;
   uint anchors;    // word of [heads, HEAD_DIM] in work[]
@@ -41,6 +40,8 @@ shared vec3 parts[ROWS_AT_ONCE][LANES];
 uint head_word(uint head, uint word) {
   return state[push.heads + head * HEAD_WORDS + word];
 }
+
+#include "../evict/rows.glsl"
 
 // This lane's share of what its row comes to.
 vec3 row_part(uint base, uint anchor, uint lane) {
@@ -76,17 +77,15 @@ void main() {
   while (head + 1 < push.end_head && head_word(head + 1, HEAD_FIRST_TILE) <= tile) head++;
   const uint first_candidate = (tile - head_word(head, HEAD_FIRST_TILE)) * TILE_ENTRIES;
   const uint n_candidates = head_word(head, HEAD_N_CANDIDATES);
-  const uint entries_begin = push.segment == 0 ? 0 : head_word(head, HEAD_ROWS);
-  const uint entries_end = entries_begin + head_word(head, HEAD_ROWS + 2 * push.segment);
-  const uint base = (head_word(head, HEAD_ROW + 2 * push.segment) - push.first_row) * HEAD_DIM + push.residual;
+  find_rows(head);
   const uint raw = push.raw + (head_word(head, HEAD_FIRST_BLOCK) - push.layer_block) * BLOCK_ENTRIES;
   const uint lane = gl_LocalInvocationIndex % LANES, slot = gl_LocalInvocationIndex / LANES;
   for (uint first = 0; first < TILE_ENTRIES; first += ROWS_AT_ONCE) {
     const uint candidate = first_candidate + first + slot;
     const uint entry = head_word(head, HEAD_N_SINKS) + candidate;
-    const bool here = candidate < n_candidates && entry >= entries_begin && entry < entries_end;
+    const bool here = candidate < n_candidates && has_row(entry);
     barrier();
-    if (here) parts[slot][lane] = row_part(base + (entry - entries_begin) * HEAD_DIM, push.anchors + head * HEAD_DIM, lane);
+    if (here) parts[slot][lane] = row_part(row_start(entry), push.anchors + head * HEAD_DIM, lane);
     barrier();
     if (!here || lane != 0) continue;
     vec3 sums = vec3(0.0);

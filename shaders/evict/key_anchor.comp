@@ -22,10 +22,10 @@ layout(push_constant) uniform Push {
   uint heads;
   uint first_head, end_head;
   uint first_item; // split of workgroup 0, in the layer
-  uint segment;    // of MODE_SPLIT; their number for MODE_MERGE
-  uint first_row, residual;
+  RowLayout rows;  // of K
   uint partials;   // word of [segment, split, HEAD_DIM] in work[]
   uint n_splits;   // of the layer
+  uint n_segments;
   uint anchors;    // word of [heads, HEAD_DIM] in work[]
 } push;
 
@@ -39,6 +39,8 @@ shared vec4 sums[ROWS_AT_ONCE][MAX_QUADS];
 uint head_word(uint head, uint word) {
   return state[push.heads + head * HEAD_WORDS + word];
 }
+
+#include "../evict/rows.glsl"
 
 void add_row(uint base, uint slot, uint lane, bool here) {
   float square = 0.0;
@@ -61,19 +63,16 @@ void sum_split() {
   const uint split = push.first_item + workgroup_index();
   uint head = push.first_head;
   while (head + 1 < push.end_head && head_word(head + 1, HEAD_FIRST_SPLIT) <= split) head++;
-  const uint entries_begin = push.segment == 0 ? 0 : head_word(head, HEAD_ROWS);
-  const uint entries_end = entries_begin + head_word(head, HEAD_ROWS + 2 * push.segment);
-  const uint base = (head_word(head, HEAD_ROW + 2 * push.segment) - push.first_row) * HEAD_DIM + push.residual;
+  find_rows(head);
   const uint begin = (split - head_word(head, HEAD_FIRST_SPLIT)) * SPLIT_ENTRIES;
   const uint lane = gl_LocalInvocationIndex % LANES, slot = gl_LocalInvocationIndex / LANES;
   for (uint k4 = lane; k4 < HEAD_DIM / 4; k4 += LANES) sums[slot][k4] = vec4(0.0);
   for (uint first = begin; first < begin + SPLIT_ENTRIES; first += ROWS_AT_ONCE) {
     const uint entry = first + slot;
-    const bool here = entry >= entries_begin && entry < entries_end;
-    add_row(base + (entry - entries_begin) * HEAD_DIM, slot, lane, here);
+    add_row(row_start(entry), slot, lane, has_row(entry));
   }
   barrier();
-  const uint to = push.partials + (push.segment * push.n_splits + split) * HEAD_DIM;
+  const uint to = push.partials + (push.rows.segment * push.n_splits + split) * HEAD_DIM;
   for (uint i = gl_LocalInvocationIndex; i < HEAD_DIM; i += LOCAL_SIZE) {
     float total = 0.0;
     for (uint row = 0; row < ROWS_AT_ONCE; row++) total += sums[row][i / 4][i % 4];
@@ -87,7 +86,7 @@ void merge_splits() {
   const uint n = (head_word(head, HEAD_N_ENTRIES) + SPLIT_ENTRIES - 1) / SPLIT_ENTRIES;
   for (uint i = gl_LocalInvocationIndex; i < HEAD_DIM; i += LOCAL_SIZE) {
     float total = 0.0;
-    for (uint segment = 0; segment < push.segment; segment++)
+    for (uint segment = 0; segment < push.n_segments; segment++)
       for (uint split = first; split < first + n; split++)
         total += work[push.partials + (segment * push.n_splits + split) * HEAD_DIM + i];
     work[push.anchors + head * HEAD_DIM + i] = total;

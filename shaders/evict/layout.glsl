@@ -18,4 +18,12 @@
 #define SPLIT_ENTRIES 512 // entries a softmax workgroup handles
 #define BLOCK_ENTRIES 1024 // scores a selection workgroup handles; each head's scores begin at a multiple
 
+// What a dispatch sees of a layer's K or V, in its push constants; rows.glsl says where an entry stands by it.
+struct RowLayout {
+  uint segment;
+  uint begin_entry, end_entry; // of every head, what the binding holds
+  uint origin; // elements from the segment's first one to the binding's, modulo 2^32
+  uint entry_stride, head_stride; // elements
+};
+
 #endif

@@ -17,21 +17,22 @@ layout(push_constant) uniform Push {
   uint heads;
   uint first_head, end_head;
   uint first_item; // tile of workgroup 0, in the layer
-  uint segment;
-  uint first_row, residual;
+  RowLayout rows;  // of V
   uint attention;  // word of the attention part in work[]
   uint items_base; // tile that the attention part begins with
   uint raw;        // word of the layer's raw scores in work[]
   uint layer_block;
 } push;
 
-uint head, strip_tile, first_candidate, first_entry, entries_begin, entries_end, value_base;
+uint head, strip_tile, first_candidate, first_entry;
 
 uint head_word(uint index, uint word) {
   return state[push.heads + index * HEAD_WORDS + word];
 }
 
-// False where the tile holds nothing of this segment; the same for the whole workgroup.
+#include "../evict/rows.glsl"
+
+// False where the binding holds nothing of the tile; the same for the whole workgroup.
 bool find_tile(uint item) {
   uint end = push.end_head;
   head = push.first_head;
@@ -43,22 +44,20 @@ bool find_tile(uint item) {
   strip_tile = item - push.items_base;
   first_candidate = (item - head_word(head, HEAD_FIRST_TILE)) * TILE_ENTRIES;
   first_entry = head_word(head, HEAD_N_SINKS) + first_candidate;
-  entries_begin = push.segment == 0 ? 0 : head_word(head, HEAD_ROWS);
-  entries_end = entries_begin + head_word(head, HEAD_ROWS + 2 * push.segment);
-  value_base = (head_word(head, HEAD_ROW + 2 * push.segment) - push.first_row) * HEAD_DIM + push.residual;
+  find_rows(head);
   return first_entry < entries_end && first_entry + TILE_ENTRIES > entries_begin;
 }
 
 vec4 load_b(uint column, uint k4) {
   const uint entry = first_entry + column;
-  if (entry < entries_begin || entry >= entries_end) return vec4(0.0);
-  const uint at = value_base + (entry - entries_begin) * HEAD_DIM + 4 * k4;
+  if (!has_row(entry)) return vec4(0.0);
+  const uint at = row_start(entry) + 4 * k4;
   return LOAD_VEC4(value, DTYPE, at);
 }
 
 void write_score(uint column, float score) {
   const uint entry = first_entry + column;
-  if (column >= TILE_ENTRIES || entry < entries_begin || entry >= entries_end) return;
+  if (column >= TILE_ENTRIES || !has_row(entry)) return;
   if (first_candidate + column >= head_word(head, HEAD_N_CANDIDATES)) return;
   const uint block = head_word(head, HEAD_FIRST_BLOCK) - push.layer_block;
   work[push.raw + block * BLOCK_ENTRIES + first_candidate + column] = score;

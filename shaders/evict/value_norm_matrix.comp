@@ -51,8 +51,7 @@ layout(push_constant) uniform Push {
   uint first_head, end_head;
   uint first_item, end_item; // tiles, in the layer
   uint group_items;
-  uint segment;
-  uint first_row, residual;
+  RowLayout rows; // of V
   uint prepared;
   uint attention;  // word of the attention part in work[]
   uint items_base; // tile that the attention part begins with
@@ -71,7 +70,7 @@ shared float exchange[N_SUBGROUPS * SIZE * SIZE];
 #define FACTOR_MATRIX coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseB>
 #define SUM_MATRIX    coopmat<float, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseAccumulator>
 
-uint head, first_tile, next_tile, first_entry, entries_begin, entries_end, value_base;
+uint head, first_tile, next_tile, first_entry;
 
 VALUE_MATRIX values[ROW_MATRICES * DEPTH_MATRICES];
 SUM_MATRIX squares[ROW_MATRICES];
@@ -79,6 +78,8 @@ SUM_MATRIX squares[ROW_MATRICES];
 uint head_word(uint index, uint word) {
   return state[push.heads + index * HEAD_WORDS + word];
 }
+
+#include "../evict/rows.glsl"
 
 // The head of the tile `first_tile`, and where its tiles end.
 void find_head() {
@@ -91,16 +92,14 @@ void find_head() {
   }
   next_tile = head + 1 < push.end_head ? min(push.end_item, head_word(head + 1, HEAD_FIRST_TILE)) : push.end_item;
   first_entry = head_word(head, HEAD_N_SINKS) + (first_tile - head_word(head, HEAD_FIRST_TILE)) * TILE_ENTRIES;
-  entries_begin = push.segment == 0 ? 0 : head_word(head, HEAD_ROWS);
-  entries_end = entries_begin + head_word(head, HEAD_ROWS + 2 * push.segment);
-  value_base = (head_word(head, HEAD_ROW + 2 * push.segment) - push.first_row) * HEAD_DIM + push.residual;
+  find_rows(head);
 }
 
 uvec4 load_value(uint row, uint column) {
   const uint entry = first_entry + gl_SubgroupID * CANDIDATES + row;
-  if (entry < entries_begin || entry >= entries_end || column >= HEAD_DIM) return uvec4(0);
-  const uint at = value_base + (entry - entries_begin) * HEAD_DIM + column;
-  if ((value_base & 7u) == 0u) return value4[at >> 3];
+  if (!has_row(entry) || column >= HEAD_DIM) return uvec4(0);
+  const uint at = row_start(entry) + column;
+  if (rows_are_wide()) return value4[at >> 3];
   return uvec4(value[at >> 1], value[(at >> 1) + 1], value[(at >> 1) + 2], value[(at >> 1) + 3]);
 }
 

@@ -30,9 +30,7 @@ layout(push_constant) uniform Push {
   uint first_head;      // of this dispatch
   uint end_head;
   uint first_item;      // tile or split of workgroup 0, in the layer
-  uint segment;
-  uint first_row;       // row of the cache at which the key binding begins
-  uint residual;        // elements before that row in the binding
+  RowLayout rows;       // of K
   uint query_start, query_rows;
   float scale;          // includes log2 e
   uint softmax;         // word of (maximum, 1 / sum) in state[]
@@ -46,12 +44,12 @@ uint first_group_head; // of the tile's query heads
 uint first_query;      // of the tile's queries, in the window
 uint first_entry;      // of the tile's columns, in the KV head
 uint n_entries;        // of the KV head
-uint entries_begin, entries_end; // of the KV head that stand in this segment
-uint key_base;         // element of entry entries_begin
 
 uint head_word(uint index, uint word) {
   return state[push.heads + index * HEAD_WORDS + word];
 }
+
+#include "../evict/rows.glsl"
 
 // Finds the head that an item belongs to, HEAD_FIRST_TILE or HEAD_FIRST_SPLIT, and its entries.
 void find_head(uint item, uint word) {
@@ -63,9 +61,7 @@ void find_head(uint item, uint word) {
     else end = middle;
   }
   n_entries = head_word(head, HEAD_N_ENTRIES);
-  entries_begin = push.segment == 0 ? 0 : head_word(head, HEAD_ROWS);
-  entries_end = entries_begin + head_word(head, HEAD_ROWS + 2 * push.segment);
-  key_base = (head_word(head, HEAD_ROW + 2 * push.segment) - push.first_row) * HEAD_DIM + push.residual;
+  find_rows(head);
 }
 
 vec4 load_a(uint row, uint k4) {
@@ -77,8 +73,8 @@ vec4 load_a(uint row, uint k4) {
 
 vec4 load_b(uint column, uint k4) {
   const uint entry = first_entry + column;
-  if (entry < entries_begin || entry >= entries_end) return vec4(0.0);
-  const uint at = key_base + (entry - entries_begin) * HEAD_DIM + 4 * k4;
+  if (!has_row(entry)) return vec4(0.0);
+  const uint at = row_start(entry) + 4 * k4;
   return LOAD_VEC4(key, DTYPE, at);
 }
 

@@ -41,9 +41,7 @@ layout(push_constant) uniform Push {
   uint first_item;      // tile or split of workgroup 0, in the layer
   uint end_item;
   uint group_items;     // of a workgroup
-  uint segment;
-  uint first_row;       // row of the cache at which the key binding begins
-  uint residual;        // elements before that row in the binding
+  RowLayout rows;       // of K
   uint prepared;        // word of the prepared operands in work[]
   uint softmax;         // word of (maximum, 1 / sum) in state[]
   uint out_offset;      // word of the output
@@ -61,7 +59,7 @@ shared float exchange[N_SUBGROUPS < 4 ? 2048 : N_SUBGROUPS * 512];
 #define KEY_MATRIX   coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseB>
 #define SUM_MATRIX   coopmat<float, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseAccumulator>
 
-uint head, n_entries, entries_begin, entries_end, key_base, next_item;
+uint head, n_entries, next_item;
 uint group_head; // of this subgroup, in the group; that of another subgroup where there is none left
 bool has_head;
 uint entry_part; // of this subgroup
@@ -76,6 +74,8 @@ uint head_word(uint index, uint word) {
   return state[push.heads + index * HEAD_WORDS + word];
 }
 
+#include "../evict/rows.glsl"
+
 // Finds the head that an item belongs to, HEAD_FIRST_TILE or HEAD_FIRST_SPLIT, and its entries.
 void find_head(uint item, uint word) {
   uint end = push.end_head;
@@ -87,9 +87,7 @@ void find_head(uint item, uint word) {
   }
   next_item = head + 1 < push.end_head ? min(push.end_item, head_word(head + 1, word)) : push.end_item;
   n_entries = head_word(head, HEAD_N_ENTRIES);
-  entries_begin = push.segment == 0 ? 0 : head_word(head, HEAD_ROWS);
-  entries_end = entries_begin + head_word(head, HEAD_ROWS + 2 * push.segment);
-  key_base = (head_word(head, HEAD_ROW + 2 * push.segment) - push.first_row) * HEAD_DIM + push.residual;
+  find_rows(head);
 }
 
 void load_queries() {
@@ -108,9 +106,9 @@ void fetch_keys(uint first_entry) {
     const uint n = i * N_INVOCATIONS + gl_LocalInvocationIndex;
     const uint entry = first_entry + n / ROW_LOADS;
     fetched[i] = uvec4(0);
-    if (n < STEP_ENTRIES * ROW_LOADS && entry >= entries_begin && entry < entries_end) {
-      const uint at = key_base + (entry - entries_begin) * HEAD_DIM + n % ROW_LOADS * 8;
-      if ((key_base & 7u) == 0u) fetched[i] = key4[at >> 3];
+    if (n < STEP_ENTRIES * ROW_LOADS && has_row(entry)) {
+      const uint at = row_start(entry) + n % ROW_LOADS * 8;
+      if (rows_are_wide()) fetched[i] = key4[at >> 3];
       else fetched[i] = uvec4(key[at >> 1], key[(at >> 1) + 1], key[(at >> 1) + 2], key[(at >> 1) + 3]);
     }
   }

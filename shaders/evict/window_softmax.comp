@@ -46,7 +46,7 @@ float maximum[8], sum[8]; // of rows ROW(i), over the invocation's columns
     EACH_8(HIDE, i)                                                                                                    \
   }
 bool visible(uint row, uint entry) {
-  return entry >= entries_begin && entry < entries_end && entry <= n_entries - WINDOW + first_query + row % QUERY_ROWS;
+  return has_row(entry) && entry <= n_entries - WINDOW + first_query + row % QUERY_ROWS;
 }
 
 #define STORE_ROW(i)                                                                                                   \
@@ -90,6 +90,6 @@ void main() {
       }
       REPEAT_8(UPDATE)
     }
-    write_partials(split + push.segment * push.items_base);
+    write_partials(split + push.rows.segment * push.items_base);
   }
 }

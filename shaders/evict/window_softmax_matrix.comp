@@ -23,8 +23,7 @@ void hide(uint first_entry) {
   barrier();
   for (uint i = gl_LocalInvocationIndex; i < QUERY_ROWS * STEP_ENTRIES; i += N_INVOCATIONS) {
     const uint entry = first_entry + i % STEP_ENTRIES;
-    const bool visible =
-        entry >= entries_begin && entry < entries_end && entry <= n_entries - WINDOW + i / STEP_ENTRIES;
+    const bool visible = has_row(entry) && entry <= n_entries - WINDOW + i / STEP_ENTRIES;
     exchange[i] = visible ? 1.0 : 0.0;
   }
   barrier();
@@ -124,5 +123,5 @@ void main() {
       hide(first_entry);
     update();
   }
-  write_partials(split + push.segment * push.items_base);
+  write_partials(split + push.rows.segment * push.items_base);
 }

@@ -2,19 +2,20 @@
 #include "evict/evict.h"
 
 typedef struct window_push {
-  uint32_t n_groups, heads, n_heads, first_head, end_head, first_item, segment, first_row, residual;
+  uint32_t n_groups, heads, n_heads, first_head, end_head, first_item;
+  lpx_row_layout rows;
   uint32_t query_start, query_rows;
   float scale;
   uint32_t softmax, out_offset, items_base, layer_block;
 } window_push;
-_Static_assert(sizeof(window_push) == 64, "push constants of shaders/evict/window.glsl");
+_Static_assert(sizeof(window_push) == 76, "push constants of shaders/evict/window.glsl");
 
 typedef struct matrix_push {
-  uint32_t n_groups, heads, first_head, end_head, first_item, end_item, group_items, segment, first_row,
-      residual;
+  uint32_t n_groups, heads, first_head, end_head, first_item, end_item, group_items;
+  lpx_row_layout rows;
   uint32_t prepared, softmax, out_offset, items_base;
 } matrix_push;
-_Static_assert(sizeof(matrix_push) == 56, "push constants of shaders/evict/window_matrix.glsl");
+_Static_assert(sizeof(matrix_push) == 68, "push constants of shaders/evict/window_matrix.glsl");
 
 typedef struct merge_push {
   uint32_t n_groups, heads, n_segments, n_splits, softmax, in_offset;
@@ -95,9 +96,7 @@ static void dispatch_matrix(laprox_binding *binding, const lpx_pipeline *pipelin
                       .first_item = given->first_item,
                       .end_item = given->first_item + count,
                       .group_items = group_items,
-                      .segment = given->segment,
-                      .first_row = given->first_row,
-                      .residual = given->residual,
+                      .rows = given->rows,
                       .prepared = plan->work.prepared,
                       .softmax = given->softmax,
                       .out_offset = given->out_offset,
@@ -121,14 +120,12 @@ static void append_pass(laprox_binding *binding, const lpx_pipeline *pipeline, u
       buffers->query, 0, (VkDeviceSize)plan->query_rows * plan->shape.n_heads * plan->shape.head_dim * 4);
   lpx_head_group group = {0};
   while (lpx_head_group_next(plan, layer, item_word, begin, end, &group)) {
-    push->segment = group.segment;
     push->first_head = group.first_head;
     push->end_head = group.end_head;
+    laprox_buffer key = lpx_head_group_range(plan, layer, &group, buffers->key[group.segment],
+                                             lpx_element_bytes(plan), &push->rows);
     /* Where nobody has a row, nothing is read, but the sums must be written: any buffer will do. */
-    laprox_buffer key = query;
-    if (!lpx_head_group_empty(plan, layer, group.segment, group.first_head, group.end_head))
-      key = lpx_head_group_range(plan, layer, group.segment, group.first_head, group.end_head,
-                                 buffers->key[group.segment], &push->first_row, &push->residual);
+    if (!key.size) key = query;
     const laprox_buffer ranges[] = {query, key, binding->state, binding->work};
     for (uint32_t item = group.first_item, count; item < group.end_item; item += count) {
       count = group.end_item - item < at_once ? group.end_item - item : at_once;

@@ -19,16 +19,6 @@ laprox_result lpx_check_buffer(const laprox_plan *plan, const char *where, const
                   (unsigned long long)bytes, (unsigned long long)alignment);
 }
 
-VkDeviceSize lpx_segment_bytes(const laprox_plan *plan, uint32_t layer, uint32_t segment) {
-  VkDeviceSize rows = 0;
-  for (uint32_t head = 0; head < plan->shape.n_kv_heads; head++) {
-    const uint32_t *row = lpx_head_row(plan, layer, head);
-    const VkDeviceSize end = (VkDeviceSize)row[HEAD_ROW + 2 * segment] + row[HEAD_ROWS + 2 * segment];
-    if (end > rows) rows = end;
-  }
-  return rows * lpx_plan_row_bytes(plan);
-}
-
 static laprox_result check_buffer(const laprox_plan *plan, const char *what, laprox_buffer buffer,
                                   VkDeviceSize bytes, VkDeviceSize alignment) {
   return lpx_check_buffer(plan, "laprox_binding_info", what, buffer, bytes, alignment);

@@ -1,14 +1,18 @@
-/* compact.c: a layer's kept rows of K and V, packed out of place. */
+/* compact.c: a layer's kept rows of K and V, packed out of place or in place. */
 #include "evict/evict.h"
 
 typedef struct compact_push {
-  uint32_t n_groups, heads, cu_seqlens, indices, first_head, end_head, segment;
-  uint32_t source_row, source_residual, to_row, to_end, to_residual;
+  uint32_t n_groups, heads, cu_seqlens, indices, first_head, end_head;
+  lpx_row_layout rows;
+  uint32_t to_row, to_end, to_residual;
 } compact_push;
+_Static_assert(sizeof(compact_push) == 60, "push constants of shaders/evict/compact.comp");
 
 typedef struct in_place_push {
-  uint32_t n_groups, heads, cu_seqlens, indices, first_head, first_row, residual;
+  uint32_t n_groups, heads, cu_seqlens, indices, first_head;
+  lpx_row_layout rows;
 } in_place_push;
+_Static_assert(sizeof(in_place_push) == 44, "push constants of shaders/evict/compact_in_place.comp");
 
 typedef struct scores_push {
   uint32_t n_groups, heads, cu_seqlens, indices, layer_block, window;
@@ -55,67 +59,71 @@ void lpx_compact_append_scores(laprox_binding *binding) {
   lpx_program_mark_step(binding->program);
 }
 
-/* K or V of heads [head, end), which share a binding, to the front of each head's rows. */
-static void append_in_place(laprox_compaction *compaction, const laprox_compaction_info *info, uint32_t head,
-                            uint32_t end, laprox_buffer rows) {
+/* K or V of a group to the front of each head's rows. */
+static void append_in_place(laprox_compaction *compaction, const laprox_compaction_info *info,
+                            const lpx_head_group *group, laprox_buffer rows) {
   const laprox_plan *plan = compaction->plan;
   const uint32_t first = info->layer * plan->shape.n_kv_heads, slice_words = 16;
   in_place_push push = {.heads = plan->result.heads + first * HEAD_WORDS,
                         .cu_seqlens = plan->result.cu_seqlens + first,
                         .indices = plan->result.indices,
-                        .first_head = head};
-  uint32_t residual = 0;
-  const laprox_buffer range =
-      lpx_head_group_range(plan, info->layer, 0, head, end, rows, &push.first_row, &residual);
-  push.residual = (uint32_t)laprox_dtype_bytes(plan->dtype, residual) / 4;
+                        .first_head = group->first_head};
+  const laprox_buffer range = lpx_head_group_range(plan, info->layer, group, rows, 4, &push.rows);
+  if (!range.size) return;
   const laprox_buffer ranges[] = {range,
                                   lpx_buffer_part(info->result, 0, (VkDeviceSize)plan->result.n_words * 4)};
+  const uint64_t n_slices = (row_words(plan) + slice_words - 1) / slice_words;
   lpx_program_dispatch(compaction->program, &plan->compact_in_place, ranges, &push, sizeof push,
-                       (uint64_t)(end - head) * ((row_words(plan) + slice_words - 1) / slice_words),
-                       range.size);
+                       (group->end_head - group->first_head) * n_slices, range.size);
 }
 
-/* Fewer heads where what two segments keep of them would not fit one binding of the destination. */
-static uint32_t limit_end(const laprox_plan *plan, const uint32_t *cu_seqlens, uint32_t head, uint32_t end) {
-  const VkDeviceSize room = plan->context->max_range - plan->context->range_alignment;
-  while (end > head + 1 && (cu_seqlens[end] - cu_seqlens[head]) * lpx_plan_row_bytes(plan) > room) end--;
-  return end;
-}
-
-/* Heads [head, end) of K or V from one segment. */
-static void append_heads(laprox_compaction *compaction, const laprox_compaction_info *info, uint32_t segment,
-                         uint32_t head, uint32_t end, laprox_buffer source, laprox_buffer to) {
+/* Rows [row, end) of the destination, as far as they come from a group of the source. */
+static void append_rows(laprox_compaction *compaction, const laprox_compaction_info *info,
+                        const lpx_head_group *group, uint32_t row, uint32_t end, laprox_buffer source,
+                        laprox_buffer to) {
   const laprox_plan *plan = compaction->plan;
   const uint32_t first = info->layer * plan->shape.n_kv_heads;
-  const uint32_t *cu_seqlens = info->cu_seqlens + first;
+  const VkDeviceSize row_bytes = lpx_plan_row_bytes(plan), to_bytes = (end - row) * row_bytes;
   compact_push push = {.heads = plan->result.heads + first * HEAD_WORDS,
                        .cu_seqlens = plan->result.cu_seqlens + first,
                        .indices = plan->result.indices,
-                       .first_head = head,
-                       .end_head = end,
-                       .segment = segment,
-                       .to_row = cu_seqlens[head],
-                       .to_end = cu_seqlens[end]};
-  const uint64_t n_groups = (cu_seqlens[end] - cu_seqlens[head] + COMPACT_ROWS - 1) / COMPACT_ROWS;
-  const VkDeviceSize to_bytes = (cu_seqlens[end] - cu_seqlens[head]) * lpx_plan_row_bytes(plan);
-  if (!to_bytes || lpx_head_group_empty(plan, info->layer, segment, head, end)) return;
+                       .first_head = group->first_head,
+                       .end_head = group->end_head,
+                       .to_row = row,
+                       .to_end = end};
+  const laprox_buffer source_range = lpx_head_group_range(plan, info->layer, group, source, 4, &push.rows);
+  if (!source_range.size) return;
   VkDeviceSize to_before = 0;
-  uint32_t residual = 0;
-  const laprox_buffer source_range =
-      lpx_head_group_range(plan, info->layer, segment, head, end, source, &push.source_row, &residual);
-  push.source_residual = (uint32_t)laprox_dtype_bytes(plan->dtype, residual) / 4;
   const laprox_buffer to_range = lpx_buffer_aligned_part(
-      plan->context, to, (cu_seqlens[head] - cu_seqlens[0]) * lpx_plan_row_bytes(plan), to_bytes, &to_before);
+      plan->context, to, (row - info->cu_seqlens[first]) * row_bytes, to_bytes, &to_before);
   push.to_residual = (uint32_t)(to_before / 4);
-  const bool wide = (row_words(plan) | push.source_residual | push.to_residual) % WIDE_WORDS == 0;
+  const bool wide = (row_words(plan) | push.rows.origin | push.rows.entry_stride | push.rows.head_stride |
+                     push.to_residual) %
+                        WIDE_WORDS ==
+                    0;
   if (wide) {
-    push.source_residual /= WIDE_WORDS;
+    (void)lpx_head_group_range(plan, info->layer, group, source, 4 * WIDE_WORDS, &push.rows);
     push.to_residual /= WIDE_WORDS;
   }
   const laprox_buffer ranges[] = {
       source_range, lpx_buffer_part(info->result, 0, (VkDeviceSize)plan->result.n_words * 4), to_range};
   lpx_program_dispatch(compaction->program, wide ? &plan->compact_wide : &plan->compact, ranges, &push,
-                       sizeof push, n_groups, 2 * to_bytes);
+                       sizeof push, (end - row + COMPACT_ROWS - 1) / COMPACT_ROWS, 2 * to_bytes);
+}
+
+/* All that heads of a group keep, as much at a time as one binding of the destination holds. */
+static void append_group(laprox_compaction *compaction, const laprox_compaction_info *info,
+                         const lpx_head_group *group, laprox_buffer source, laprox_buffer to) {
+  const laprox_plan *plan = compaction->plan;
+  const uint32_t *cu_seqlens = info->cu_seqlens + (size_t)info->layer * plan->shape.n_kv_heads;
+  const VkDeviceSize room = plan->context->max_range - plan->context->range_alignment;
+  const VkDeviceSize fit = room / lpx_plan_row_bytes(plan);
+  const uint32_t last = cu_seqlens[group->end_head];
+  for (uint32_t row = cu_seqlens[group->first_head], end; row < last; row = end) {
+    end = last - row > fit ? row + (uint32_t)fit : last;
+    append_rows(compaction, info, group, row, end, source, to);
+    if (end < last) lpx_program_barrier(compaction->program);
+  }
 }
 
 static laprox_result check_buffer(const laprox_plan *plan, const char *what, laprox_buffer buffer,
@@ -138,6 +146,20 @@ static laprox_result check_buffers(const laprox_plan *plan, const laprox_compact
   return result ? result : check_buffer(plan, "value", info->value, packed_bytes, 4);
 }
 
+static laprox_result check_in_place(const laprox_plan *plan, uint32_t layer) {
+  if (plan->n_segments != 1)
+    return lpx_fail(&plan->context->host, LAPROX_ERROR_INVALID_ARGUMENT,
+                    "laprox_compaction_create: a cache of two segments can't be packed in place");
+  lpx_head_group group = {0};
+  while (lpx_head_group_next(plan, layer, HEAD_FIRST_SPLIT, 0, 0, &group))
+    if (lpx_head_group_is_cut(&group))
+      return lpx_fail(&plan->context->host, LAPROX_ERROR_UNSUPPORTED,
+                      "laprox_compaction_create: KV head %u of layer %u is longer than the device's "
+                      "maxStorageBufferRange (%llu bytes) and can't be packed in place",
+                      group.first_head, layer, (unsigned long long)plan->context->max_range);
+  return LAPROX_OK;
+}
+
 static laprox_result check_info(const laprox_plan *plan, const laprox_compaction_info *info) {
   const laprox_host *host = &plan->context->host;
   if (plan->budget == UINT32_MAX || info->layer >= plan->shape.n_layers)
@@ -151,9 +173,10 @@ static laprox_result check_info(const laprox_plan *plan, const laprox_compaction
           host, LAPROX_ERROR_INVALID_ARGUMENT,
           "laprox_compaction_create: cu_seqlens of layer %u, KV head %u are %u, %u; %llu entries are kept",
           info->layer, head, cu_seqlens[head], cu_seqlens[head + 1], (unsigned long long)plan->n_kept);
-  if (info->in_place && plan->n_segments != 1)
-    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
-                    "laprox_compaction_create: a cache of two segments can't be packed in place");
+  if (info->in_place) {
+    const laprox_result result = check_in_place(plan, info->layer);
+    if (result) return result;
+  }
   return check_buffers(plan, info,
                        (cu_seqlens[plan->shape.n_kv_heads] - cu_seqlens[0]) * lpx_plan_row_bytes(plan));
 }
@@ -163,31 +186,28 @@ static laprox_result check_info(const laprox_plan *plan, const laprox_compaction
 static bool share_buffers(const laprox_plan *plan, const laprox_compaction_info *info) {
   const laprox_layer_buffers *from = &info->source;
   const VkBuffer all[] = {from->key[0].buffer, from->value[0].buffer, info->key.buffer, info->value.buffer};
-  if (plan->n_segments > 1) return true;
   for (int i = 0; i < (info->in_place ? 2 : 4); i++)
     for (int j = 0; j < i; j++)
       if (all[i] == all[j]) return true;
-  return lpx_head_group_end(plan, info->layer, 0, 0) < plan->shape.n_kv_heads;
+  lpx_head_group group = {0};
+  (void)lpx_head_group_next(plan, info->layer, HEAD_FIRST_SPLIT, 0, 0, &group);
+  return plan->n_segments > 1 || group.end_head < plan->shape.n_kv_heads || lpx_head_group_is_cut(&group);
 }
 
 static laprox_result build(laprox_compaction *compaction, const laprox_compaction_info *info) {
   const laprox_plan *plan = compaction->plan;
   const laprox_result result = lpx_program_create(plan->context, "compaction", &compaction->program);
   if (result) return result;
-  const uint32_t *cu_seqlens = info->cu_seqlens + (size_t)info->layer * plan->shape.n_kv_heads;
   const bool shared = share_buffers(plan, info);
-  for (uint32_t s = 0; s < plan->n_segments; s++)
-    for (uint32_t head = 0, end; head < plan->shape.n_kv_heads; head = end) {
-      end = lpx_head_group_end(plan, info->layer, s, head);
-      if (!info->in_place) end = limit_end(plan, cu_seqlens, head, end);
-      for (int which = 0; which < 2; which++) {
-        const laprox_buffer source = which ? info->source.value[s] : info->source.key[s];
-        if (info->in_place)
-          append_in_place(compaction, info, head, end, source);
-        else
-          append_heads(compaction, info, s, head, end, source, which ? info->value : info->key);
-        if (shared || end < plan->shape.n_kv_heads) lpx_program_barrier(compaction->program);
-      }
+  lpx_head_group group = {0};
+  while (lpx_head_group_next(plan, info->layer, HEAD_FIRST_SPLIT, 0, 0, &group))
+    for (int which = 0; which < 2; which++) {
+      const laprox_buffer source = (which ? info->source.value : info->source.key)[group.segment];
+      if (info->in_place)
+        append_in_place(compaction, info, &group, source);
+      else
+        append_group(compaction, info, &group, source, which ? info->value : info->key);
+      if (shared) lpx_program_barrier(compaction->program);
     }
   return lpx_program_finish_building(compaction->program);
 }

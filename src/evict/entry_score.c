@@ -2,16 +2,18 @@
 #include "evict/evict.h"
 
 typedef struct entry_push {
-  uint32_t n_groups, heads, first_head, end_head, first_item, segment, first_row, residual;
+  uint32_t n_groups, heads, first_head, end_head, first_item;
+  lpx_row_layout rows;
   uint32_t raw, layer_block, anchors;
 } entry_push;
-_Static_assert(sizeof(entry_push) == 44, "push constants of shaders/evict/entry_score.comp");
+_Static_assert(sizeof(entry_push) == 56, "push constants of shaders/evict/entry_score.comp");
 
 typedef struct anchor_push {
-  uint32_t n_groups, heads, first_head, end_head, first_item, segment, first_row, residual;
-  uint32_t partials, n_splits, anchors;
+  uint32_t n_groups, heads, first_head, end_head, first_item;
+  lpx_row_layout rows;
+  uint32_t partials, n_splits, n_segments, anchors;
 } anchor_push;
-_Static_assert(sizeof(anchor_push) == 44, "push constants of shaders/evict/key_anchor.comp");
+_Static_assert(sizeof(anchor_push) == 60, "push constants of shaders/evict/key_anchor.comp");
 
 typedef struct mean_push {
   uint32_t n_groups, heads, n_heads, layer_block, raw;
@@ -78,17 +80,16 @@ static void append_anchors(laprox_binding *binding, uint32_t layer) {
   anchor_push push = {.heads = plan->state.heads + layer * plan->shape.n_kv_heads * HEAD_WORDS,
                       .partials = plan->work.partials,
                       .n_splits = n_splits,
+                      .n_segments = plan->n_segments,
                       .anchors = plan->work.anchors};
   lpx_head_group group = {0};
   while (lpx_head_group_next(plan, layer, HEAD_FIRST_SPLIT, 0, n_splits, &group)) {
-    push.segment = group.segment;
     push.first_head = group.first_head;
     push.end_head = group.end_head;
+    laprox_buffer rows = lpx_head_group_range(plan, layer, &group, buffers->key[group.segment],
+                                              lpx_element_bytes(plan), &push.rows);
     /* Where nobody has a row, nothing is read, but the sums must be written: any buffer will do. */
-    laprox_buffer rows = binding->state;
-    if (!lpx_head_group_empty(plan, layer, group.segment, group.first_head, group.end_head))
-      rows = lpx_head_group_range(plan, layer, group.segment, group.first_head, group.end_head,
-                                  buffers->key[group.segment], &push.first_row, &push.residual);
+    if (!rows.size) rows = binding->state;
     const laprox_buffer ranges[] = {rows, binding->state, binding->work};
     for (uint32_t item = group.first_item, count; item < group.end_item; item += count) {
       count = group.end_item - item < at_once ? group.end_item - item : at_once;
@@ -98,7 +99,6 @@ static void append_anchors(laprox_binding *binding, uint32_t layer) {
     }
   }
   lpx_program_barrier(binding->program);
-  push.segment = plan->n_segments;
   const laprox_buffer ranges[] = {binding->state, binding->state, binding->work};
   lpx_program_dispatch(binding->program, &plan->anchor_merge, ranges, &push, sizeof push,
                        plan->shape.n_kv_heads, (uint64_t)n_splits * plan->shape.head_dim);
@@ -115,13 +115,11 @@ static void append_entries(laprox_binding *binding, uint32_t layer, const laprox
                      .anchors = plan->work.anchors};
   lpx_head_group group = {0};
   while (lpx_head_group_next(plan, layer, HEAD_FIRST_TILE, 0, plan->layers[layer].n_tiles, &group)) {
-    if (lpx_head_group_empty(plan, layer, group.segment, group.first_head, group.end_head)) continue;
-    push.segment = group.segment;
     push.first_head = group.first_head;
     push.end_head = group.end_head;
     const laprox_buffer range =
-        lpx_head_group_range(plan, layer, group.segment, group.first_head, group.end_head,
-                             rows[group.segment], &push.first_row, &push.residual);
+        lpx_head_group_range(plan, layer, &group, rows[group.segment], lpx_element_bytes(plan), &push.rows);
+    if (!range.size) continue;
     const laprox_buffer ranges[] = {range, binding->state, binding->work};
     for (uint32_t item = group.first_item, count; item < group.end_item; item += count) {
       count = group.end_item - item < at_once ? group.end_item - item : at_once;

@@ -36,6 +36,11 @@ typedef struct lpx_layer_items {
   uint32_t n_tiles, n_splits;
 } lpx_layer_items;
 
+/* From one entry, and from one head, to the next. A head's first row counts entries. */
+typedef struct lpx_strides {
+  uint64_t entry_bytes, head_bytes;
+} lpx_strides;
+
 struct laprox_plan {
   laprox_context *context;
   laprox_shape shape;
@@ -47,6 +52,7 @@ struct laprox_plan {
   float *layer_scales; /* first_layer */
   bool retain_scores;
   uint32_t n_segments;
+  lpx_strides strides[LAPROX_MAX_SEGMENTS];
   uint32_t query_rows, query_start;
   uint32_t model_dim; /* of value factors that are projections */
   uint32_t n_queries; /* of the window, which score: its last ones */
@@ -106,25 +112,36 @@ VkDeviceSize lpx_segment_bytes(const laprox_plan *plan, uint32_t layer, uint32_t
 /* The head table's row of head `head` of layer `layer`. */
 const uint32_t *lpx_head_row(const laprox_plan *plan, uint32_t layer, uint32_t head);
 
-/* Heads [*head, return value) of a layer whose rows in a segment fit one storage buffer binding. */
-uint32_t lpx_head_group_end(const laprox_plan *plan, uint32_t layer, uint32_t segment, uint32_t head);
-/* No head among them has a row in the segment; its buffer may be missing then. */
-bool lpx_head_group_empty(const laprox_plan *plan, uint32_t layer, uint32_t segment, uint32_t head,
-                          uint32_t end_head);
-/* The binding for them: *first_row is its first row of the cache, *residual the elements before that row. */
-laprox_buffer lpx_head_group_range(const laprox_plan *plan, uint32_t layer, uint32_t segment, uint32_t head,
-                                   uint32_t end_head, laprox_buffer whole, uint32_t *first_row,
-                                   uint32_t *residual);
-
-/* Heads of a segment that share a binding, and which of a layer's items (splits or tiles) are theirs. */
+/* Entries of a segment that share a binding, and which of a layer's items (splits or tiles) they have a part in: all
+   entries of some heads or, where one head alone is too long, some of its entries. */
 typedef struct lpx_head_group {
-  uint32_t segment, first_head, end_head, first_item, end_item;
+  uint32_t segment, first_head, end_head;
+  uint32_t begin_entry, end_entry; /* 0 and UINT32_MAX, or else in numbers of the head's entries */
+  uint32_t first_item, end_item;
 } lpx_head_group;
 
 /* Goes through all segments and their head groups, items cut to [begin, end); `group` is zeroed before the
-   first call. item_word: HEAD_FIRST_SPLIT or HEAD_FIRST_TILE. */
+   first call. item_word: HEAD_FIRST_SPLIT or HEAD_FIRST_TILE. Every split is in one group of a segment; a tile may be in
+   two, which see different entries of it. */
 bool lpx_head_group_next(const laprox_plan *plan, uint32_t layer, uint32_t item_word, uint32_t begin,
                          uint32_t end, lpx_head_group *group);
+/* Whether it holds a part of a head. */
+bool lpx_head_group_is_cut(const lpx_head_group *group);
+/* The binding for a group, of size 0 where no head has a row in it; its buffer may be missing then. `rows` tells the
+   kernel where they stand in it, in units of so many bytes. */
+laprox_buffer lpx_head_group_range(const laprox_plan *plan, uint32_t layer, const lpx_head_group *group,
+                                   laprox_buffer whole, uint32_t unit_bytes, lpx_row_layout *rows);
+/* Bytes of the unit in which the scoring kernels count. */
+uint32_t lpx_element_bytes(const laprox_plan *plan);
+
+/* A segment as the application describes it; a head's rows and the first of them; the plan's strides; whether bindings
+   can hold them. */
+laprox_result lpx_segment_check(const laprox_host *host, const laprox_plan_info *info, uint32_t segment);
+uint32_t lpx_segment_rows(const laprox_plan_info *info, uint32_t segment, uint32_t layer, uint32_t head,
+                          uint32_t *first_row);
+void lpx_rows_init(laprox_plan *plan, const laprox_plan_info *info);
+laprox_result lpx_rows_check(const laprox_plan *plan);
+
 /* How many items of this cost one dispatch may take. */
 uint32_t lpx_items_at_once(const laprox_plan *plan, uint64_t item_cost);
 

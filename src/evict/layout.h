@@ -3,6 +3,14 @@
 #ifndef LPX_EVICT_LAYOUT_H
 #define LPX_EVICT_LAYOUT_H
 
+#include <stdint.h>
+
+/* What a dispatch sees of a layer's K or V, among its push constants; strides and origin in units that the host chooses,
+   mostly elements. */
+typedef struct lpx_row_layout {
+  uint32_t segment, begin_entry, end_entry, origin, entry_stride, head_stride;
+} lpx_row_layout;
+
 enum {
   HEAD_N_CANDIDATES = 0,
   HEAD_N_SINKS = 1,

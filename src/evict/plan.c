@@ -33,25 +33,13 @@ VkDeviceSize lpx_plan_row_bytes(const laprox_plan *plan) {
 
 /* ---- tables ---- */
 
-static uint32_t segment_rows(const laprox_plan_info *info, uint32_t segment, uint32_t layer, uint32_t head,
-                             uint32_t *first_row) {
-  const laprox_segment *part = &info->segments[segment];
-  if (!part->cu_seqlens) {
-    *first_row = head * (part->head_rows ? part->head_rows : part->n_entries);
-    return part->n_entries;
-  }
-  const uint32_t *rows = part->cu_seqlens + (size_t)layer * (info->shape.n_kv_heads + 1) + head;
-  *first_row = rows[0];
-  return rows[1] - rows[0];
-}
-
 /* Fills one head's row except the running numbers; fails where the head can't hold window and sinks. */
 static laprox_result fill_head(const laprox_plan *plan, const laprox_plan_info *info, uint32_t layer,
                                uint32_t head, uint32_t *row) {
   const laprox_host *host = &plan->context->host;
   uint64_t n_entries = 0;
   for (uint32_t s = 0; s < plan->n_segments; s++) {
-    row[HEAD_ROWS + 2 * s] = segment_rows(info, s, layer, head, &row[HEAD_ROW + 2 * s]);
+    row[HEAD_ROWS + 2 * s] = lpx_segment_rows(info, s, layer, head, &row[HEAD_ROW + 2 * s]);
     n_entries += row[HEAD_ROWS + 2 * s];
   }
   const uint32_t *sinks = info->head_sinks;
@@ -356,107 +344,12 @@ static laprox_result size_buffers(laprox_plan *plan) {
   return LAPROX_OK;
 }
 
-/* ---- head groups ---- */
-
-static uint64_t group_bytes(const laprox_plan *plan, uint32_t layer, uint32_t segment, uint32_t head,
-                            uint32_t end_head) {
-  const uint32_t *first = lpx_head_row(plan, layer, head), *last = lpx_head_row(plan, layer, end_head - 1);
-  const uint64_t rows =
-      (uint64_t)last[HEAD_ROW + 2 * segment] + last[HEAD_ROWS + 2 * segment] - first[HEAD_ROW + 2 * segment];
-  return rows * lpx_plan_row_bytes(plan);
-}
-
-bool lpx_head_group_empty(const laprox_plan *plan, uint32_t layer, uint32_t segment, uint32_t head,
-                          uint32_t end_head) {
-  while (head < end_head && !lpx_head_row(plan, layer, head)[HEAD_ROWS + 2 * segment]) head++;
-  return head == end_head;
-}
-
-uint32_t lpx_head_group_end(const laprox_plan *plan, uint32_t layer, uint32_t segment, uint32_t head) {
-  const VkDeviceSize room = plan->context->max_range - plan->context->range_alignment;
-  uint32_t end = head + 1;
-  while (end < plan->shape.n_kv_heads && group_bytes(plan, layer, segment, head, end + 1) <= room) end++;
-  return end;
-}
-
-laprox_buffer lpx_head_group_range(const laprox_plan *plan, uint32_t layer, uint32_t segment, uint32_t head,
-                                   uint32_t end_head, laprox_buffer whole, uint32_t *first_row,
-                                   uint32_t *residual) {
-  *first_row = lpx_head_row(plan, layer, head)[HEAD_ROW + 2 * segment];
-  const VkDeviceSize row_bytes = lpx_plan_row_bytes(plan);
-  VkDeviceSize before = 0;
-  const laprox_buffer range =
-      lpx_buffer_aligned_part(plan->context, whole, *first_row * row_bytes,
-                              group_bytes(plan, layer, segment, head, end_head), &before);
-  *residual = (uint32_t)(before / laprox_dtype_bytes(plan->dtype, 1));
-  return range;
-}
-
-static uint32_t limit(uint32_t value, uint32_t low, uint32_t high) {
-  return value < low ? low : value > high ? high : value;
-}
-
-bool lpx_head_group_next(const laprox_plan *plan, uint32_t layer, uint32_t item_word, uint32_t begin,
-                         uint32_t end, lpx_head_group *group) {
-  const uint32_t n_heads = plan->shape.n_kv_heads;
-  uint32_t segment = group->segment, head = group->end_head;
-  if (head == n_heads) {
-    head = 0;
-    segment++;
-  }
-  if (segment >= plan->n_segments) return false;
-  const uint32_t end_head = lpx_head_group_end(plan, layer, segment, head);
-  const uint32_t last = end_head < n_heads ? lpx_head_row(plan, layer, end_head)[item_word] : end;
-  *group = (lpx_head_group){.segment = segment,
-                            .first_head = head,
-                            .end_head = end_head,
-                            .first_item = limit(lpx_head_row(plan, layer, head)[item_word], begin, end),
-                            .end_item = limit(last, begin, end)};
-  return true;
-}
-
 uint32_t lpx_items_at_once(const laprox_plan *plan, uint64_t item_cost) {
   const uint64_t fit = plan->step_cost / item_cost;
   return fit < 1 ? 1 : fit > INT32_MAX ? INT32_MAX : (uint32_t)fit;
 }
 
-/* A head is the least that a binding can hold. */
-static laprox_result check_heads(const laprox_plan *plan) {
-  laprox_result result = LAPROX_OK;
-  const VkDeviceSize room = plan->context->range_alignment;
-  for (uint32_t layer = 0; layer < plan->shape.n_layers && !result; layer++)
-    for (uint32_t head = 0; head < plan->shape.n_kv_heads && !result; head++)
-      for (uint32_t s = 0; s < plan->n_segments && !result; s++)
-        result = check_range(plan, "one KV head's cache", group_bytes(plan, layer, s, head, head + 1) + room);
-  return result;
-}
-
 /* ---- creation ---- */
-
-/* A segment's rows must be where 32 bits can count them, in order and apart. */
-static laprox_result check_segment(const laprox_host *host, const laprox_plan_info *info, uint32_t segment) {
-  const laprox_segment *part = &info->segments[segment];
-  const uint32_t n_heads = info->shape.n_kv_heads;
-  if (!part->cu_seqlens) {
-    if (part->head_rows && part->head_rows < part->n_entries)
-      return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
-                      "laprox_plan_info: segment %u has %u head_rows for %u entries", segment,
-                      part->head_rows, part->n_entries);
-    const uint64_t rows = (uint64_t)(part->head_rows ? part->head_rows : part->n_entries) * n_heads;
-    if (rows <= UINT32_MAX) return LAPROX_OK;
-    return lpx_fail(host, LAPROX_ERROR_UNSUPPORTED,
-                    "laprox_plan_info: segment %u has %llu rows a layer; the limit is 2^32 - 1", segment,
-                    (unsigned long long)rows);
-  }
-  const uint32_t *rows = part->cu_seqlens;
-  for (uint32_t layer = 0; layer < info->shape.n_layers; layer++, rows += n_heads + 1)
-    for (uint32_t head = 0; head <= n_heads; head++)
-      if (head ? rows[head] < rows[head - 1] : rows[0])
-        return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
-                        "laprox_plan_info: segment %u, layer %u: cu_seqlens[%u] is %u, after %u", segment,
-                        layer, head, rows[head], head ? rows[head - 1] : 0);
-  return LAPROX_OK;
-}
 
 static laprox_result check_info(laprox_context *context, const laprox_plan_info *info,
                                 const lpx_rules *rules) {
@@ -478,13 +371,13 @@ static laprox_result check_info(laprox_context *context, const laprox_plan_info 
                     laprox_policy_name(rules->kind));
   if (!isfinite(info->scale))
     return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "laprox_plan_info: scale is not finite");
-  for (uint32_t s = 0; s < info->n_segments && !result; s++) result = check_segment(host, info, s);
+  for (uint32_t s = 0; s < info->n_segments && !result; s++) result = lpx_segment_check(host, info, s);
   return result;
 }
 
 static uint32_t default_n_tokens(const laprox_plan_info *info) {
   uint32_t row, n = 0;
-  for (uint32_t s = 0; s < info->n_segments; s++) n += segment_rows(info, s, 0, 0, &row);
+  for (uint32_t s = 0; s < info->n_segments; s++) n += lpx_segment_rows(info, s, 0, 0, &row);
   return n;
 }
 
@@ -545,7 +438,8 @@ static laprox_result build(laprox_plan *plan, const laprox_plan_info *info) {
   if (result || plan->budget == UINT32_MAX) return result;
   lpx_rules_fit(&plan->rules, plan->budget);
   result = fill_tables(plan, info);
-  if (!result) result = check_heads(plan);
+  lpx_rows_init(plan, info);
+  if (!result) result = lpx_rows_check(plan);
   lpx_matrix_choose(plan);
   if (!result) result = size_buffers(plan);
   if (!result) result = create_pipelines(plan);

@@ -2,10 +2,11 @@
 #include "evict/evict.h"
 
 typedef struct projection_push {
-  uint32_t n_groups, heads, first_head, end_head, first_item, segment, first_row, residual;
+  uint32_t n_groups, heads, first_head, end_head, first_item;
+  lpx_row_layout rows;
   uint32_t attention, items_base, raw, layer_block;
 } projection_push;
-_Static_assert(sizeof(projection_push) == 48, "push constants of shaders/evict/value.glsl");
+_Static_assert(sizeof(projection_push) == 60, "push constants of shaders/evict/value.glsl");
 
 typedef struct attention_push {
   uint32_t n_groups, heads, n_heads, layer_block, first_item, stored_item, probabilities, risk, mean;
@@ -95,13 +96,11 @@ static void append_projection(laprox_binding *binding, uint32_t layer) {
   const laprox_buffer factor = lpx_buffer_part(buffers->factor, 0, needs.factor_bytes);
   lpx_head_group group = {0};
   while (lpx_head_group_next(plan, layer, HEAD_FIRST_TILE, 0, plan->layers[layer].n_tiles, &group)) {
-    if (lpx_head_group_empty(plan, layer, group.segment, group.first_head, group.end_head)) continue;
-    push.segment = group.segment;
     push.first_head = group.first_head;
     push.end_head = group.end_head;
-    const laprox_buffer value =
-        lpx_head_group_range(plan, layer, group.segment, group.first_head, group.end_head,
-                             buffers->value[group.segment], &push.first_row, &push.residual);
+    const laprox_buffer value = lpx_head_group_range(plan, layer, &group, buffers->value[group.segment],
+                                                     lpx_element_bytes(plan), &push.rows);
+    if (!value.size) continue;
     const laprox_buffer ranges[] = {value, factor, binding->state, binding->work};
     for (uint32_t item = group.first_item, count; item < group.end_item; item += count) {
       count = group.end_item - item < at_once ? group.end_item - item : at_once;

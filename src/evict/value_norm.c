@@ -2,17 +2,18 @@
 #include "evict/evict.h"
 
 typedef struct value_push {
-  uint32_t n_groups, heads, first_head, end_head, first_item, segment, first_row, residual;
+  uint32_t n_groups, heads, first_head, end_head, first_item;
+  lpx_row_layout rows;
   uint32_t attention, items_base, raw, layer_block;
 } value_push;
-_Static_assert(sizeof(value_push) == 48, "push constants of shaders/evict/value.glsl");
+_Static_assert(sizeof(value_push) == 60, "push constants of shaders/evict/value.glsl");
 
 typedef struct matrix_push {
-  uint32_t n_groups, heads, first_head, end_head, first_item, end_item, group_items, segment, first_row,
-      residual;
+  uint32_t n_groups, heads, first_head, end_head, first_item, end_item, group_items;
+  lpx_row_layout rows;
   uint32_t prepared, attention, items_base, raw, layer_block;
 } matrix_push;
-_Static_assert(sizeof(matrix_push) == 60, "push constants of shaders/evict/value_norm_matrix.comp");
+_Static_assert(sizeof(matrix_push) == 72, "push constants of shaders/evict/value_norm_matrix.comp");
 
 laprox_result lpx_value_norm_init(laprox_plan *plan) {
   if (plan->value_on_matrix)
@@ -41,9 +42,7 @@ static void dispatch(laprox_binding *binding, const value_push *given, laprox_bu
                         .first_item = given->first_item,
                         .end_item = given->first_item + count,
                         .group_items = group_items,
-                        .segment = given->segment,
-                        .first_row = given->first_row,
-                        .residual = given->residual,
+                        .rows = given->rows,
                         .prepared = plan->work.prepared,
                         .attention = given->attention,
                         .items_base = given->items_base,
@@ -72,13 +71,11 @@ void lpx_value_norm_append(laprox_binding *binding, uint32_t layer, uint32_t til
   const uint32_t at_once = lpx_items_at_once(plan, tile_cost(plan));
   lpx_head_group group = {0};
   while (lpx_head_group_next(plan, layer, HEAD_FIRST_TILE, tile, end_tile, &group)) {
-    if (lpx_head_group_empty(plan, layer, group.segment, group.first_head, group.end_head)) continue;
-    push.segment = group.segment;
     push.first_head = group.first_head;
     push.end_head = group.end_head;
-    const laprox_buffer value =
-        lpx_head_group_range(plan, layer, group.segment, group.first_head, group.end_head,
-                             buffers->value[group.segment], &push.first_row, &push.residual);
+    const laprox_buffer value = lpx_head_group_range(plan, layer, &group, buffers->value[group.segment],
+                                                     lpx_element_bytes(plan), &push.rows);
+    if (!value.size) continue;
     for (uint32_t item = group.first_item, count; item < group.end_item; item += count) {
       count = group.end_item - item < at_once ? group.end_item - item : at_once;
       push.first_item = item;
