@@ -50,6 +50,32 @@ static void describe_heads(flow *f) {
   }
 }
 
+static void describe_strides(const flow *f, laprox_segment *part) {
+  const laprox_shape *shape = &f->options.capture.shape;
+  const uint32_t d = shape->head_dim, entry = shape->n_kv_heads * d;
+  switch (f->options.layout) {
+  case FLOW_PADDED:
+    part->entry_stride = d + 2;
+    return;
+  case FLOW_TOKEN_MAJOR:
+    part->entry_stride = entry;
+    break;
+  case FLOW_TOKEN_ODD:
+    part->entry_stride = shape->n_kv_heads * (d + 2) + 6;
+    break;
+  case FLOW_INTERLEAVED:
+    part->entry_stride = 2 * entry;
+    break;
+  case FLOW_ONE_BUFFER:
+    part->entry_stride = 2 * shape->n_layers * entry;
+    break;
+  default:
+    return;
+  }
+  part->head_stride = f->options.layout == FLOW_TOKEN_ODD ? d + 2 : d;
+  part->head_rows = 0;
+}
+
 void flow_init(flow *f, const flow_options *options) {
   *f = (flow){.options = *options};
   const laprox_shape *shape = &options->capture.shape;
@@ -70,7 +96,8 @@ void flow_init(flow *f, const flow_options *options) {
                                .n_segments = 1,
                                .query_rows = ring,
                                .query_start = ring - SPARE_ROWS - 1,
-                               .scale = (float)options->capture.scale};
+                               .scale = (float)options->capture.scale,
+                               .model_dim = f->cache.model_dim};
   laprox_segment *dense = &f->info.segments[0];
   if (options->tail) {
     f->info.n_segments = 2;
@@ -79,6 +106,7 @@ void flow_init(flow *f, const flow_options *options) {
   }
   dense->n_entries = options->tail ? options->tail : options->capture.n_tokens;
   dense->head_rows = dense->n_entries + SPARE_ROWS;
+  for (uint32_t i = 0; i < f->info.n_segments; i++) describe_strides(f, &f->info.segments[i]);
 }
 
 void flow_finish(flow *f) {
@@ -102,26 +130,92 @@ laprox_result flow_plan(flow *f, laprox_context *context) {
   return LAPROX_OK;
 }
 
-/* One segment's rows of K or V, copied from the capture; heads stand `stride` rows apart, or packed where it
- * is 0. */
-static laprox_buffer place_segment(flow *f, const capture_tensor *tensor, uint32_t layer, bool prefix) {
-  const laprox_shape *shape = &f->options.capture.shape;
-  const uint32_t n_tokens = f->options.capture.n_tokens, tail = f->options.tail;
-  const uint32_t *rows = f->cu_seqlens + (size_t)layer * (shape->n_kv_heads + 1);
-  const laprox_segment *dense = &f->info.segments[tail ? 1 : 0];
-  const size_t row_bytes = laprox_dtype_bytes(tensor->dtype, shape->head_dim);
-  const size_t n_rows = prefix ? rows[shape->n_kv_heads] : (size_t)dense->head_rows * shape->n_kv_heads;
-  if (!n_rows) return (laprox_buffer){0};
-  const laprox_buffer part = app_take(f->device, n_rows * row_bytes, 64, 4 + 8 * layer);
-  unsigned char *to = app_mapped(f->device, part);
-  memset(to, 0xff, n_rows * row_bytes); /* NaN where nobody may look */
-  for (uint32_t g = 0; g < shape->n_kv_heads; g++) {
-    const size_t head = (size_t)g * n_tokens, n = prefix ? rows[g + 1] - rows[g] : dense->n_entries;
-    const size_t from = prefix ? n_tokens - tail - n : n_tokens - n;
-    const size_t at = prefix ? rows[g] : (size_t)g * dense->head_rows;
-    memcpy(to + at * row_bytes, (unsigned char *)tensor->data + (head + from) * row_bytes, n * row_bytes);
+/* Rows of a segment's heads: how many, from which one, and from which token of the capture. */
+static uint32_t segment_rows(const flow *f, uint32_t segment, uint32_t layer, uint32_t head,
+                             uint32_t *first_row, uint32_t *first_token) {
+  const laprox_segment *part = &f->info.segments[segment];
+  const uint32_t *rows = f->cu_seqlens + (size_t)layer * (f->options.capture.shape.n_kv_heads + 1);
+  const uint32_t n = part->cu_seqlens ? rows[head + 1] - rows[head] : part->n_entries;
+  *first_row = part->cu_seqlens ? rows[head] : head * part->head_rows;
+  *first_token = f->options.capture.n_tokens - n - (part->cu_seqlens ? f->options.tail : 0);
+  return n;
+}
+
+/* Element of an entry in the layer's range, as the header says. */
+static size_t element_of(const flow *f, uint32_t segment, uint32_t head, uint32_t row) {
+  const laprox_segment *part = &f->info.segments[segment];
+  const size_t stride = part->entry_stride ? part->entry_stride : f->options.capture.shape.head_dim;
+  return row * stride + head * (size_t)part->head_stride;
+}
+
+/* Elements of a range that holds all rows of a layer. */
+static size_t range_elements(const flow *f, uint32_t segment, uint32_t layer) {
+  size_t end = 0;
+  for (uint32_t g = 0; g < f->options.capture.shape.n_kv_heads; g++) {
+    uint32_t row, token;
+    const uint32_t n = segment_rows(f, segment, layer, g, &row, &token);
+    const size_t own = n ? element_of(f, segment, g, row + n - 1) + f->options.capture.shape.head_dim : 0;
+    if (own > end) end = own;
   }
+  return end;
+}
+
+static laprox_buffer take_nan(flow *f, size_t bytes, VkDeviceSize odd) {
+  const laprox_buffer part = app_take(f->device, bytes, 64, odd);
+  memset(app_mapped(f->device, part), 0xff, bytes); /* NaN where nobody may look */
   return part;
+}
+
+static laprox_buffer from(laprox_buffer part, VkDeviceSize bytes) {
+  return (laprox_buffer){part.buffer, part.offset + bytes, part.size - bytes};
+}
+
+/* Ranges of K and V of a segment, without their contents. */
+static void take_ranges(flow *f, uint32_t segment, uint32_t layer, laprox_layer_buffers *to) {
+  const laprox_shape *shape = &f->options.capture.shape;
+  const laprox_dtype dtype = f->options.capture.dtype;
+  const size_t bytes = laprox_dtype_bytes(dtype, range_elements(f, segment, layer));
+  const size_t entry = laprox_dtype_bytes(dtype, (size_t)shape->n_kv_heads * shape->head_dim);
+  if (!bytes) return;
+  switch (f->options.layout) {
+  case FLOW_INTERLEAVED:
+    to->key[segment] = take_nan(f, bytes + entry, 16 * layer);
+    to->value[segment] = from(to->key[segment], entry);
+    break;
+  case FLOW_ONE_BUFFER: {
+    laprox_buffer *all = &f->one_buffer[segment];
+    if (!all->buffer) {
+      size_t most = 0;
+      for (uint32_t l = 0; l < shape->n_layers; l++)
+        if (range_elements(f, segment, l) > most) most = range_elements(f, segment, l);
+      *all = take_nan(f, laprox_dtype_bytes(dtype, most) + 2 * shape->n_layers * entry, 0);
+    }
+    to->key[segment] = from(*all, 2 * layer * entry);
+    to->value[segment] = from(*all, (2 * layer + 1) * entry);
+    break;
+  }
+  default: {
+    const VkDeviceSize odd = f->options.layout == FLOW_TOKEN_MAJOR ? 0 : 4 + 8 * layer;
+    to->key[segment] = take_nan(f, bytes, odd);
+    to->value[segment] = take_nan(f, bytes, odd);
+  }
+  }
+}
+
+static void fill_range(flow *f, uint32_t segment, uint32_t layer, const capture_tensor *tensor,
+                       laprox_buffer part) {
+  const laprox_shape *shape = &f->options.capture.shape;
+  const size_t row_bytes = laprox_dtype_bytes(tensor->dtype, shape->head_dim);
+  for (uint32_t g = 0; g < shape->n_kv_heads; g++) {
+    uint32_t row, token;
+    const uint32_t n = segment_rows(f, segment, layer, g, &row, &token);
+    for (uint32_t i = 0; i < n; i++)
+      memcpy((unsigned char *)app_mapped(f->device, part) +
+                 laprox_dtype_bytes(tensor->dtype, element_of(f, segment, g, row + i)),
+             (unsigned char *)tensor->data +
+                 ((size_t)g * f->options.capture.n_tokens + token + i) * row_bytes,
+             row_bytes);
+  }
 }
 
 /* The ring of queries: row by row what the capture has head by head. */
@@ -146,11 +240,16 @@ void flow_place(flow *f, app_device *device) {
     laprox_layer_buffers *to = &f->buffers[l];
     to->query = place_query(f, &layer->query);
     for (uint32_t s = 0; s < f->info.n_segments; s++) {
-      to->key[s] = place_segment(f, &layer->key, l, f->options.tail && s == 0);
-      to->value[s] = place_segment(f, &layer->value, l, f->options.tail && s == 0);
+      take_ranges(f, s, l, to);
+      fill_range(f, s, l, &layer->key, to->key[s]);
+      fill_range(f, s, l, &layer->value, to->value[s]);
     }
     if (!f->needs.factor_bytes) continue;
     to->factor = app_take(device, f->needs.factor_bytes, f->needs.alignment, 0);
+    if (ref_has_stage(f->options.policy.kind)) {
+      memcpy(app_mapped(device, to->factor), layer->output_weight.values, (size_t)f->needs.factor_bytes);
+      continue;
+    }
     assert_int_equal(laprox_value_factor(NULL, shape, f->options.policy.gqa, f->cache.model_dim,
                                          layer->output_weight.values, app_mapped(device, to->factor)),
                      LAPROX_OK);
@@ -229,6 +328,49 @@ laprox_result flow_compact(flow *f) {
   return result;
 }
 
+/* What a layer's K or V is to be afterwards, over a copy of the arena. */
+static void move_rows(const flow *f, uint32_t layer, laprox_buffer part, unsigned char *arena) {
+  const laprox_shape *shape = &f->options.capture.shape;
+  const laprox_dtype dtype = f->options.capture.dtype;
+  const unsigned char *now = app_mapped(f->device, part);
+  for (uint32_t g = 0; g < shape->n_kv_heads; g++) {
+    const uint32_t *rows = flow_cu_seqlens(f) + (size_t)layer * shape->n_kv_heads + g;
+    uint32_t first, token;
+    (void)segment_rows(f, 0, layer, g, &first, &token);
+    for (uint32_t row = rows[0]; row < rows[1]; row++)
+      memcpy(arena + part.offset + laprox_dtype_bytes(dtype, element_of(f, 0, g, first + row - rows[0])),
+             now + laprox_dtype_bytes(dtype, element_of(f, 0, g, first + flow_indices(f)[row])),
+             laprox_dtype_bytes(dtype, shape->head_dim));
+  }
+}
+
+laprox_result flow_compact_in_place(flow *f) {
+  const size_t n_bytes = (size_t)f->device->arena_bytes;
+  laprox_result result = LAPROX_OK;
+  for (uint32_t l = 0; l < f->options.capture.shape.n_layers && !result; l++) {
+    unsigned char *expected = ref_allocate(n_bytes, 1);
+    memcpy(expected, f->device->mapped, n_bytes);
+    move_rows(f, l, f->buffers[l].key[0], expected);
+    move_rows(f, l, f->buffers[l].value[0], expected);
+    const laprox_compaction_info info = {.layer = l,
+                                         .source = f->buffers[l],
+                                         .result = f->result,
+                                         .cu_seqlens = flow_cu_seqlens(f),
+                                         .in_place = true};
+    laprox_compaction *compaction = NULL;
+    result = laprox_compaction_create(f->plan, &info, &compaction);
+    if (!result) {
+      app_begin(f->device);
+      result = laprox_cmd_compact(f->device->commands, compaction);
+      app_submit(f->device);
+      laprox_compaction_destroy(compaction);
+      assert_memory_equal(expected, f->device->mapped, n_bytes);
+    }
+    free(expected);
+  }
+  return result;
+}
+
 /* ---- what came out ---- */
 
 const uint32_t *flow_cu_seqlens(const flow *f) {
@@ -241,7 +383,7 @@ const uint32_t *flow_indices(const flow *f) {
                                           f->layout.indices);
 }
 
-static void expect_rows(const flow *f) {
+void flow_expect_rows(const flow *f) {
   const laprox_shape *shape = &f->options.capture.shape;
   const size_t row_bytes = laprox_dtype_bytes(f->options.capture.dtype, shape->head_dim);
   const uint32_t *cu_seqlens = flow_cu_seqlens(f), *indices = flow_indices(f);
@@ -307,7 +449,7 @@ void flow_expect(const flow *f) {
   const char *complaint = ref_check_kept(&scores, &rules, f->needs.budget, tolerance, &kept, NULL, message);
   if (!complaint) complaint = ref_check_scores(&scores, own, tolerance, message);
   if (complaint) fail_msg("%s", complaint);
-  expect_rows(f);
+  flow_expect_rows(f);
   free(own);
   ref_kept_finish(&kept);
   ref_scores_finish(&scores);

@@ -6,9 +6,21 @@
 #include "support/app.h"
 #include "support/capture.h"
 
+/* How K and V lie in the application's buffer. */
+typedef enum flow_layout {
+  FLOW_HEAD_MAJOR = 0,
+  FLOW_PADDED,      /* head-major, two elements between rows */
+  FLOW_TOKEN_MAJOR, /* [entry, head, element], on 64 bytes */
+  FLOW_TOKEN_ODD,   /* the same with padded rows and entries, anywhere */
+  FLOW_INTERLEAVED, /* K and V of an entry side by side, in one buffer a layer */
+  FLOW_ONE_BUFFER,  /* [entry, layer, K or V, head, element] for the whole model */
+  FLOW_N_LAYOUTS
+} flow_layout;
+
 typedef struct flow_options {
   capture_options capture;
   laprox_policy policy;
+  flow_layout layout;
   uint32_t tail; /* 0: one dense segment. Else two, a ragged prefix and a dense tail of so many entries: heads
                differ in length, some have no prefix, with three layers or more the second has none at all */
 } flow_options;
@@ -27,6 +39,7 @@ typedef struct flow {
   laprox_requirements needs;
   laprox_result_layout layout;
   laprox_layer_buffers *buffers;
+  laprox_buffer one_buffer[LAPROX_MAX_SEGMENTS]; /* of FLOW_ONE_BUFFER */
   laprox_buffer scratch, scores, result;
   laprox_binding *binding;
   laprox_buffer *packed_keys, *packed_values; /* of each layer */
@@ -49,11 +62,16 @@ laprox_result flow_run(flow *f);
 /* Packs every layer, each into parts of its own. */
 laprox_result flow_compact(flow *f);
 
+/* Packs every layer in place; what is in the way of rows that move, and nothing else, may change. */
+laprox_result flow_compact_in_place(flow *f);
+
 /* The result block, as the host sees it. */
 const uint32_t *flow_cu_seqlens(const flow *f);
 const uint32_t *flow_indices(const flow *f);
 /* Scores and kept entries against the reference; packed rows against the cache, where there are any. */
 void flow_expect(const flow *f);
+/* The packed rows alone. */
+void flow_expect_rows(const flow *f);
 /* Fills scratch, scores and result with what an earlier user may have left. */
 void flow_soil(const flow *f);
 

@@ -1,0 +1,333 @@
+/* test_layout.c: K and V as applications have them. Wherever the entries stand, and however many bindings they take, the
+ * scores are the same to the bit, and so is what is kept. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "shim/failing.h"
+#include "support/flow.h"
+#include "vk/vk.h"
+
+#include <cmocka.h>
+
+#define ARENA_BYTES ((VkDeviceSize)24 << 20)
+
+static app_vulkan vulkan;
+static app_device device;
+static test_host host;
+static laprox_context *context;
+
+/* ---- results of one run ---- */
+
+typedef struct outcome {
+  size_t score_bytes, kept_bytes;
+  unsigned char *scores, *kept; /* kept: counters, then all from cu_seqlens on */
+} outcome;
+
+static outcome outcome_of(const flow *f) {
+  outcome out = {.score_bytes = (size_t)f->scores.size};
+  const unsigned char *result = app_mapped(f->device, f->result);
+  const size_t counters = (size_t)f->options.capture.shape.n_layers * 8;
+  const size_t lists = (size_t)(f->result.size - f->layout.cu_seqlens);
+  out.kept_bytes = counters + lists;
+  out.scores = malloc(out.score_bytes);
+  out.kept = malloc(out.kept_bytes);
+  assert_true(out.scores && out.kept);
+  memcpy(out.scores, app_mapped(f->device, f->scores), out.score_bytes);
+  memcpy(out.kept, result + f->layout.counters, counters);
+  memcpy(out.kept + counters, result + f->layout.cu_seqlens, lists);
+  return out;
+}
+
+static void outcome_finish(outcome *out) {
+  free(out->scores);
+  free(out->kept);
+}
+
+static void expect_same(const outcome *left, const outcome *right) {
+  assert_int_equal(left->score_bytes, right->score_bytes);
+  assert_int_equal(left->kept_bytes, right->kept_bytes);
+  assert_memory_equal(left->scores, right->scores, left->score_bytes);
+  assert_memory_equal(left->kept, right->kept, left->kept_bytes);
+}
+
+static void limit_ranges(VkDeviceSize bytes) {
+  context->max_range = bytes;
+  shim.limits.maxStorageBufferRange = (uint32_t)bytes;
+}
+
+static void start(flow *f, const flow_options *options) {
+  device.used_bytes = 0;
+  flow_init(f, options);
+  if (flow_prepare(f, &device, context)) fail_msg("%s", host.last_error);
+}
+
+static outcome run(const flow_options *options, bool truth) {
+  flow f;
+  start(&f, options);
+  assert_int_equal(flow_run(&f), LAPROX_OK);
+  assert_int_equal(flow_compact(&f), LAPROX_OK);
+  if (truth)
+    flow_expect(&f);
+  else
+    flow_expect_rows(&f);
+  const outcome out = outcome_of(&f);
+  if (!options->tail && context->max_range >= ARENA_BYTES)
+    assert_int_equal(flow_compact_in_place(&f), LAPROX_OK);
+  flow_finish(&f);
+  if (shim.n_violations) fail_msg("%u violations, the first: %s", shim.n_violations, shim.violation);
+  return out;
+}
+
+/* ---- every layout ---- */
+
+typedef struct layout_case {
+  const char *name;
+  flow_options options;
+} layout_case;
+
+static const layout_case layouts[] = {
+    {"f16",
+     {.capture = {{2, 4, 2, 64}, 300, 32, .dtype = LAPROX_DTYPE_F16, .pattern = CAPTURE_NEEDLES, .seed = 70},
+      .policy = {.sinks = 2, .floor = 3, .budget.tokens = 70}}},
+    {"bf16, three heads a group, head_dim 20",
+     {.capture = {{2, 9, 3, 20}, 133, 32, .dtype = LAPROX_DTYPE_BF16, .seed = 71},
+      .policy = {.scope = LAPROX_SCOPE_LAYER, .budget.tokens = 50}}},
+    {"f32, joint, ragged prefix and dense tail",
+     {.capture = {{3, 4, 2, 32}, 360, 32, .dtype = LAPROX_DTYPE_F32, .pattern = CAPTURE_NEEDLES, .seed = 72},
+      .policy = {.gqa = LAPROX_GQA_JOINT, .budget.tokens = 60},
+      .tail = 90}},
+    {"bf16, attention-mean, ragged prefix and dense tail",
+     {.capture = {{2, 4, 2, 32}, 300, 16, .dtype = LAPROX_DTYPE_BF16, .pattern = CAPTURE_TIES, .seed = 73},
+      .policy = {.gqa = LAPROX_GQA_ATTENTION_MEAN,
+                 .window = 16,
+                 .pool_before = LAPROX_SWITCH_ON,
+                 .budget.tokens = 60},
+      .tail = 70}},
+};
+#define N_LAYOUTS (sizeof layouts / sizeof *layouts)
+
+static void test_layouts(void **state) {
+  const layout_case *c = *state;
+  flow_options options = c->options;
+  outcome first = run(&options, true);
+  for (int layout = 1; layout < FLOW_N_LAYOUTS; layout++) {
+    options.layout = (flow_layout)layout;
+    outcome other = run(&options, false);
+    expect_same(&first, &other);
+    outcome_finish(&other);
+  }
+  outcome_finish(&first);
+}
+
+/* ---- heads longer than a binding ---- */
+
+typedef struct cut_case {
+  const char *name;
+  flow_options options;
+  VkDeviceSize range; /* what a binding may hold, less than a head of the cache */
+} cut_case;
+
+/* Windows of 16 and small groups keep what else is bound small. */
+#define CUT_CAPTURE(dtype_, seed_)                                                                           \
+  { {2, 4, 2, 32}, 1700, 16, .dtype = dtype_, .pattern = CAPTURE_NEEDLES, .seed = seed_ }
+
+static const cut_case cuts[] = {
+    {"laprox, token-major, tiles across the cuts",
+     {.capture = CUT_CAPTURE(LAPROX_DTYPE_F16, 80),
+      .layout = FLOW_TOKEN_MAJOR,
+      .policy = {.window = 16, .sinks = 3, .budget.tokens = 100}},
+     80 << 10},
+    {"laprox, head-major, most is kept",
+     {.capture = CUT_CAPTURE(LAPROX_DTYPE_F32, 81), .policy = {.window = 16, .budget.tokens = 1500}},
+     100 << 10},
+    {"laprox, token-major, padded, ragged prefix and dense tail",
+     {.capture = CUT_CAPTURE(LAPROX_DTYPE_F16, 82),
+      .layout = FLOW_TOKEN_ODD,
+      .policy = {.window = 16, .budget.tokens = 300},
+      .tail = 900},
+     80 << 10},
+    {"laprox, joint, interleaved",
+     {.capture = CUT_CAPTURE(LAPROX_DTYPE_BF16, 83),
+      .layout = FLOW_INTERLEAVED,
+      .policy = {.gqa = LAPROX_GQA_JOINT, .window = 16, .sinks = 1, .budget.tokens = 100}},
+     150 << 10},
+    {"snapkv, one buffer",
+     {.capture = CUT_CAPTURE(LAPROX_DTYPE_F16, 84),
+      .layout = FLOW_ONE_BUFFER,
+      .policy = {.kind = LAPROX_POLICY_SNAPKV, .window = 16, .budget.tokens = 100}},
+     270 << 10},
+    {"keydiff, ragged prefix and dense tail",
+     {.capture = CUT_CAPTURE(LAPROX_DTYPE_F16, 85),
+      .layout = FLOW_TOKEN_MAJOR,
+      .policy = {.kind = LAPROX_POLICY_KEYDIFF, .window = 16, .budget.tokens = 100},
+      .tail = 800},
+     80 << 10},
+    {"vatp, token-major",
+     {.capture = CUT_CAPTURE(LAPROX_DTYPE_F16, 86),
+      .layout = FLOW_TOKEN_MAJOR,
+      .policy = {.kind = LAPROX_POLICY_VATP, .window = 16, .budget.tokens = 100}},
+     80 << 10},
+    {"tova, token-major",
+     {.capture = CUT_CAPTURE(LAPROX_DTYPE_F16, 87),
+      .layout = FLOW_TOKEN_MAJOR,
+      .policy = {.kind = LAPROX_POLICY_TOVA, .window = 16, .budget.tokens = 100}},
+     80 << 10},
+    {"knorm, token-major",
+     {.capture = CUT_CAPTURE(LAPROX_DTYPE_F16, 88),
+      .layout = FLOW_TOKEN_MAJOR,
+      .policy = {.kind = LAPROX_POLICY_KNORM, .window = 16, .budget.tokens = 100}},
+     80 << 10},
+    {"defensivekv, token-major",
+     {.capture = CUT_CAPTURE(LAPROX_DTYPE_F16, 89),
+      .layout = FLOW_TOKEN_MAJOR,
+      .policy = {.kind = LAPROX_POLICY_DEFENSIVEKV, .window = 16, .budget.tokens = 100}},
+     80 << 10},
+    {"criticalkv, token-major",
+     {.capture = CUT_CAPTURE(LAPROX_DTYPE_F16, 90),
+      .layout = FLOW_TOKEN_MAJOR,
+      .policy = {.kind = LAPROX_POLICY_CRITICALKV, .window = 16, .budget.tokens = 100}},
+     80 << 10},
+};
+#define N_CUTS (sizeof cuts / sizeof *cuts)
+
+static void test_cuts(void **state) {
+  const cut_case *c = *state;
+  flow_options options = c->options;
+  options.layout = FLOW_HEAD_MAJOR;
+  const VkDeviceSize whole = context->max_range;
+  outcome first = run(&options, !ref_has_stage(options.policy.kind));
+  limit_ranges(c->range);
+  outcome cut = run(&c->options, false);
+  limit_ranges(whole);
+  expect_same(&first, &cut);
+  outcome_finish(&first);
+  outcome_finish(&cut);
+}
+
+static void expect_failure(laprox_result got, laprox_result expected, const char *word) {
+  if (got != expected || host.n_errors != 1 || !strstr(host.last_error, word))
+    fail_msg("result %d instead of %d, %u messages, \"%s\" should mention \"%s\"", got, expected,
+             host.n_errors, host.last_error, word);
+  host.n_errors = 0;
+}
+
+static void test_cut_in_place(void **state) {
+  (void)state;
+  flow f;
+  const VkDeviceSize whole = context->max_range;
+  limit_ranges(cuts[0].range);
+  start(&f, &cuts[0].options);
+  assert_int_equal(flow_run(&f), LAPROX_OK);
+  expect_failure(flow_compact_in_place(&f), LAPROX_ERROR_UNSUPPORTED, "maxStorageBufferRange");
+  flow_finish(&f);
+  limit_ranges(whole);
+}
+
+/* 512 entries are the least. */
+static void test_cut_too_small(void **state) {
+  (void)state;
+  flow f;
+  const VkDeviceSize whole = context->max_range;
+  limit_ranges(80 << 10);
+  flow_options options = cuts[0].options;
+  options.layout = FLOW_ONE_BUFFER;
+  flow_init(&f, &options);
+  expect_failure(flow_plan(&f, context), LAPROX_ERROR_UNSUPPORTED, "512 entries");
+  flow_finish(&f);
+  limit_ranges(whole);
+}
+
+/* ---- mistakes ---- */
+
+static void test_bad_strides(void **state) {
+  (void)state;
+  static const struct {
+    const char *word;
+    laprox_dtype dtype;
+    laprox_segment segment;
+  } table[] = {
+      {"entry_stride 60", LAPROX_DTYPE_F16, {.n_entries = 200, .entry_stride = 60}},
+      {"entry_stride 65", LAPROX_DTYPE_F16, {.n_entries = 200, .entry_stride = 65}},
+      {"entry_stride 4294967294", LAPROX_DTYPE_F16, {.n_entries = 200, .entry_stride = UINT32_MAX - 1}},
+      {"head_stride 63", LAPROX_DTYPE_F32, {.n_entries = 200, .head_stride = 63}},
+      {"head_stride 67", LAPROX_DTYPE_BF16, {.n_entries = 200, .head_stride = 67}},
+      {"head_stride 18446744073709551614",
+       LAPROX_DTYPE_F32,
+       {.n_entries = 200, .head_stride = UINT64_MAX - 1}},
+      {"head_rows", LAPROX_DTYPE_F16, {.n_entries = 200, .head_rows = 200, .head_stride = 64}},
+  };
+  for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+    const laprox_plan_info info = {.shape = {1, 4, 2, 64},
+                                   .policy.budget.tokens = 60,
+                                   .cache_dtype = table[i].dtype,
+                                   .n_segments = 1,
+                                   .segments = {table[i].segment}};
+    laprox_plan *plan = NULL;
+    expect_failure(laprox_plan_create(context, &info, &plan), LAPROX_ERROR_INVALID_ARGUMENT, table[i].word);
+    assert_null(plan);
+  }
+}
+
+/* A layer's last entry needs no padding behind it, and everything before it must be there. */
+static void test_exact_ranges(void **state) {
+  (void)state;
+  for (int layout = 0; layout < FLOW_N_LAYOUTS; layout++) {
+    flow f;
+    flow_options options = layouts[0].options;
+    options.layout = (flow_layout)layout;
+    start(&f, &options);
+    const laprox_segment *part = &f.info.segments[0];
+    const uint64_t stride = part->entry_stride ? part->entry_stride : 64;
+    const uint64_t row = part->head_stride ? 0 : part->head_rows;
+    laprox_buffer *value = &f.buffers[1].value[0];
+    value->size = ((row + part->n_entries - 1) * stride + part->head_stride + 64) * 2;
+    flow_release(&f);
+    assert_int_equal(flow_plan(&f, context), LAPROX_OK);
+    assert_int_equal(flow_bind(&f), LAPROX_OK);
+    laprox_binding_destroy(f.binding);
+    value->size -= 4;
+    expect_failure(flow_bind(&f), LAPROX_ERROR_INVALID_ARGUMENT, "value is too small");
+    flow_finish(&f);
+  }
+}
+
+static int set_up(void **state) {
+  (void)state;
+  app_vulkan_init(&vulkan);
+  app_device_init(&vulkan, ARENA_BYTES, &device);
+  test_host_init(&host);
+  failing_arm(&host, FAIL_VULKAN, 0, VK_SUCCESS);
+  shim.max_range = (VkDeviceSize)1 << 27;
+  laprox_context_info info = app_context_info(&vulkan, &device, &host.host);
+  info.get_instance_proc_addr = shim_get_instance_proc_addr;
+  return laprox_context_create(&info, &context);
+}
+
+static int tear_down(void **state) {
+  (void)state;
+  laprox_context_destroy(context);
+  failing_expect_nothing_left(&host);
+  app_device_finish(&device);
+  return (int)app_vulkan_finish(&vulkan);
+}
+
+/* An argument names the one test to run. */
+int main(int argc, char **argv) {
+  const struct CMUnitTest others[] = {
+      cmocka_unit_test(test_cut_in_place), cmocka_unit_test(test_cut_too_small),
+      cmocka_unit_test(test_bad_strides), cmocka_unit_test(test_exact_ranges)};
+  enum { N_OTHERS = sizeof others / sizeof *others };
+  struct CMUnitTest tests[N_LAYOUTS + N_CUTS + N_OTHERS];
+  for (size_t i = 0; i < N_LAYOUTS; i++) /* cmocka's state is not const */
+    tests[i] = (struct CMUnitTest){layouts[i].name, test_layouts, NULL, NULL, (void *)(uintptr_t)&layouts[i]};
+  for (size_t i = 0; i < N_CUTS; i++)
+    tests[N_LAYOUTS + i] =
+        (struct CMUnitTest){cuts[i].name, test_cuts, NULL, NULL, (void *)(uintptr_t)&cuts[i]};
+  memcpy(tests + N_LAYOUTS + N_CUTS, others, sizeof others);
+  if (argc > 1) cmocka_set_test_filter(argv[1]);
+  return cmocka_run_group_tests_name("layout", tests, set_up, tear_down);
+}
