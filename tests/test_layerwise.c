@@ -266,6 +266,28 @@ static void test_captures(void **state) {
   assert_int_equal(gpu->n_errors, 0);
 }
 
+/* Whole tokens are chosen when all layers have been read. */
+static void test_whole_tokens(void **state) {
+  const scenario s = {300, {.budget.share = 0.2, .scope = LAPROX_SCOPE_TOKEN, .sinks = 2}};
+  test_gpu *gpu = *state;
+  laprox_model *model = load_model(gpu);
+  uint32_t tokens[300];
+  laprox_session *in_one = NULL, *one_shot = NULL;
+  laprox_eviction done, at_once;
+  make_tokens(tokens, s.n_tokens, 5);
+  assert_int_equal(laprox_session_create(model, &(laprox_session_info){0}, &in_one), LAPROX_OK);
+  assert_int_equal(laprox_session_create(model, &(laprox_session_info){0}, &one_shot), LAPROX_OK);
+  assert_int_equal(laprox_session_prefill_evict(in_one, tokens, s.n_tokens, &s.policy, &done), LAPROX_OK);
+  assert_int_equal(laprox_session_prefill(one_shot, tokens, s.n_tokens), LAPROX_OK);
+  assert_int_equal(laprox_session_evict(one_shot, &s.policy, &at_once), LAPROX_OK);
+  assert_int_equal(done.kept, 8 * 60);
+  assert_int_equal(at_once.kept, 8 * 60);
+  compare_caches(in_one, one_shot);
+  laprox_session_destroy(in_one);
+  laprox_session_destroy(one_shot);
+  laprox_model_destroy(model);
+}
+
 /* A budget that keeps everything, later turns, and tokens that can't be read. */
 static void test_edges(void **state) {
   test_gpu *gpu = *state;
@@ -283,6 +305,8 @@ static void test_edges(void **state) {
   assert_int_equal(laprox_session_n_tokens(session), 100);
   const laprox_policy together = {.kind = LAPROX_POLICY_TOVA, .budget.tokens = 40};
   assert_int_equal(laprox_session_evict(session, &together, &done), LAPROX_ERROR_UNSUPPORTED);
+  const laprox_policy tokens_alike = {.scope = LAPROX_SCOPE_TOKEN, .budget.tokens = 40};
+  assert_int_equal(laprox_session_evict(session, &tokens_alike, &done), LAPROX_ERROR_UNSUPPORTED);
   assert_int_equal(laprox_session_prefill_evict(session, tokens + 100, 50, &all, &done), LAPROX_OK);
   laprox_session_kept_per_head(session, kept);
   for (int i = 0; i < 8; i++) sum += kept[i];
@@ -299,13 +323,14 @@ static void test_edges(void **state) {
   assert_int_equal(done.kept, 8 * 48);
   laprox_session_destroy(session);
   laprox_model_destroy(model);
-  assert_int_equal(gpu->n_errors, 2);
+  assert_int_equal(gpu->n_errors, 3);
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(test_same_set, test_gpu_setup, test_gpu_teardown),
       cmocka_unit_test_setup_teardown(test_captures, test_gpu_setup, test_gpu_teardown),
+      cmocka_unit_test_setup_teardown(test_whole_tokens, test_gpu_setup, test_gpu_teardown),
       cmocka_unit_test_setup_teardown(test_edges, test_gpu_setup, test_gpu_teardown),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -100,7 +100,10 @@ static void invalid_policies(void **state) {
   } cases[] = {
       {{.kind = (laprox_policy_kind)100}, "kind 100"},
       {{.kind = (laprox_policy_kind)-1}, "kind -1"},
-      {{.scope = (laprox_scope)4}, "scope"},
+      {{.scope = (laprox_scope)5}, "scope"},
+      {{.scope = LAPROX_SCOPE_TOKEN, .floor = 2}, "floor 2"},
+      {{.kind = LAPROX_POLICY_CRITICALKV, .scope = LAPROX_SCOPE_TOKEN}, "not token"},
+      {{.kind = LAPROX_POLICY_TOVA, .scope = LAPROX_SCOPE_TOKEN}, "scope"},
       {{.gqa = (laprox_gqa)4}, "gqa"},
       {{.pool = (laprox_pool)3}, "pool"},
       {{.normalize = (laprox_switch)3}, "normalize"},
@@ -267,6 +270,7 @@ static void problems(void **state) {
   assert_int_equal(lpx_heads_per_problem(&(lpx_rules){.scope = LAPROX_SCOPE_GLOBAL}, &shape), 15);
   assert_int_equal(lpx_heads_per_problem(&(lpx_rules){.scope = LAPROX_SCOPE_LAYER}, &shape), 5);
   assert_int_equal(lpx_heads_per_problem(&(lpx_rules){.scope = LAPROX_SCOPE_HEAD}, &shape), 1);
+  assert_int_equal(lpx_heads_per_problem(&(lpx_rules){.scope = LAPROX_SCOPE_TOKEN}, &shape), 1);
 }
 
 static void shapes(void **state) {

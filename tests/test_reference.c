@@ -368,6 +368,8 @@ static void test_select_by_hand(void **state) {
   expect_kept(&it, 4, (uint32_t[]){0, 1, 4, 5, 0, 2, 4, 5}, 8);
   it.rules.scope = LAPROX_SCOPE_HEAD;
   expect_kept(&it, 3, (uint32_t[]){0, 4, 5, 0, 4, 5}, 6);
+  it.rules.scope = LAPROX_SCOPE_TOKEN; /* sums 15, 10, 12, 1 */
+  expect_kept(&it, 4, (uint32_t[]){0, 2, 4, 5, 0, 2, 4, 5}, 8);
   it.rules.scope = LAPROX_SCOPE_GLOBAL;
   it.rules.floor = 2; /* the second head's best two come first */
   expect_kept(&it, 4, (uint32_t[]){0, 1, 4, 5, 0, 2, 4, 5}, 8);

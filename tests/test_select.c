@@ -56,6 +56,22 @@ static float make_score(kernel_test *test, pattern which) {
   }
 }
 
+/* Of each token over all heads, as the device comes to it: layers in their order, and heads within. */
+static float token_score(const laprox_plan *plan, const float *scores, const uint32_t *result, uint32_t i) {
+  float sum = 0.0f;
+  for (uint32_t layer = 0; layer < N_LAYERS; layer++) {
+    float scale, of_layer = 0.0f;
+    memcpy(&scale, &result[plan->result.counters + 2 * layer + 1], sizeof scale);
+    for (uint32_t head = 0; head < N_KV_HEADS; head++) {
+      const float score = scores[laprox_plan_score_offset(plan, layer, head) / sizeof *scores + i];
+      const float scaled = score * scale;
+      if (score >= FLT_MIN && scaled >= FLT_MIN) of_layer += scaled;
+    }
+    sum += of_layer;
+  }
+  return sum;
+}
+
 static int compare(const void *left, const void *right) {
   const candidate *a = left, *b = right;
   if (a->key != b->key) return a->key > b->key ? -1 : 1;
@@ -85,7 +101,12 @@ static uint8_t *reference(const laprox_plan *plan, const select_case *c, const f
     const uint32_t *row = plan->tables + (size_t)head * HEAD_WORDS;
     float scale;
     memcpy(&scale, &result[plan->result.counters + 2 * (head / N_KV_HEADS) + 1], sizeof scale);
-    for (uint32_t i = 0; i < row[HEAD_N_CANDIDATES]; i++) {
+    for (uint32_t i = 0; i < row[HEAD_N_CANDIDATES] && c->scope == LAPROX_SCOPE_TOKEN; i++, n++) {
+      const float sum = token_score(plan, scores, result, i);
+      all[n] = (candidate){.head = head, .entry = row[HEAD_N_SINKS] + i};
+      if (sum >= FLT_MIN) memcpy(&all[n].key, &sum, sizeof sum);
+    }
+    for (uint32_t i = 0; i < row[HEAD_N_CANDIDATES] && c->scope != LAPROX_SCOPE_TOKEN; i++) {
       const float scaled = scores[(size_t)row[HEAD_FIRST_BLOCK] * BLOCK_ENTRIES + i] * scale;
       all[n] = (candidate){.head = head, .entry = row[HEAD_N_SINKS] + i};
       const bool normal = scores[(size_t)row[HEAD_FIRST_BLOCK] * BLOCK_ENTRIES + i] >= FLT_MIN;
@@ -100,6 +121,8 @@ static uint8_t *reference(const laprox_plan *plan, const select_case *c, const f
   for (size_t i = 0; i < n; i++)
     if (floors[all[i].head * stride + all[i].entry]) all[i].key = 0x7f800000;
   const uint32_t heads = plan->selection.heads_per_problem;
+  for (uint32_t head = 0; head < N_HEADS && c->scope == LAPROX_SCOPE_TOKEN; head++)
+    choose(all, n, head, head + 1, plan->selection.k[0], taken, stride);
   for (uint32_t problem = 0; problem < plan->selection.n_problems; problem++)
     choose(all, n, problem * heads, (problem + 1) * heads, plan->selection.k[problem], taken, stride);
   free(all);
@@ -126,6 +149,33 @@ static void check(const laprox_plan *plan, const select_case *c, const float *sc
   assert_int_equal(cu_seqlens[N_HEADS], row);
   assert_int_equal(row, plan->n_kept);
   free(taken);
+}
+
+/* The ranges of what goes, against the result's own lists. */
+static void check_ranges(const laprox_plan *plan, const select_case *c, const uint32_t *result) {
+  uint32_t n = 0, room, at = 0;
+  assert_int_equal(laprox_removed_ranges(plan, result, NULL, &n), LAPROX_OK);
+  laprox_range *ranges = malloc((n + 1) * sizeof *ranges);
+  assert_non_null(ranges);
+  room = n;
+  assert_int_equal(laprox_removed_ranges(plan, result, ranges, &room), LAPROX_OK);
+  assert_int_equal(room, n);
+  const uint32_t n_kept = result[plan->result.cu_seqlens + 1];
+  uint32_t position = 0;
+  for (uint32_t row = 0; row <= n_kept; row++, position++) {
+    const uint32_t kept = row < n_kept ? result[plan->result.indices + row] : c->lengths[0];
+    if (kept == position) continue;
+    assert_true(at < n);
+    assert_int_equal(ranges[at].first, position);
+    assert_int_equal(ranges[at++].end, kept);
+    position = kept;
+  }
+  assert_int_equal(at, n);
+  if (n > 1) {
+    room = n - 1;
+    assert_int_equal(laprox_removed_ranges(plan, result, ranges, &room), LAPROX_ERROR_INVALID_ARGUMENT);
+  }
+  free(ranges);
 }
 
 static laprox_plan *make_plan(kernel_test *test, const select_case *c) {
@@ -183,6 +233,7 @@ static void run_plan(kernel_test *test, const select_case *c, const laprox_plan 
     assert_int_equal(lpx_queue_run_steps(test->queue, binding->program, first, count, NULL), LAPROX_OK);
     kernel_download(test, &result, words, (size_t)needs.result_bytes);
     check(plan, c, scores, words);
+    if (c->scope == LAPROX_SCOPE_TOKEN) check_ranges(plan, c, words);
   }
   free(words);
   free(scores);
@@ -262,12 +313,60 @@ static void test_ranges(void **state) {
   kernel_test_end(&test);
 }
 
+static void test_tokens(void **state) {
+  kernel_test test = kernel_test_begin(state, 5);
+  static const uint32_t lengths[] = {WINDOW, WINDOW + SINKS + 1, 300, 1024 + WINDOW + SINKS, 2500, 9000},
+                        budgets[] = {WINDOW + SINKS + 1, 200, 900};
+  for (size_t l = 0; l < sizeof lengths / sizeof *lengths; l++)
+    for (pattern which = 0; which < N_PATTERNS; which++) {
+      uint32_t same[N_HEADS];
+      for (uint32_t head = 0; head < N_HEADS; head++) same[head] = lengths[l];
+      const select_case c = {.lengths = same,
+                             .scope = LAPROX_SCOPE_TOKEN,
+                             .budget = budgets[(l + which) % 3],
+                             .pattern = which,
+                             .max_range = l == 5 && which % 2 ? (VkDeviceSize)200 << 10 : 0};
+      run_case(&test, &c);
+    }
+  kernel_test_end(&test);
+}
+
+static void test_tokens_refused(void **state) {
+  kernel_test test = kernel_test_begin(state, 6);
+  const uint32_t heads[] = {0, 50, 100}, other[] = {0, 50, 99}, sinks[] = {1, 1, 1, 2};
+  laprox_plan_info info = {.shape = {.n_layers = 1, .n_heads = 2, .n_kv_heads = 2, .head_dim = 4},
+                           .policy = {.kind = LAPROX_POLICY_RANDOM,
+                                      .scope = LAPROX_SCOPE_TOKEN,
+                                      .budget = {.tokens = 20},
+                                      .window = WINDOW},
+                           .n_segments = 1,
+                           .segments = {{.cu_seqlens = heads}}};
+  laprox_plan *plan = NULL;
+  uint32_t n;
+  assert_int_equal(laprox_plan_create(test.context, &info, &plan), LAPROX_OK);
+  const uint32_t nonsense[1000] = {0};
+  assert_int_equal(laprox_removed_ranges(plan, nonsense, NULL, &n), LAPROX_ERROR_VULKAN);
+  laprox_plan_destroy(plan);
+  info.model_layers = 2;
+  assert_int_equal(laprox_plan_create(test.context, &info, &plan), LAPROX_ERROR_INVALID_ARGUMENT);
+  info.model_layers = 1;
+  info.segments[0].cu_seqlens = other;
+  assert_int_equal(laprox_plan_create(test.context, &info, &plan), LAPROX_ERROR_UNSUPPORTED);
+  info.segments[0].cu_seqlens = heads;
+  info.head_sinks = sinks + 2;
+  assert_int_equal(laprox_plan_create(test.context, &info, &plan), LAPROX_ERROR_UNSUPPORTED);
+  info.head_sinks = NULL;
+  info.policy.scope = LAPROX_SCOPE_HEAD;
+  assert_int_equal(laprox_plan_create(test.context, &info, &plan), LAPROX_OK);
+  assert_int_equal(laprox_removed_ranges(plan, nonsense, NULL, &n), LAPROX_ERROR_INVALID_ARGUMENT);
+  laprox_plan_destroy(plan);
+  kernel_test_end(&test);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_patterns),
-      cmocka_unit_test(test_budgets),
-      cmocka_unit_test(test_floor),
-      cmocka_unit_test(test_ranges),
+      cmocka_unit_test(test_patterns), cmocka_unit_test(test_budgets), cmocka_unit_test(test_floor),
+      cmocka_unit_test(test_ranges),   cmocka_unit_test(test_tokens),  cmocka_unit_test(test_tokens_refused),
   };
   return cmocka_run_group_tests(tests, test_gpu_setup, test_gpu_teardown);
 }

@@ -111,12 +111,12 @@ static void count_decode(const bench_cache *cache, double entries, bench_result 
 
 static const struct group {
   const char *kernel;
-  const char *const prefixes[4];
+  const char *const prefixes[5];
   void (*count)(const bench_cache *cache, bench_result *row);
 } groups[] = {
     {"window attention", {"window_", "attention_norm", "attention_gram"}, count_attention},
     {"value norm", {"value_"}, count_values},
-    {"pool and sums", {"pool", "layer_sum", "synthetic"}, count_pool},
+    {"pool and sums", {"pool", "layer_sum", "token_sum", "synthetic"}, count_pool},
 };
 enum { N_GROUPS = sizeof groups / sizeof *groups };
 

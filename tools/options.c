@@ -104,7 +104,7 @@ static const option_spec specs[] = {
      "knorm, "
      "streaming, random or full [laprox]"},
     {OPTION_SCOPE, 0, "scope", "WHERE", EVICTING, COMPETING | POLICY(CRITICALKV),
-     "entries compete within the model, a layer or a head: global, layer, head"},
+     "entries compete within the model, a layer or a head: global, layer, head; or whole tokens: token"},
     {OPTION_WINDOW, 0, "window", "N", EVICTING, ALL_POLICIES,
      "last tokens, whose queries score and which all stay [32]"},
     {OPTION_WINDOW, 0, "window", "N", COMMAND_CAPTURE, 0, "last tokens, whose queries are written [32]"},
@@ -129,7 +129,8 @@ static const option_spec specs[] = {
      "draw from the likeliest tokens of this much probability [1]"},
     {OPTION_KV, 0, "kv", "f16|f32", PROMPTED | COMMAND_EVAL, 0, "element type of the KV cache [f16]"},
     {OPTION_PREFILL, 0, "prefill", "HOW", COMMAND_RUN, 0,
-     "evict after every layer (layerwise) or at the end (oneshot); the result is the same [layerwise]"},
+     "evict after every layer (layerwise) or at the end (oneshot); the result is the same [layerwise; with "
+     "--scope token oneshot]"},
     {OPTION_CHUNK_EVICT, 0, "chunk-evict", "N", COMMAND_RUN, 0,
      "evict after every N tokens of the prompt: least memory, but approximate"},
     {OPTION_EVICT_BEFORE_QUESTION, 0, "evict-before-question", NULL, COMMAND_RUN, 0,
@@ -239,8 +240,11 @@ static const word policy_words[] = {{"laprox", LAPROX_POLICY_LAPROX},
                                     {"defensivekv", LAPROX_POLICY_DEFENSIVEKV},
                                     {"layer-defensivekv", LAPROX_POLICY_LAYER_DEFENSIVEKV},
                                     {NULL, 0}};
-static const word scope_words[] = {
-    {"global", LAPROX_SCOPE_GLOBAL}, {"layer", LAPROX_SCOPE_LAYER}, {"head", LAPROX_SCOPE_HEAD}, {NULL, 0}};
+static const word scope_words[] = {{"global", LAPROX_SCOPE_GLOBAL},
+                                   {"layer", LAPROX_SCOPE_LAYER},
+                                   {"head", LAPROX_SCOPE_HEAD},
+                                   {"token", LAPROX_SCOPE_TOKEN},
+                                   {NULL, 0}};
 static const word gqa_words[] = {{"mean", LAPROX_GQA_MEAN},
                                  {"joint", LAPROX_GQA_JOINT},
                                  {"attention-mean", LAPROX_GQA_ATTENTION_MEAN},
@@ -669,6 +673,9 @@ static int check_run(const options *o) {
     return fail_usage("--interactive: questions come from standard input; give --file or --prompt, not both");
   if (o->interactive && o->prompt_file && strcmp(o->prompt_file, "-") == 0)
     return fail_usage("--interactive: questions come from standard input, the document can't");
+  if (o->policy.scope == LAPROX_SCOPE_TOKEN && o->has_prefill && !o->oneshot)
+    return fail_usage(
+        "--prefill layerwise: --scope token needs the scores of all layers (--prefill oneshot)");
   if (o->interactive && no_prompt && (o->dry_run || o->memory_bytes))
     return fail_usage("--%s: there is no prompt to plan for", o->dry_run ? "dry-run" : "memory");
   return check_pairs(o);
@@ -691,6 +698,7 @@ static int check_combinations(command which, options *o) {
   if (!status && which == COMMAND_RUN) status = check_run(o);
   if (which == COMMAND_BENCH) status = check_bench(o);
   if (status) return status;
+  if (o->policy.scope == LAPROX_SCOPE_TOKEN) o->oneshot = true;
   if ((which & (COMMAND_CAPTURE | COMMAND_EVICT | COMMAND_TASKS | COMMAND_REPORT)) && !o->output)
     return fail_usage("where to? (--output FILE)");
   if (which == COMMAND_EVAL && !o->n_tasks && !o->n_fidelity)

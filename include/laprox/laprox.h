@@ -148,7 +148,11 @@ typedef enum laprox_scope {
   LAPROX_SCOPE_AUTO = 0, /**< global for laprox, layer for adakv, head for the others */
   LAPROX_SCOPE_GLOBAL = 1,
   LAPROX_SCOPE_LAYER = 2,
-  LAPROX_SCOPE_HEAD = 3
+  LAPROX_SCOPE_HEAD = 3,
+  /** Whole tokens compete, by the sum of their scores over all layers and KV heads, and all heads keep the same ones: for
+   *  engines whose cells are shared by layers and heads. All heads must have equally many entries and sinks; entry i of
+   *  each is taken for the same token. Without a floor. */
+  LAPROX_SCOPE_TOKEN = 4
 } laprox_scope;
 
 /** How the r query heads of a KV head become one score (laprox only). */
@@ -189,7 +193,7 @@ typedef struct laprox_budget {
  *  have window, sinks and budget, and of the other fields
  *  laprox: scope, gqa, pool, pool_width, pool_before, normalize, floor; snapkv: scope, pool, pool_width, normalize, floor;
  *  random: scope, floor, seed; adakv, pyramidkv: pool, pool_width; vatp: scope, pool, pool_width, floor;
- *  keydiff, knorm: scope, floor; criticalkv: scope (not global), pool,
+ *  keydiff, knorm: scope, floor; criticalkv: scope (layer or head), pool,
  *  pool_width; defensivekv, layer-defensivekv: pool, pool_width; tova, streaming, full: none. */
 typedef struct laprox_policy {
   laprox_policy_kind kind;

@@ -170,8 +170,8 @@ LAPROX_API laprox_result laprox_session_evict(laprox_session *session, const lap
 
 /** laprox_session_prefill and laprox_session_evict in one, in little memory: the first prompt of a session is cut after
  *  every layer, with exactly the set that an eviction afterwards would keep, and K and V take at most what is kept plus
- *  one full layer. Later turns are read whole beside what is kept, and then evicted. On failure a session that was empty
- *  is empty again. */
+ *  one full layer. Later turns are read whole beside what is kept, and then evicted; so is the first with scope token,
+ *  which needs the scores of all layers. On failure a session that was empty is empty again. */
 LAPROX_API laprox_result laprox_session_prefill_evict(laprox_session *session, const uint32_t *tokens,
                                                       size_t count, const laprox_policy *policy,
                                                       laprox_eviction *out);

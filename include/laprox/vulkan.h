@@ -226,6 +226,18 @@ typedef struct laprox_result_layout {
 } laprox_result_layout;
 LAPROX_API void laprox_plan_result_layout(const laprox_plan *plan, laprox_result_layout *out);
 
+/** Entries [first, end) of every head. */
+typedef struct laprox_range {
+  uint32_t first, end;
+} laprox_range;
+/** With scope token: what all heads lose, ascending, from a result block (result_bytes) that the application has read
+ *  back; for engines that remove cells by position. `ranges` NULL: *n_ranges says how many there are, at most 1 more
+ *  than a head keeps; else it is how many there is room for, and then how many were written. INVALID_ARGUMENT for
+ *  another scope, a plan that keeps everything, and too little room; VULKAN where the block can't be a selection's.
+ *  Thread-safe. */
+LAPROX_API laprox_result laprox_removed_ranges(const laprox_plan *plan, const void *result,
+                                               laprox_range *ranges, uint32_t *n_ranges);
+
 /** Buffers of one layer. Ranges of segments that hold no entries may be zero. */
 typedef struct laprox_layer_buffers {
   laprox_buffer query; /**< f32 [query_rows, n_heads, head_dim], after RoPE */

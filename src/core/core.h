@@ -83,7 +83,7 @@ lpx_factor lpx_rules_factor(const lpx_rules *rules);
 uint32_t lpx_pyramid_places(uint32_t n_layers, uint32_t layer, uint32_t places, uint32_t most);
 
 /* Scopes as independent selection problems over the heads of the model, numbered layer-major:
-   problem of head i = i / heads_per_problem. */
+   problem of head i = i / heads_per_problem. Scope token has one problem, of one head's length. */
 uint32_t lpx_heads_per_problem(const lpx_rules *rules, const laprox_shape *shape);
 
 laprox_result lpx_shape_check(const laprox_host *host, const laprox_shape *shape);

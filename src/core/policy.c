@@ -13,7 +13,7 @@
 typedef struct kind_traits {
   const char *name;
   bool scope, gqa, pool, normalize, floor, seed;
-  bool no_global; /* the scope may not be global */
+  bool within_layers; /* the scope is layer or head */
   laprox_scope default_scope;
   uint32_t default_pool_width, default_sinks;
   uint32_t sinks_share; /* of a head's places, one part in so many: 0 = all */
@@ -41,7 +41,7 @@ static const kind_traits traits[] = {
                                .default_pool_width = 1},
     [LAPROX_POLICY_KNORM] = {"knorm", .scope = true, .floor = true, .default_scope = LAPROX_SCOPE_HEAD,
                              .default_pool_width = 1},
-    [LAPROX_POLICY_CRITICALKV] = {"criticalkv", .scope = true, .pool = true, .no_global = true,
+    [LAPROX_POLICY_CRITICALKV] = {"criticalkv", .scope = true, .pool = true, .within_layers = true,
                                   .default_scope = LAPROX_SCOPE_HEAD, .default_pool_width = 7},
     [LAPROX_POLICY_DEFENSIVEKV] = {"defensivekv", .pool = true, .default_scope = LAPROX_SCOPE_LAYER,
                                    .default_pool_width = 5},
@@ -81,7 +81,7 @@ static laprox_result check_fields(const laprox_host *host, const laprox_policy *
     bool has;
     uint32_t value, limit;
   } fields[] = {
-      {"scope", has->scope, (uint32_t)policy->scope, LAPROX_SCOPE_HEAD},
+      {"scope", has->scope, (uint32_t)policy->scope, LAPROX_SCOPE_TOKEN},
       {"gqa", has->gqa, (uint32_t)policy->gqa, LAPROX_GQA_ATTENTION_MEAN},
       {"pool", has->pool, (uint32_t)policy->pool, LAPROX_POOL_MAX},
       {"pool_width", has->pool, policy->pool_width, UINT32_MAX},
@@ -100,9 +100,15 @@ static laprox_result check_fields(const laprox_host *host, const laprox_policy *
                     "policy %s: pool_before needs norms of attention alone, which gqa joint does not have",
                     kind);
   }
-  if (has->no_global && policy->scope == LAPROX_SCOPE_GLOBAL) {
-    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "policy %s: its scope is layer or head, not global",
-                    kind);
+  const bool token = policy->scope == LAPROX_SCOPE_TOKEN;
+  if (has->within_layers && (policy->scope == LAPROX_SCOPE_GLOBAL || token)) {
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "policy %s: its scope is layer or head, not %s",
+                    kind, token ? "token" : "global");
+  }
+  if (token && policy->floor != 0 && policy->floor != LAPROX_NONE) {
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
+                    "policy %s: floor %u, but with scope token all heads keep the same entries", kind,
+                    policy->floor);
   }
   if (policy->window > MAX_WINDOW) {
     return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "policy %s: window %u is not 1 to %u", kind,
@@ -241,6 +247,7 @@ uint32_t lpx_heads_per_problem(const lpx_rules *rules, const laprox_shape *shape
   case LAPROX_SCOPE_LAYER:
     return shape->n_kv_heads;
   case LAPROX_SCOPE_HEAD:
+  case LAPROX_SCOPE_TOKEN:
   case LAPROX_SCOPE_AUTO:
     break;
   }

@@ -125,7 +125,8 @@ static laprox_result build(laprox_binding *binding, const laprox_binding_info *i
   binding->select =
       lpx_buffer_part(info->scratch, plan->select_offset, (VkDeviceSize)plan->select.n_words * 4);
   const VkDeviceSize scores_bytes = (VkDeviceSize)plan->n_blocks * BLOCK_ENTRIES * 4;
-  binding->floor_scores = lpx_buffer_part(info->scratch, plan->floor_offset, scores_bytes);
+  binding->own_scores = lpx_buffer_part(info->scratch, plan->own_scores_offset,
+                                        (VkDeviceSize)plan->selection.n_blocks * BLOCK_ENTRIES * 4);
   binding->scores = lpx_buffer_part(info->scores, 0, scores_bytes);
   binding->result = lpx_buffer_part(info->result, 0, (VkDeviceSize)plan->result.n_words * 4);
   append_tables(binding);

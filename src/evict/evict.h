@@ -8,6 +8,7 @@
 /* Selection problems of one scope: the model's own, and single heads for the floor. */
 typedef struct lpx_selection {
   uint32_t heads_per_problem, n_problems;
+  uint32_t n_blocks;     /* of scores: the model's, or a head's with scope token */
   uint32_t *k;           /* places of each problem */
   uint32_t runs, n_runs; /* word in state, count */
 } lpx_selection;
@@ -15,7 +16,7 @@ typedef struct lpx_selection {
 /* Words in the scratch buffer's ranges. `state` holds tables and small results, `work` what a layer's scoring
    needs, `selection` the counters of the selection. */
 typedef struct lpx_state_words {
-  uint32_t heads, block_heads, n_table_words; /* tables are [0, n_table_words) */
+  uint32_t heads, block_heads, unit, n_table_words; /* tables are [0, n_table_words) */
   uint32_t inverses, softmax, n_words;
 } lpx_state_words;
 
@@ -60,7 +61,8 @@ struct laprox_plan {
   uint32_t budget;
   uint64_t n_kept;
 
-  /* the head table, (n_heads_all + 1) rows, then block_heads and runs, as they stand in state */
+  /* the head table, (n_heads_all + 1) rows, then block_heads, runs and, for scope token, a scale of 1, as they
+     stand in state */
   uint32_t *tables;
   lpx_layer_items *layers;
   uint32_t n_blocks, run_blocks;
@@ -73,7 +75,7 @@ struct laprox_plan {
   lpx_work_words work;
   lpx_selection_words select;
   lpx_result_words result;
-  VkDeviceSize work_offset, select_offset, floor_offset; /* bytes in the scratch buffer; state is at 0 */
+  VkDeviceSize work_offset, select_offset, own_scores_offset; /* bytes in the scratch buffer; state is at 0 */
   VkDeviceSize scratch_bytes;
 
   /* Cooperative matrices score this cache: their size, 0 if they don't, and the workgroups' subgroups. */
@@ -82,7 +84,7 @@ struct laprox_plan {
   bool value_on_matrix;       /* the value norms too: not for joint scores and means of attention */
 
   lpx_pipeline matrix_prepare, window_softmax, window_merge, window_lse, attention_norm, attention_gram,
-      value, synthetic, pool, layer_sum;
+      value, synthetic, pool, layer_sum, token_sum;
   lpx_pipeline range, histogram, split, refine, count, emit, promote, protect;
   lpx_pipeline compact, compact_wide, compact_in_place, compact_scores;
   lpx_pipeline stage, entry_score, key_anchor, anchor_merge, head_mean;
@@ -93,8 +95,9 @@ struct laprox_binding {
   const laprox_plan *plan;
   lpx_program *program;
   laprox_layer_buffers *layers;
-  laprox_buffer state, work, select, floor_scores, scores, result;
-  uint32_t *layer_steps; /* first step of each layer, then of the selection */
+  laprox_buffer state, work, select, scores, result;
+  laprox_buffer own_scores; /* that the selection goes by where they aren't `scores` themselves */
+  uint32_t *layer_steps;    /* first step of each layer, then of the selection */
 };
 
 struct laprox_compaction {
@@ -151,6 +154,8 @@ VkDeviceSize lpx_plan_row_bytes(const laprox_plan *plan);
 /* Whether the policy looks at attention, and at values through the value factor. */
 bool lpx_plan_uses_attention(const laprox_plan *plan);
 bool lpx_plan_uses_values(const laprox_plan *plan);
+/* Whole tokens are chosen, by sums of scores. */
+bool lpx_plan_sums_tokens(const laprox_plan *plan);
 
 /* Scoring on cooperative matrices (matrix.c): decides whether; words per query head of prepared operands. */
 void lpx_matrix_choose(laprox_plan *plan);
@@ -173,6 +178,8 @@ void lpx_value_norm_append(laprox_binding *binding, uint32_t layer, uint32_t til
 laprox_result lpx_reduce_init(laprox_plan *plan);
 void lpx_reduce_append_synthetic(laprox_binding *binding, uint32_t layer);
 void lpx_reduce_append(laprox_binding *binding, uint32_t layer);
+/* Scores of tokens, summed over layers and heads, into own_scores. */
+void lpx_reduce_append_tokens(laprox_binding *binding);
 /* Raw scores of a layer, from a word in work, into its part of scores that begin at `to`; sums of blocks too. */
 void lpx_reduce_append_pool(laprox_binding *binding, uint32_t layer, const lpx_pipeline *pipeline,
                             uint32_t raw, laprox_buffer to);

@@ -23,6 +23,10 @@ bool lpx_plan_uses_values(const laprox_plan *plan) {
   return plan->rules.kind == LAPROX_POLICY_LAPROX;
 }
 
+bool lpx_plan_sums_tokens(const laprox_plan *plan) {
+  return plan->rules.scope == LAPROX_SCOPE_TOKEN;
+}
+
 static uint32_t divide_up(uint32_t a, uint32_t b) {
   return a / b + (a % b != 0);
 }
@@ -92,7 +96,7 @@ static uint32_t choose_run_blocks(const laprox_plan *plan) {
                             : type == VK_PHYSICAL_DEVICE_TYPE_CPU        ? 16
                                                                          : 128;
   uint32_t blocks = MIN_RUN_BLOCKS;
-  while (blocks < MAX_RUN_BLOCKS && plan->n_blocks / blocks > n_wanted) blocks *= 2;
+  while (blocks < MAX_RUN_BLOCKS && plan->selection.n_blocks / blocks > n_wanted) blocks *= 2;
   return blocks;
 }
 
@@ -102,9 +106,9 @@ static void fill_runs(const laprox_plan *plan, lpx_selection *selection, const u
   const uint32_t binding_blocks = (uint32_t)(plan->context->max_range / (BLOCK_ENTRIES * 4));
   uint32_t first_run = 0, last_problem = UINT32_MAX;
   selection->n_runs = 0;
-  for (uint32_t block = 0, count; block < plan->n_blocks; block += count) {
+  for (uint32_t block = 0, count; block < selection->n_blocks; block += count) {
     const uint32_t problem = block_heads[block] / selection->heads_per_problem;
-    for (count = 1; count < plan->run_blocks && block + count < plan->n_blocks; count++)
+    for (count = 1; count < plan->run_blocks && block + count < selection->n_blocks; count++)
       if (block_heads[block + count] / selection->heads_per_problem != problem ||
           (block + count) % binding_blocks == 0)
         break;
@@ -137,8 +141,10 @@ static uint32_t longest_head(const laprox_plan *plan) {
  */
 static laprox_result fill_problems(laprox_plan *plan, lpx_selection *selection, uint32_t heads_per_problem,
                                    uint32_t places_a_head, bool less_sinks) {
+  const bool tokens = lpx_plan_sums_tokens(plan);
   selection->heads_per_problem = heads_per_problem;
-  selection->n_problems = plan->n_heads_all / heads_per_problem;
+  selection->n_problems = tokens ? 1 : plan->n_heads_all / heads_per_problem;
+  selection->n_blocks = tokens ? lpx_head_row(plan, 0, 1)[HEAD_FIRST_BLOCK] : plan->n_blocks;
   selection->k = lpx_allocate(&plan->context->host, selection->n_problems, sizeof *selection->k);
   if (!selection->k) return lpx_fail_memory(&plan->context->host, "a plan");
   for (uint32_t problem = 0; problem < selection->n_problems; problem++) {
@@ -162,6 +168,27 @@ static laprox_result fill_problems(laprox_plan *plan, lpx_selection *selection, 
   return LAPROX_OK;
 }
 
+/* Entry i of every head must be the same token's. */
+static laprox_result check_tokens(const laprox_plan *plan) {
+  const laprox_host *host = &plan->context->host;
+  if (!lpx_plan_sums_tokens(plan)) return LAPROX_OK;
+  if (plan->model_layers != plan->shape.n_layers)
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
+                    "laprox_plan_info: scope token needs the scores of all %u layers, not of %u",
+                    plan->model_layers, plan->shape.n_layers);
+  const uint32_t *first = lpx_head_row(plan, 0, 0);
+  for (uint32_t i = 1; i < plan->n_heads_all; i++) {
+    const uint32_t *row = first + (size_t)i * HEAD_WORDS;
+    if (row[HEAD_N_ENTRIES] == first[HEAD_N_ENTRIES] && row[HEAD_N_SINKS] == first[HEAD_N_SINKS]) continue;
+    return lpx_fail(host, LAPROX_ERROR_UNSUPPORTED,
+                    "scope token: layer %u, KV head %u has %u entries and %u sinks, KV head 0 of layer 0 %u "
+                    "and %u; all must have as many",
+                    i / plan->shape.n_kv_heads, i % plan->shape.n_kv_heads, row[HEAD_N_ENTRIES],
+                    row[HEAD_N_SINKS], first[HEAD_N_ENTRIES], first[HEAD_N_SINKS]);
+  }
+  return LAPROX_OK;
+}
+
 static laprox_result fill_tables(laprox_plan *plan, const laprox_plan_info *info) {
   const laprox_host *host = &plan->context->host;
   const uint32_t head_words = (plan->n_heads_all + 1) * HEAD_WORDS;
@@ -169,6 +196,7 @@ static laprox_result fill_tables(laprox_plan *plan, const laprox_plan_info *info
   plan->tables = lpx_allocate(host, head_words, sizeof *plan->tables);
   if (!plan->layers || !plan->tables) return lpx_fail_memory(host, "a plan");
   laprox_result result = fill_heads(plan, info);
+  if (!result) result = check_tokens(plan);
   const lpx_rules *rules = &plan->rules;
   if (!result)
     result = fill_problems(plan, &plan->selection, lpx_heads_per_problem(rules, &plan->shape),
@@ -176,10 +204,12 @@ static laprox_result fill_tables(laprox_plan *plan, const laprox_plan_info *info
   if (!result) result = fill_problems(plan, &plan->floor_selection, 1, rules->floor, false);
   if (result) return result;
   plan->n_kept = plan->tables[(size_t)plan->n_heads_all * HEAD_WORDS + HEAD_PROTECTED];
-  for (uint32_t i = 0; i < plan->selection.n_problems; i++) plan->n_kept += plan->selection.k[i];
+  const uint32_t n_takers = lpx_plan_sums_tokens(plan) ? plan->n_heads_all : 1;
+  for (uint32_t i = 0; i < plan->selection.n_problems; i++)
+    plan->n_kept += (uint64_t)plan->selection.k[i] * n_takers;
 
   /* At most one run a block, for both scopes. */
-  const size_t capacity = (size_t)head_words + (size_t)plan->n_blocks * (1 + 2 * RUN_WORDS);
+  const size_t capacity = (size_t)head_words + (size_t)plan->n_blocks * (1 + 2 * RUN_WORDS) + 1;
   uint32_t *grown = lpx_reallocate(host, plan->tables, capacity, sizeof *grown);
   if (!grown) return lpx_fail_memory(host, "a plan");
   plan->tables = grown;
@@ -196,6 +226,11 @@ static laprox_result fill_tables(laprox_plan *plan, const laprox_plan_info *info
   plan->floor_selection.runs = plan->selection.runs + RUN_WORDS * plan->selection.n_runs;
   if (rules->floor) fill_runs(plan, &plan->floor_selection, block_heads, grown + plan->floor_selection.runs);
   plan->state.n_table_words = plan->floor_selection.runs + RUN_WORDS * plan->floor_selection.n_runs;
+  if (lpx_plan_sums_tokens(plan)) {
+    const float one = 1.0f;
+    plan->state.unit = plan->state.n_table_words++;
+    memcpy(plan->tables + plan->state.unit, &one, sizeof one);
+  }
   return LAPROX_OK;
 }
 
@@ -306,10 +341,10 @@ static laprox_result size_buffers(laprox_plan *plan) {
   plan->state.n_words = plan->state.softmax + n_heads * plan->rules.window * 2;
   uint64_t problems = plan->selection.n_problems;
   if (plan->rules.floor) problems = heads;
-  const uint32_t mask_words = BLOCK_ENTRIES / 32;
+  const uint32_t mask_words = BLOCK_ENTRIES / 32, n_blocks = plan->selection.n_blocks;
   const uint32_t n_runs = plan->selection.n_runs + plan->floor_selection.n_runs;
   const uint64_t other_words =
-      problems * PROBLEM_WORDS + (uint64_t)plan->n_blocks * (2 * mask_words + 2 + 2 + 1) + 1;
+      problems * PROBLEM_WORDS + (uint64_t)n_blocks * (2 * mask_words + 2 + 2 + 1) + 1;
   const uint64_t most = plan->context->max_range / 4, room = most > other_words ? most - other_words : 0;
   const uint64_t fit = room / (N_DIGITS * HISTOGRAM_BINS);
   plan->problems_at_once = fit < 1 ? 1 : (uint32_t)(fit < problems ? fit : problems);
@@ -329,18 +364,19 @@ static laprox_result size_buffers(laprox_plan *plan) {
   plan->select = (lpx_selection_words){.histograms = (uint32_t)problems * PROBLEM_WORDS,
                                        .n_words = (uint32_t)select_words};
   plan->select.masks = plan->select.histograms + (uint32_t)histogram_words;
-  plan->select.block_counts = plan->select.masks + 2 * mask_words * plan->n_blocks;
-  plan->select.run_counts = plan->select.block_counts + 2 * plan->n_blocks;
-  plan->select.block_rows = plan->select.run_counts + 2 * plan->n_blocks; /* at most one run a block */
+  plan->select.block_counts = plan->select.masks + 2 * mask_words * n_blocks;
+  plan->select.run_counts = plan->select.block_counts + 2 * n_blocks;
+  plan->select.block_rows = plan->select.run_counts + 2 * n_blocks; /* at most one run a block */
   plan->result = (lpx_result_words){.heads = plan->shape.n_layers * 2, .n_words = (uint32_t)result_words};
   plan->result.cu_seqlens = plan->result.heads + (heads + 1) * HEAD_WORDS;
   plan->result.indices = plan->result.cu_seqlens + heads + 1;
   plan->work_offset = align(plan, (VkDeviceSize)plan->state.n_words * 4);
   plan->select_offset = plan->work_offset + align(plan, (VkDeviceSize)plan->work.n_words * 4);
-  plan->floor_offset = plan->select_offset + align(plan, (VkDeviceSize)plan->select.n_words * 4);
-  plan->scratch_bytes = plan->floor_offset;
+  plan->own_scores_offset = plan->select_offset + align(plan, (VkDeviceSize)plan->select.n_words * 4);
+  plan->scratch_bytes = plan->own_scores_offset;
   if (plan->rules.floor || lpx_plan_marks_in_selection(plan) || lpx_plan_takes_risks(plan))
     plan->scratch_bytes += (VkDeviceSize)plan->n_blocks * BLOCK_ENTRIES * 4;
+  if (lpx_plan_sums_tokens(plan)) plan->scratch_bytes += (VkDeviceSize)n_blocks * BLOCK_ENTRIES * 4;
   return LAPROX_OK;
 }
 

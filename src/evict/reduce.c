@@ -1,6 +1,8 @@
 /* reduce.c: scores without attention, pooling, layer sums. */
 #include "evict/evict.h"
 
+enum { TOKEN_SUM_ENTRIES = 128 }; /* of a workgroup of token_sum.comp */
+
 typedef struct synthetic_push {
   uint32_t n_groups, heads, n_heads, layer_block, raw, layer, seed;
 } synthetic_push;
@@ -12,6 +14,10 @@ typedef struct pool_push {
 typedef struct layer_sum_push {
   uint32_t n_groups, block_sums, n_blocks, inverse, counter, normalize;
 } layer_sum_push;
+
+typedef struct token_sum_push {
+  uint32_t n_groups, first_layer, n_layers, heads_per_layer, head_blocks, inverses;
+} token_sum_push;
 
 typedef struct before_push {
   uint32_t n_groups, heads, n_heads, first_item, stored_item, from, to;
@@ -28,6 +34,8 @@ laprox_result lpx_reduce_init(laprox_plan *plan) {
                            plan->rules.pool == LAPROX_POOL_MAX};
   laprox_result result = lpx_pipeline_get(context, "pool", 3, pool, 2, &plan->pool);
   if (!result) result = lpx_pipeline_get(context, "layer_sum", 3, NULL, 0, &plan->layer_sum);
+  if (!result && lpx_plan_sums_tokens(plan))
+    result = lpx_pipeline_get(context, "token_sum", 3, NULL, 0, &plan->token_sum);
   const uint32_t before[] = {plan->rules.pool_width, n_norms(plan), plan->rules.pool == LAPROX_POOL_MAX};
   if (!result && plan->rules.pool_before)
     result = lpx_pipeline_get(context, "attention_pool", 2, before, 3, &plan->pool_before);
@@ -99,4 +107,29 @@ void lpx_reduce_append(laprox_binding *binding, uint32_t layer) {
   const laprox_buffer sum_ranges[] = {binding->work, binding->state, binding->result};
   lpx_program_dispatch(binding->program, &plan->layer_sum, sum_ranges, &sum, sizeof sum, 1, items->n_blocks);
   lpx_program_barrier(binding->program);
+}
+
+/* Sums go on from dispatch to dispatch, each over as many layers as a binding holds. */
+void lpx_reduce_append_tokens(laprox_binding *binding) {
+  const laprox_plan *plan = binding->plan;
+  const VkDeviceSize block_bytes = BLOCK_ENTRIES * 4;
+  const uint32_t layer_blocks = plan->layers[0].n_blocks, n_layers = plan->shape.n_layers;
+  if (!layer_blocks) return;
+  const VkDeviceSize fit = plan->context->max_range / (layer_blocks * block_bytes);
+  const uint32_t at_once = fit < n_layers ? (uint32_t)fit : n_layers;
+  for (uint32_t layer = 0, n; layer < n_layers; layer += n) {
+    n = n_layers - layer < at_once ? n_layers - layer : at_once;
+    token_sum_push push = {.first_layer = layer,
+                           .n_layers = n,
+                           .heads_per_layer = plan->shape.n_kv_heads,
+                           .head_blocks = plan->selection.n_blocks,
+                           .inverses = plan->state.inverses};
+    const laprox_buffer ranges[] = {
+        lpx_buffer_part(binding->scores, layer * layer_blocks * block_bytes, n * layer_blocks * block_bytes),
+        binding->state, binding->own_scores};
+    lpx_program_dispatch(binding->program, &plan->token_sum, ranges, &push, sizeof push,
+                         plan->selection.n_blocks * (BLOCK_ENTRIES / TOKEN_SUM_ENTRIES),
+                         (uint64_t)n * layer_blocks * BLOCK_ENTRIES);
+    lpx_program_barrier(binding->program);
+  }
 }

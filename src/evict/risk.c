@@ -119,7 +119,7 @@ void lpx_risk_append(laprox_binding *binding, uint32_t layer) {
   const bool defensive = is_defensive(plan);
   /* What the stage goes by, then what the product needs. */
   lpx_reduce_append_pool(binding, layer, &plan->attention_pool,
-                         defensive ? plan->work.values : plan->work.raw, binding->floor_scores);
+                         defensive ? plan->work.values : plan->work.raw, binding->own_scores);
   if (defensive)
     lpx_reduce_append_pool(binding, layer, &plan->attention_pool, plan->work.raw, binding->scores);
   append_projection(binding, layer);
@@ -131,7 +131,7 @@ void lpx_risk_append(laprox_binding *binding, uint32_t layer) {
                      .values = plan->work.values,
                      .block_sums = plan->work.block_sums};
   const laprox_buffer attention =
-      lpx_buffer_part(defensive ? binding->scores : binding->floor_scores, items->first_block * block_bytes,
+      lpx_buffer_part(defensive ? binding->scores : binding->own_scores, items->first_block * block_bytes,
                       items->n_blocks * block_bytes);
   const laprox_buffer ranges[] = {binding->state, binding->work, attention};
   lpx_program_dispatch(binding->program, &plan->value_risk, ranges, &push, sizeof push, items->n_blocks,

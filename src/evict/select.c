@@ -33,7 +33,8 @@ laprox_result lpx_select_init(laprox_plan *plan) {
   if (!result) result = lpx_pipeline_get(context, "select_emit", 4, &list, 1, &plan->emit);
   if (!result && plan->rules.floor)
     result = lpx_pipeline_get(context, "select_emit", 4, &promote, 1, &plan->promote);
-  if (!result) result = lpx_pipeline_get(context, "select_protect", 4, NULL, 0, &plan->protect);
+  const uint32_t shared = lpx_plan_sums_tokens(plan);
+  if (!result) result = lpx_pipeline_get(context, "select_protect", 4, &shared, 1, &plan->protect);
   return result;
 }
 
@@ -46,8 +47,8 @@ static void append_runs(laprox_binding *binding, const lpx_pipeline *pipeline, s
   const VkDeviceSize block_bytes = BLOCK_ENTRIES * 4;
   const uint32_t at_once = (uint32_t)(plan->context->max_range / block_bytes);
   const uint32_t *runs = plan->tables + selection->runs;
-  for (uint32_t block = 0, run = 0, n_blocks; block < plan->n_blocks; block += n_blocks) {
-    n_blocks = plan->n_blocks - block < at_once ? plan->n_blocks - block : at_once;
+  for (uint32_t block = 0, run = 0, n_blocks; block < selection->n_blocks; block += n_blocks) {
+    n_blocks = selection->n_blocks - block < at_once ? selection->n_blocks - block : at_once;
     while (run < selection->n_runs && runs[RUN_WORDS * run + RUN_PROBLEM] < push->first_problem) run++;
     const uint32_t first_run = run;
     while (run < selection->n_runs && runs[RUN_WORDS * run] < block + n_blocks &&
@@ -93,7 +94,7 @@ static void append_problems(laprox_binding *binding, const lpx_selection *select
   }
   lpx_program_update(
       binding->program,
-      lpx_buffer_part(binding->select, ((VkDeviceSize)plan->select.block_rows + plan->n_blocks) * 4, 4),
+      lpx_buffer_part(binding->select, ((VkDeviceSize)plan->select.block_rows + selection->n_blocks) * 4, 4),
       &base, sizeof base);
 }
 
@@ -146,7 +147,7 @@ void lpx_select_append(laprox_binding *binding) {
                       .problems = plan->select.problems,
                       .histograms = plan->select.histograms,
                       .masks_above = plan->select.masks,
-                      .masks_equal = plan->select.masks + plan->n_blocks * (BLOCK_ENTRIES / 32),
+                      .masks_equal = plan->select.masks + plan->selection.n_blocks * (BLOCK_ENTRIES / 32),
                       .block_counts = plan->select.block_counts,
                       .run_counts = plan->select.run_counts,
                       .block_rows = plan->select.block_rows,
@@ -158,11 +159,16 @@ void lpx_select_append(laprox_binding *binding) {
   laprox_buffer scores = binding->scores;
   const bool marks = lpx_plan_marks_in_selection(plan);
   if ((plan->rules.floor || marks) && plan->n_blocks) {
-    lpx_program_copy(binding->program, scores, binding->floor_scores);
+    lpx_program_copy(binding->program, scores, binding->own_scores);
     lpx_program_barrier(binding->program);
-    scores = binding->floor_scores;
+    scores = binding->own_scores;
   }
   if (marks) lpx_stage_append_shares(binding);
+  if (lpx_plan_sums_tokens(plan)) {
+    lpx_reduce_append_tokens(binding);
+    scores = binding->own_scores;
+    push.inverses = plan->state.unit; /* block_head / heads_per_layer is 0: all blocks are of head 0 */
+  }
   if (plan->rules.floor && plan->n_blocks) {
     /* Each head's own best first; then they are made to win among all, in a copy of the scores. */
     append_threshold(binding, &push, scores, &plan->floor_selection);
@@ -195,4 +201,29 @@ laprox_result lpx_select_check(const laprox_plan *plan, const uint32_t *result_w
   return lpx_fail(&plan->context->host, LAPROX_ERROR_VULKAN,
                   "%s chose impossible entries: its driver computes wrongly",
                   plan->context->properties.deviceName);
+}
+
+laprox_result laprox_removed_ranges(const laprox_plan *plan, const void *result, laprox_range *ranges,
+                                    uint32_t *n_ranges) {
+  const laprox_host *host = &plan->context->host;
+  const uint32_t room = ranges ? *n_ranges : UINT32_MAX;
+  *n_ranges = 0;
+  if (plan->budget == UINT32_MAX || !lpx_plan_sums_tokens(plan))
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "laprox_removed_ranges: the plan %s",
+                    plan->budget == UINT32_MAX ? "keeps everything" : "is not of scope token");
+  const laprox_result checked = lpx_select_check(plan, result);
+  if (checked) return checked;
+  const uint32_t *words = result, *indices = words + plan->result.indices;
+  const uint32_t n_kept = words[plan->result.cu_seqlens + 1];
+  uint32_t next = 0, n = 0;
+  for (uint32_t row = 0; row < n_kept; next = indices[row++] + 1) {
+    if (indices[row] == next) continue;
+    if (ranges && n < room) ranges[n] = (laprox_range){.first = next, .end = indices[row]};
+    n++;
+  }
+  if (n > room)
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
+                    "laprox_removed_ranges: room for %u ranges, there are %u", room, n);
+  *n_ranges = n;
+  return LAPROX_OK;
 }

@@ -56,7 +56,7 @@ void lpx_stage_append_shares(laprox_binding *binding) {
   const laprox_plan *plan = binding->plan;
   for (uint32_t layer = 0; layer < plan->shape.n_layers; layer++)
     if (plan->layers[layer].n_blocks)
-      append(binding, layer, binding->scores, binding->floor_scores, plan->selection.k[layer], false);
+      append(binding, layer, binding->scores, binding->own_scores, plan->selection.k[layer], false);
   lpx_program_barrier(binding->program);
 }
 
@@ -65,7 +65,7 @@ void lpx_stage_append_layer(laprox_binding *binding, uint32_t layer) {
   if (!lpx_plan_takes_risks(plan) || !plan->layers[layer].n_blocks) return;
   const bool together =
       plan->rules.kind == LAPROX_POLICY_CRITICALKV && plan->rules.scope == LAPROX_SCOPE_LAYER;
-  append(binding, layer, binding->floor_scores, binding->scores,
+  append(binding, layer, binding->own_scores, binding->scores,
          together ? plan->selection.k[layer] : plan->budget - plan->rules.window, !together);
   lpx_program_barrier(binding->program);
 }

@@ -38,22 +38,29 @@ static laprox_result check_window(const lpx_cache *cache, const lpx_rules *rules
   return LAPROX_OK;
 }
 
-/* Policies that score a layer's heads together take entry i of each for the same token. */
+static bool same_tokens(const lpx_cache *cache, uint32_t layer, uint32_t head, uint32_t as_layer) {
+  const uint32_t n = lpx_cache_head_entries(cache, layer, head);
+  if (n != lpx_cache_head_entries(cache, as_layer, 0)) return false;
+  for (uint32_t i = 0; i < n; i++)
+    if (lpx_cache_position(cache, layer, head, i) != lpx_cache_position(cache, as_layer, 0, i)) return false;
+  return true;
+}
+
+/* Policies that score a layer's heads together, and scope token those of all layers, take entry i of each for the
+   same token. */
 static laprox_result check_together(const lpx_cache *cache, const lpx_rules *rules) {
-  const bool together = rules->kind == LAPROX_POLICY_TOVA || rules->kind == LAPROX_POLICY_DEFENSIVEKV ||
+  const bool tokens = rules->scope == LAPROX_SCOPE_TOKEN;
+  const bool together = tokens || rules->kind == LAPROX_POLICY_TOVA ||
+                        rules->kind == LAPROX_POLICY_DEFENSIVEKV ||
                         rules->kind == LAPROX_POLICY_LAYER_DEFENSIVEKV;
   for (uint32_t l = 0; together && l < cache->shape.n_layers; l++)
-    for (uint32_t head = 1; head < cache->shape.n_kv_heads; head++) {
-      const uint32_t n = lpx_cache_head_entries(cache, l, head);
-      bool same = n == lpx_cache_head_entries(cache, l, 0);
-      for (uint32_t i = 0; i < n && same; i++)
-        same = lpx_cache_position(cache, l, head, i) == lpx_cache_position(cache, l, 0, i);
-      if (same) continue;
+    for (uint32_t head = 0; head < cache->shape.n_kv_heads; head++) {
+      if (same_tokens(cache, l, head, tokens ? 0 : l)) continue;
       return lpx_fail(
           &cache->device->context->host, LAPROX_ERROR_UNSUPPORTED,
-          "policy %s scores the heads of a layer together, but in layer %u KV heads 0 and %u hold "
-          "different tokens since an earlier eviction",
-          laprox_policy_name(rules->kind), l, head);
+          "policy %s scores the heads of %s together, but KV head %u of layer %u and KV head 0 of "
+          "layer %u hold different tokens since an earlier eviction",
+          laprox_policy_name(rules->kind), tokens ? "all layers" : "a layer", head, l, tokens ? 0 : l);
     }
   return LAPROX_OK;
 }

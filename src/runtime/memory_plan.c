@@ -151,7 +151,8 @@ static laprox_result note_prompt(course *c) {
   const bool evicts = c->budget != UINT32_MAX;
   if (e->info->chunk) return note_chunks(c);
   c->out->hidden_bytes = hidden_bytes(e, n);
-  if (evicts && e->info->layerwise) return note_last_cut(c, c->out->hidden_bytes);
+  if (evicts && e->info->layerwise && e->rules.scope != LAPROX_SCOPE_TOKEN)
+    return note_last_cut(c, c->out->hidden_bytes);
   note(c, cache_bytes(e, n), c->out->hidden_bytes);
   return evicts ? note_eviction(c, 0, n, n, c->budget) : LAPROX_OK;
 }

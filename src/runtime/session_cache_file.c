@@ -37,7 +37,7 @@ static uint32_t most_room(uint32_t n_tail) {
 /* ---- saving ---- */
 
 static const char *scope_name(laprox_scope scope) {
-  static const char *const names[] = {"auto", "global", "layer", "head"};
+  static const char *const names[] = {"auto", "global", "layer", "head", "token"};
   return names[scope];
 }
 

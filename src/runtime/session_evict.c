@@ -108,7 +108,7 @@ laprox_result laprox_session_prefill_evict(laprox_session *session, const uint32
     result =
         lpx_budget_resolve(&session->context->host, &rules, &policy->budget, (uint32_t)n_tokens, &budget);
   if (result) return result;
-  if (!session->cache.n_tokens && budget != UINT32_MAX)
+  if (!session->cache.n_tokens && budget != UINT32_MAX && rules.scope != LAPROX_SCOPE_TOKEN)
     return read_layerwise(session, tokens, (uint32_t)count, &eviction, budget, out);
   result = laprox_session_prefill(session, tokens, count);
   return result ? result : laprox_session_evict(session, policy, out);

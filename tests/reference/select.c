@@ -26,9 +26,12 @@ static size_t n_heads_of(const ref_scores *scores) {
   return (size_t)scores->shape.n_layers * scores->shape.n_kv_heads;
 }
 
-/* Heads of the model that compete with each other: [first, first + this). Under adakv, once each has its places, none. */
+/* Heads of the model that compete with each other: [first, first + this). Under adakv, once each has its places, none;
+   nor with scope token, where scores are those of tokens. */
 static size_t heads_per_problem(const ref_scores *scores, const ref_rules *rules) {
-  if (rules->scope == LAPROX_SCOPE_HEAD || rules->kind == LAPROX_POLICY_ADAKV) return 1;
+  if (rules->scope == LAPROX_SCOPE_TOKEN || rules->scope == LAPROX_SCOPE_HEAD ||
+      rules->kind == LAPROX_POLICY_ADAKV)
+    return 1;
   return rules->scope == LAPROX_SCOPE_LAYER ? scores->shape.n_kv_heads : n_heads_of(scores);
 }
 
@@ -41,6 +44,18 @@ size_t ref_equal_places(const ref_scores *scores, const ref_rules *rules, uint32
   }
   if (places > n_candidates) places = n_candidates;
   return places < 0 ? 0 : (size_t)places;
+}
+
+/* Every head's scores become the sums over all heads. */
+static ref_scores sum_tokens(const ref_scores *scores) {
+  const size_t n_heads = n_heads_of(scores);
+  ref_scores out = *scores;
+  out.values = ref_allocate(scores->offsets[n_heads], sizeof *out.values);
+  for (size_t head = 0; head < n_heads; head++)
+    for (uint32_t entry = scores->first[head]; entry < scores->end[head]; entry++)
+      for (size_t other = 0; other < n_heads; other++)
+        out.values[scores->offsets[head] + entry] += scores->values[scores->offsets[other] + entry];
+  return out;
 }
 
 /* What was chosen before the scores counts is above all of them. */
@@ -76,6 +91,9 @@ static void select_problem(const ref_scores *scores, const ref_rules *rules, siz
 
 static void mark_survivors(const ref_scores *scores, const ref_rules *rules, uint32_t budget,
                            unsigned char *marks) {
+  const bool tokens = rules->scope == LAPROX_SCOPE_TOKEN && budget != REF_KEEP_ALL;
+  ref_scores sums = tokens ? sum_tokens(scores) : (ref_scores){0};
+  if (tokens) scores = &sums;
   size_t n_heads = n_heads_of(scores), step = heads_per_problem(scores, rules);
   if (budget == REF_KEEP_ALL) {
     memset(marks, 1, scores->offsets[n_heads]);
@@ -89,6 +107,7 @@ static void mark_survivors(const ref_scores *scores, const ref_rules *rules, uin
   for (size_t first = 0; first < n_heads; first += step)
     select_problem(scores, rules, places[first], first, first + step, marks);
   free(places);
+  free(sums.values);
 }
 
 void ref_select(const ref_scores *scores, const ref_rules *rules, uint32_t budget, ref_kept *out) {
@@ -176,8 +195,7 @@ typedef struct verge {
   size_t n_kept, n_candidates;
 } verge;
 
-static verge find_verge(const ref_scores *scores, size_t head, double tolerance, const unsigned char *marks) {
-  double error = tolerance * largest_of_head(scores, head);
+static verge find_verge(const ref_scores *scores, size_t head, double error, const unsigned char *marks) {
   verge found = {.worst_kept = INFINITY, .best_dropped = -INFINITY};
   for (uint32_t entry = scores->first[head]; entry < scores->end[head]; entry++) {
     size_t i = scores->offsets[head] + entry;
@@ -196,11 +214,11 @@ static verge find_verge(const ref_scores *scores, size_t head, double tolerance,
 }
 
 static const char *check_problem(const ref_scores *scores, const ref_rules *rules, size_t first, size_t last,
-                                 double tolerance, const unsigned char *marks, char *message) {
+                                 const double *errors, const unsigned char *marks, char *message) {
   size_t n_kv_heads = scores->shape.n_kv_heads, rival_head = first;
   verge rival = {.best_dropped = -INFINITY};
   for (size_t head = first; head < last; head++) {
-    verge own = find_verge(scores, head, tolerance, marks);
+    verge own = find_verge(scores, head, errors[head], marks);
     if (own.n_kept < rules->floor && own.n_kept < own.n_candidates)
       return complain(message, "layer %zu head %zu: %zu kept, below the floor of %u", head / n_kv_heads,
                       head % n_kv_heads, own.n_kept, rules->floor);
@@ -214,7 +232,7 @@ static const char *check_problem(const ref_scores *scores, const ref_rules *rule
   }
   /* A head at its floor need not have won against the other heads. */
   for (size_t head = first; head < last; head++) {
-    verge own = find_verge(scores, head, tolerance, marks);
+    verge own = find_verge(scores, head, errors[head], marks);
     if (own.n_kept > rules->floor && own.worst_kept < rival.best_dropped)
       return complain(message, "layer %zu head %zu entry %u kept, better layer %zu head %zu entry %u dropped",
                       head / n_kv_heads, head % n_kv_heads, own.kept_entry, rival_head / n_kv_heads,
@@ -229,7 +247,7 @@ static size_t count_marks(const ref_scores *scores, const unsigned char *marks, 
   return n;
 }
 
-static const char *check_marks(const ref_scores *scores, const ref_rules *rules, double tolerance,
+static const char *check_marks(const ref_scores *scores, const ref_rules *rules, const double *errors,
                                const unsigned char *got, const unsigned char *expected, char *message) {
   size_t step = heads_per_problem(scores, rules);
   const char *complaint = NULL;
@@ -240,9 +258,29 @@ static const char *check_marks(const ref_scores *scores, const ref_rules *rules,
       complaint = complain(message, "heads %zu to %zu of the model keep %zu candidates instead of %zu", first,
                            first + step - 1, n_got, n_expected);
     else
-      complaint = check_problem(scores, rules, first, first + step, tolerance, got, message);
+      complaint = check_problem(scores, rules, first, first + step, errors, got, message);
   }
   return complaint;
+}
+
+/* How far off each head's scores, or with scope token all heads' sums, may be. */
+static double *find_errors(const ref_scores *scores, const ref_rules *rules, double tolerance) {
+  const size_t n_heads = n_heads_of(scores);
+  double *errors = ref_allocate(n_heads, sizeof *errors), sum = 0;
+  for (size_t head = 0; head < n_heads; head++)
+    sum += errors[head] = tolerance * largest_of_head(scores, head);
+  for (size_t head = 0; rules->scope == LAPROX_SCOPE_TOKEN && head < n_heads; head++) errors[head] = sum;
+  return errors;
+}
+
+/* With scope token: whether all heads keep the same entries. */
+static const char *check_same(const ref_scores *scores, const ref_rules *rules, const unsigned char *marks,
+                              char *message) {
+  const size_t n = scores->offsets[1];
+  for (size_t head = 1; rules->scope == LAPROX_SCOPE_TOKEN && head < n_heads_of(scores); head++)
+    if (memcmp(marks, marks + scores->offsets[head], n) != 0)
+      return complain(message, "head %zu of the model keeps other entries than head 0", head);
+  return NULL;
 }
 
 const char *ref_check_kept(const ref_scores *scores, const ref_rules *rules, uint32_t budget,
@@ -261,11 +299,18 @@ const char *ref_check_kept(const ref_scores *scores, const ref_rules *rules, uin
       if (!n_missing) missing = i;
       n_missing++;
     }
-  if (!complaint) complaint = check_marks(scores, rules, tolerance, marks, expected, message);
+  ref_scores sums = {0};
+  double *errors = find_errors(scores, rules, tolerance);
+  if (rules->scope == LAPROX_SCOPE_TOKEN) sums = sum_tokens(scores);
+  const ref_scores *judged = sums.values ? &sums : scores;
+  if (!complaint && budget != REF_KEEP_ALL) complaint = check_same(scores, rules, marks, message);
+  if (!complaint) complaint = check_marks(judged, rules, errors, marks, expected, message);
   if (!complaint && n_missing && tolerance == 0)
     complaint = complain(message, "%zu entries of the reference are missing, the first is score number %zu",
                          n_missing, missing);
   if (n_different) *n_different = n_missing;
+  free(sums.values);
+  free(errors);
   free(marks);
   free(expected);
   return complaint;
