@@ -9,7 +9,8 @@
 
 #include "shim/failing.h"
 #include "support/flow.h"
-#include "vk/vk.h"
+
+#include "evict/evict.h"
 
 #include <cmocka.h>
 
@@ -23,12 +24,13 @@ static laprox_context *context;
 /* ---- results of one run ---- */
 
 typedef struct outcome {
+  uint32_t matrix_size; /* of the plan */
   size_t score_bytes, kept_bytes;
   unsigned char *scores, *kept; /* kept: counters, then all from cu_seqlens on */
 } outcome;
 
 static outcome outcome_of(const flow *f) {
-  outcome out = {.score_bytes = (size_t)f->scores.size};
+  outcome out = {.matrix_size = f->plan->matrix_size, .score_bytes = (size_t)f->scores.size};
   const unsigned char *result = app_mapped(f->device, f->result);
   const size_t counters = (size_t)f->options.capture.shape.n_layers * 8;
   const size_t lists = (size_t)(f->result.size - f->layout.cu_seqlens);
@@ -141,6 +143,11 @@ static const cut_case cuts[] = {
       .layout = FLOW_TOKEN_MAJOR,
       .policy = {.window = 16, .sinks = 3, .budget.tokens = 100}},
      80 << 10},
+    {"laprox, token-major, with room for matrices",
+     {.capture = {{1, 4, 2, 32}, 5000, 16, .dtype = LAPROX_DTYPE_F16, .pattern = CAPTURE_NEEDLES, .seed = 91},
+      .layout = FLOW_TOKEN_MAJOR,
+      .policy = {.window = 16, .budget.tokens = 100}},
+     170 << 10},
     {"laprox, head-major, most is kept",
      {.capture = CUT_CAPTURE(LAPROX_DTYPE_F32, 81), .policy = {.window = 16, .budget.tokens = 1500}},
      100 << 10},
@@ -194,16 +201,18 @@ static const cut_case cuts[] = {
 };
 #define N_CUTS (sizeof cuts / sizeof *cuts)
 
+/* Small ranges may have no room for the operands of the kernels on matrices, which the reference alone then judges. */
 static void test_cuts(void **state) {
   const cut_case *c = *state;
   flow_options options = c->options;
   options.layout = FLOW_HEAD_MAJOR;
   const VkDeviceSize whole = context->max_range;
-  outcome first = run(&options, !ref_has_stage(options.policy.kind));
+  const bool truth = !ref_has_stage(options.policy.kind);
+  outcome first = run(&options, truth);
   limit_ranges(c->range);
-  outcome cut = run(&c->options, false);
+  outcome cut = run(&c->options, truth);
   limit_ranges(whole);
-  expect_same(&first, &cut);
+  if (first.matrix_size == cut.matrix_size) expect_same(&first, &cut);
   outcome_finish(&first);
   outcome_finish(&cut);
 }

@@ -195,7 +195,8 @@ static void take_ranges(flow *f, uint32_t segment, uint32_t layer, laprox_layer_
     break;
   }
   default: {
-    const VkDeviceSize odd = f->options.layout == FLOW_TOKEN_MAJOR ? 0 : 4 + 8 * layer;
+    const bool on_start = f->options.layout == FLOW_TOKEN_MAJOR || f->options.layout == FLOW_PADDED;
+    const VkDeviceSize odd = on_start ? 0 : 4 + 8 * layer;
     to->key[segment] = take_nan(f, bytes, odd);
     to->value[segment] = take_nan(f, bytes, odd);
   }

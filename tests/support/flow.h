@@ -9,7 +9,7 @@
 /* How K and V lie in the application's buffer. */
 typedef enum flow_layout {
   FLOW_HEAD_MAJOR = 0,
-  FLOW_PADDED,      /* head-major, two elements between rows */
+  FLOW_PADDED,      /* head-major, two elements between rows, the first on 64 bytes */
   FLOW_TOKEN_MAJOR, /* [entry, head, element], on 64 bytes */
   FLOW_TOKEN_ODD,   /* the same with padded rows and entries, anywhere */
   FLOW_INTERLEAVED, /* K and V of an entry side by side, in one buffer a layer */
