@@ -246,9 +246,10 @@ typedef struct laprox_layer_buffers {
   laprox_buffer
       factor; /**< as laprox_value_factor writes it; for criticalkv and defensivekv the output projection
                             itself, f32 [model_dim, n_heads * head_dim]; else unused */
-  /** optional, f32 [n_heads, window]: natural logarithm of the sum over all keys that a window query sees of the
-   *  exponentials of its scaled logits, as the attention of the prompt has come to it. Where it is given, scoring
-   *  reads K once less. */
+  /** optional, f32 [n_heads, query_rows], in the order of the rows of `query`: natural logarithm of the sum over all
+   *  keys that a window query sees of the exponentials of its scaled logits, as the attention of the prompt has come
+   *  to it. Where it is given, scoring reads K once less. It must be that of the cache as it is now: an eviction since
+   *  then has made it wrong. */
   laprox_buffer lse;
 } laprox_layer_buffers;
 

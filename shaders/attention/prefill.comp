@@ -2,8 +2,8 @@
 // of one query head and walks over the keys in tiles of 64. Scores live in registers, ROWS x 4 a thread; probabilities
 // pass through shared memory.
 //
-// Over two stretches (ragged prefix, dense tail) the kernel runs twice: the first run leaves maximum and sum of every
-// row behind the output, the second one carries on from there.
+// It leaves maximum and sum of every row behind the output. Over two stretches (ragged prefix, dense tail) it runs
+// twice: the second run carries on from what the first one has left.
 //
 // A variant takes head dimensions up to 64 x COLUMNS, ROWS x COLUMNS vec4 of output in a thread's registers. Variants
 // DIRECT read queries, keys and values from their buffers, for processors that run shaders in software: see
@@ -31,7 +31,7 @@ layout(push_constant) uniform Push {
   uint causal;                 // row i sees i entries more
   uint key_first, value_first; // elements: entry 0 of the dispatch's first KV head
   uint state_first;            // vec4s: (maximum, sum) of [n_rows, n_heads]
-  uint carry, keep;            // go on from a state, leave one
+  uint carry;                  // go on from a state
   float scale;                 // of the logits, times log2(e)
 } push;
 
@@ -314,7 +314,7 @@ void add_values(uint key0, uint limit) {
     const float total = row_sum[i / 4][i % 4];                                                                       \
     const float factor = total > 0.0 ? 1.0 / total : 0.0;                                                            \
     EACH_COLUMN(STORE, i)                                                                                            \
-    if (push.keep != 0u && tx == 0u)                                                                                 \
+    if (tx == 0u)                                                                                                    \
       result[push.state_first + ROW(i) * push.n_heads + head] = vec4(row_max[i / 4][i % 4], total, 0.0, 0.0);        \
   }
 

@@ -6,13 +6,13 @@
 
 layout(constant_id = 2) const uint WINDOW = 32;
 
-layout(set = 0, binding = 0) readonly buffer Lse { float lse[]; }; // [heads, window], natural
+layout(set = 0, binding = 0) readonly buffer Lse { float lse[]; }; // [heads, query_rows], natural
 layout(set = 0, binding = 1) writeonly buffer State { uint state[]; };
 
 layout(push_constant) uniform Push {
   uint n_groups;
   uint n_queries;     // of all heads
-  uint window, first; // queries of a head in lse[], the first that counts
+  uint query_start, query_rows;
   uint softmax;       // word of (maximum, 1 / sum)
 } push;
 
@@ -20,7 +20,7 @@ void main() {
   if (workgroup_index() >= push.n_groups) return;
   const uint i = workgroup_index() * LOCAL_SIZE + gl_LocalInvocationIndex;
   if (i >= push.n_queries) return;
-  const float given = lse[i / WINDOW * push.window + push.first + i % WINDOW];
+  const float given = lse[i / WINDOW * push.query_rows + (push.query_start + i % WINDOW) % push.query_rows];
   state[push.softmax + 2 * i] = floatBitsToUint(given * 1.44269504);
   state[push.softmax + 2 * i + 1] = floatBitsToUint(is_finite(given) ? 1.0 : NOT_A_NUMBER);
 }

@@ -27,6 +27,7 @@ layout(push_constant) uniform Push {
   uint key_first, value_first; // words
   uint ring_row;           // of the first kept query
   uint query_first;        // row of the first query to keep
+  uint ring_rows;
 } push;
 
 layout(binding = 0) buffer Rows { uvec4 rows[]; }; // floats but for the state
@@ -81,7 +82,7 @@ void main() {
     const uvec4 rotated = floatBitsToUint(rotate_quad(uintBitsToFloat(rows[from]), at, state.y + row));
     rows[from] = rotated;
     if (row >= push.query_first)
-      ring[((state.w + row - push.query_first) * push.n_heads + head) * quads + at] = rotated;
+      ring[((state.w + row - push.query_first) % push.ring_rows * push.n_heads + head) * quads + at] = rotated;
     return;
   }
   const uint place = head - n_queries; // of K and V heads in this dispatch

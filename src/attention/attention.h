@@ -15,7 +15,7 @@ typedef struct lpx_attention {
   laprox_context *context;
   laprox_shape shape;
   laprox_dtype cache_dtype; /* F16 or F32 */
-  lpx_pipeline prefill, decode, merge;
+  lpx_pipeline prefill, lse, decode, merge;
   uint32_t prefill_rows;    /* query rows of a workgroup */
   uint32_t query_heads;     /* from one of prefill's query rows to the next; n_heads unless it is changed */
   uint32_t decode_elements; /* of K or V that a thread loads at once */
@@ -39,8 +39,8 @@ typedef struct lpx_attention_segment {
 lpx_attention_segment lpx_attention_dense(laprox_buffer key, laprox_buffer value, uint32_t head_rows,
                                           uint32_t n_rows);
 
-/* Bytes of an output of prefill attention over n_rows query rows: the rows, then room for the state that is
-   carried from one segment to the next. */
+/* Bytes of an output of prefill attention over n_rows query rows: the rows, then what the softmax of every
+ * row and head has come to. */
 VkDeviceSize lpx_prefill_attention_bytes(const laprox_shape *shape, uint32_t n_rows);
 
 /* n_rows query rows over `prefix`, all of which they see, and then over the dense segment `tail`, of which
@@ -49,6 +49,12 @@ VkDeviceSize lpx_prefill_attention_bytes(const laprox_shape *shape, uint32_t n_r
 void lpx_prefill_attention_append(lpx_program *program, const lpx_attention *attention, laprox_buffer query,
                                   uint32_t n_rows, const lpx_attention_segment *prefix,
                                   const lpx_attention_segment *tail, laprox_buffer out);
+
+/* What the scorer takes as laprox_layer_buffers.lse: rows first_row … n_rows - 1 of an `out` that
+ * lpx_prefill_attention_append has written go to `ring`, f32 [n_heads, n], from n's ring_row on and then from 0.
+ * They are at most n. Both ranges are aligned as bindings are. */
+void lpx_prefill_lse_append(lpx_program *program, const lpx_attention *attention, laprox_buffer out,
+                            uint32_t n_rows, uint32_t first_row, laprox_buffer ring, uint32_t ring_row);
 
 /* Decode attention keeps its tables and partial results in units of 16 bytes of one buffer. */
 #define LPX_DECODE_UNIT_BYTES 16

@@ -14,10 +14,15 @@ typedef struct prefill_push {
   uint32_t head_rows;
   uint32_t n_visible, causal;
   uint32_t key_first, value_first;
-  uint32_t state_first, carry, keep;
+  uint32_t state_first, carry;
   float scale;
 } prefill_push;
-_Static_assert(sizeof(prefill_push) == 60, "prefill.comp reads 15 words");
+_Static_assert(sizeof(prefill_push) == 56, "prefill.comp reads 14 words");
+
+typedef struct lse_push {
+  uint32_t n_groups, n_items, n_heads, state_first, ring_rows, ring_row;
+} lse_push;
+_Static_assert(sizeof(lse_push) == 24, "lse.comp reads 6 words");
 
 static laprox_result check(laprox_context *context, const laprox_shape *shape, laprox_dtype cache_dtype) {
   if (cache_dtype != LAPROX_DTYPE_F16 && cache_dtype != LAPROX_DTYPE_F32)
@@ -41,6 +46,7 @@ laprox_result lpx_attention_init(laprox_context *context, const laprox_shape *sh
       {"attention_prefill_64_direct", "attention_prefill_128_direct", "attention_prefill_256_direct"}};
   out->prefill_rows = shape->head_dim <= 128 ? 64 : 32;
   result = lpx_pipeline_get(context, prefill[is_software][size], 4, constants, 3, &out->prefill);
+  if (!result) result = lpx_pipeline_get(context, "attention_lse", 2, NULL, 0, &out->lse);
   return result ? result : lpx_decode_attention_init(out);
 }
 
@@ -152,14 +158,27 @@ void lpx_prefill_attention_append(lpx_program *program, const lpx_attention *att
   query.size = ((VkDeviceSize)(n_rows - 1) * attention->query_heads + shape->n_heads) * shape->head_dim *
                sizeof(float);
   if (prefix && !is_empty(prefix, shape->n_kv_heads)) {
-    push.keep = 1;
     push.n_visible = prefix->n_rows;
     append_segment(program, attention, push, query, prefix, out);
     lpx_program_barrier(program);
-    push.keep = 0;
     push.carry = 1;
   }
   push.causal = 1;
   push.n_visible = tail->n_rows - n_rows + 1;
   append_segment(program, attention, push, query, tail, out);
+}
+
+void lpx_prefill_lse_append(lpx_program *program, const lpx_attention *attention, laprox_buffer out,
+                            uint32_t n_rows, uint32_t first_row, laprox_buffer ring, uint32_t ring_row) {
+  const laprox_shape *shape = &attention->shape;
+  const uint32_t n_items = (n_rows - first_row) * shape->n_heads;
+  const VkDeviceSize output_bytes = rows_bytes(shape, n_rows);
+  lse_push push = {.n_items = n_items,
+                   .n_heads = shape->n_heads,
+                   .state_first = (uint32_t)(output_bytes / 16) + first_row * shape->n_heads,
+                   .ring_rows = (uint32_t)(ring.size / sizeof(float) / shape->n_heads),
+                   .ring_row = ring_row};
+  out.size = lpx_prefill_attention_bytes(shape, n_rows);
+  lpx_program_dispatch(program, &attention->lse, (laprox_buffer[]){out, ring}, &push, sizeof push,
+                       ((uint64_t)n_items + 127) / 128, n_items);
 }

@@ -22,7 +22,7 @@ typedef struct merge_push {
 } merge_push;
 
 typedef struct lse_push {
-  uint32_t n_groups, n_queries, window, first, softmax;
+  uint32_t n_groups, n_queries, query_start, query_rows, softmax;
 } lse_push;
 
 typedef struct gram_push {
@@ -142,12 +142,12 @@ static void append_pass(laprox_binding *binding, const lpx_pipeline *pipeline, u
 
 static void append_lse(laprox_binding *binding, laprox_buffer lse) {
   const laprox_plan *plan = binding->plan;
-  const uint32_t window = plan->rules.window, n_heads = plan->shape.n_heads;
+  const uint32_t n_heads = plan->shape.n_heads;
   lse_push push = {.n_queries = n_heads * plan->n_queries,
-                   .window = window,
-                   .first = window - plan->n_queries,
+                   .query_start = plan->query_start,
+                   .query_rows = plan->query_rows,
                    .softmax = plan->state.softmax};
-  const laprox_buffer ranges[] = {lpx_buffer_part(lse, 0, (VkDeviceSize)n_heads * window * 4),
+  const laprox_buffer ranges[] = {lpx_buffer_part(lse, 0, (VkDeviceSize)n_heads * plan->query_rows * 4),
                                   binding->state};
   lpx_program_dispatch(binding->program, &plan->window_lse, ranges, &push, sizeof push,
                        (push.n_queries + 127) / 128, push.n_queries);

@@ -34,8 +34,8 @@ static laprox_result check_layer(const laprox_plan *plan, const laprox_requireme
   if (!result && needs->factor_bytes)
     result = check_buffer(plan, "factor", buffers->factor, needs->factor_bytes, needs->alignment);
   if (!result && buffers->lse.buffer)
-    result = check_buffer(plan, "lse", buffers->lse,
-                          (VkDeviceSize)plan->shape.n_heads * plan->rules.window * 4, needs->alignment);
+    result = check_buffer(plan, "lse", buffers->lse, (VkDeviceSize)plan->shape.n_heads * plan->query_rows * 4,
+                          needs->alignment);
   for (uint32_t s = 0; s < plan->n_segments && !result; s++) {
     const VkDeviceSize bytes = lpx_segment_bytes(plan, layer, s);
     if (!bytes) continue;

@@ -62,14 +62,22 @@ typedef struct lpx_cache_eviction {
   /* n_layers rings, f32 [query_rows, n_heads, head_dim]; NULL for policies without */
   const lpx_buffer *queries;
   uint32_t query_rows, query_end; /* query_end: row behind the last token's */
-  const lpx_buffer *factors;      /* n_layers; NULL for policies without */
-  uint32_t model_dim;             /* rows of factors that are the output projection */
-  float scale;                    /* 0: 1 / sqrt(head_dim) */
+  /* Zeroed, or laprox_layer_buffers.lse of layers 0 … n_lse_layers - 1, lse_bytes from layer to layer: softmax sums over
+   * the cache as it is */
+  laprox_buffer lse;
+  uint64_t lse_bytes;
+  uint32_t n_lse_layers;
+  const lpx_buffer *factors; /* n_layers; NULL for policies without */
+  uint32_t model_dim;        /* rows of factors that are the output projection */
+  float scale;               /* 0: 1 / sqrt(head_dim) */
   laprox_progress_fn progress;
   void *progress_user;
   float **scores; /* may be NULL; receives pooled and scaled scores, heads after heads, for each its
                      candidates; NULL where nothing was evicted. The caller releases it. */
 } lpx_cache_eviction;
+
+/* Zeroed for layers without. */
+laprox_buffer lpx_cache_eviction_lse(const lpx_cache_eviction *eviction, uint32_t layer);
 
 /* Evicts to the budget. On failure the cache is as it was. */
 laprox_result lpx_cache_evict(lpx_cache *cache, const lpx_cache_eviction *eviction, laprox_eviction *out);

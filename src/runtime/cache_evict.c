@@ -65,6 +65,11 @@ static laprox_result check_together(const lpx_cache *cache, const lpx_rules *rul
   return LAPROX_OK;
 }
 
+laprox_buffer lpx_cache_eviction_lse(const lpx_cache_eviction *eviction, uint32_t layer) {
+  if (layer >= eviction->n_lse_layers) return (laprox_buffer){0};
+  return lpx_buffer_part(eviction->lse, layer * eviction->lse_bytes, eviction->lse_bytes);
+}
+
 /* Describes the cache to the plan: a ragged prefix where there is one, and the dense tail. */
 static laprox_result describe(eviction_run *run, const lpx_rules *rules, laprox_plan_info *info) {
   const lpx_cache *cache = run->cache;
@@ -94,6 +99,7 @@ static laprox_result describe(eviction_run *run, const lpx_rules *rules, laprox_
     to->key[tail] = lpx_buffer_whole(&from->tail_key);
     to->value[tail] = lpx_buffer_whole(&from->tail_value);
     if (run->eviction->queries) to->query = lpx_buffer_whole(&run->eviction->queries[l]);
+    to->lse = lpx_cache_eviction_lse(run->eviction, l);
     if (run->eviction->factors) to->factor = lpx_buffer_whole(&run->eviction->factors[l]);
   }
   return LAPROX_OK;

@@ -216,6 +216,11 @@ static void append_attention(lpx_program *program, const lpx_forward *forward,
   if (layer->n_rows > 1) {
     lpx_prefill_attention_append(program, &forward->attention, query, layer->n_rows, &stretches.both[0],
                                  &stretches.both[1], out);
+    if (lpx_forward_has_lse(layer)) {
+      lpx_program_barrier(program);
+      lpx_prefill_lse_append(program, &forward->attention, out, layer->n_rows, layer->query_first, layer->lse,
+                             layer->ring_row);
+    }
   } else {
     const lpx_decode_place place = decode_place(forward, layer->layer);
     lpx_decode_chunks_append(program, &forward->attention, query, stretches.both, 2, place);
@@ -276,6 +281,10 @@ static void append_state(lpx_program *program, const lpx_forward *forward, uint3
                             decode_place(forward, layers[i].layer));
   }
   lpx_program_barrier(program);
+}
+
+bool lpx_forward_has_lse(const lpx_forward_layer *layer) {
+  return layer->lse.size && layer->n_rows > 1 && !layer->kv_only;
 }
 
 void lpx_forward_layer_append(lpx_program *program, const lpx_forward *forward,

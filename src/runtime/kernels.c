@@ -40,9 +40,9 @@ typedef struct rope_push {
   uint32_t n_dispatch_heads, first_kv_head, n_dispatch_kv_heads, head_dim;
   uint32_t first_row_quad, use_state, first_position, first_row;
   uint32_t head_rows, key_first, value_first;
-  uint32_t ring_row, query_first;
+  uint32_t ring_row, query_first, ring_rows;
 } rope_push;
-_Static_assert(sizeof(rope_push) == 68, "rope.comp reads 17 words");
+_Static_assert(sizeof(rope_push) == 72, "rope.comp reads 18 words");
 
 /* ---- weights ---- */
 
@@ -306,7 +306,8 @@ void lpx_rope_append(lpx_program *program, const lpx_kernels *kernels, const lpx
                     .first_row_quad = (uint32_t)(header / 16),
                     .use_state = !rope->state,
                     .head_rows = rope->head_rows,
-                    .query_first = rope->ring.size ? rope->query_first : UINT32_MAX};
+                    .query_first = rope->ring.size ? rope->query_first : UINT32_MAX,
+                    .ring_rows = (uint32_t)(rope->ring.size / floats(shape->n_heads, shape->head_dim))};
   if (rope->state) {
     push.first_position = rope->state->position;
     push.first_row = rope->state->tail_row;

@@ -103,7 +103,8 @@ typedef struct lpx_rope {
   const lpx_token_state *state; /* NULL: the one in the header */
   laprox_buffer key, value;     /* [n_kv_heads, head_rows, head_dim], from row state.tail_row on */
   uint32_t head_rows;
-  /* Zeroed, or f32 [n, n_heads, head_dim]: queries from row `query_first` on go to rows state.ring_row … */
+  /* Zeroed, or f32 [n, n_heads, head_dim] and no more: queries from row `query_first` on, at most n, go to rows
+   * state.ring_row … and then from 0 on. */
   laprox_buffer ring;
   uint32_t query_first;
 } lpx_rope;

@@ -88,6 +88,7 @@ static laprox_result describe(cut *c) {
   }
   const lpx_cache_eviction *eviction = c->layerwise->eviction;
   if (eviction->queries) c->layers[c->newest].query = lpx_buffer_whole(&eviction->queries[c->newest]);
+  c->layers[c->newest].lse = lpx_cache_eviction_lse(eviction, c->newest);
   if (eviction->factors) c->layers[c->newest].factor = lpx_buffer_whole(&eviction->factors[c->newest]);
   return LAPROX_OK;
 }

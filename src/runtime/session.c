@@ -43,6 +43,18 @@ uint64_t lpx_session_query_row_bytes(const laprox_session *session) {
   return (VkDeviceSize)session->model->shape.n_heads * session->model->shape.head_dim * sizeof(float);
 }
 
+uint64_t lpx_session_lse_bytes(const laprox_shape *shape, uint32_t window) {
+  /* Layers begin where bindings may on every device. */
+  return ((uint64_t)shape->n_heads * window * sizeof(float) + 255) / 256 * 256;
+}
+
+laprox_buffer lpx_session_lse(const laprox_session *session, uint32_t layer) {
+  const laprox_shape *shape = &session->model->shape;
+  const uint32_t window = session->info.window;
+  return lpx_buffer_part(lpx_buffer_whole(&session->lse), layer * lpx_session_lse_bytes(shape, window),
+                         (VkDeviceSize)shape->n_heads * window * sizeof(float));
+}
+
 static laprox_result create_buffers(laprox_session *session) {
   const laprox_model *model = session->model;
   const laprox_host *host = &session->context->host;
@@ -57,6 +69,11 @@ static laprox_result create_buffers(laprox_session *session) {
   if (!result)
     result = lpx_buffer_init(session->context, LPX_MEMORY_READBACK,
                              (VkDeviceSize)model->n_vocab * sizeof(float), "logits", &session->read_logits);
+  if (!result)
+    result =
+        lpx_buffer_init(session->context, LPX_MEMORY_DEVICE,
+                        model->shape.n_layers * lpx_session_lse_bytes(&model->shape, session->info.window),
+                        "softmax sums", &session->lse);
   for (uint32_t l = 0; l < model->shape.n_layers && !result; l++)
     result = lpx_buffer_init(session->context, LPX_MEMORY_DEVICE,
                              lpx_session_query_row_bytes(session) * session->info.window, "queries",
@@ -122,6 +139,7 @@ void laprox_session_destroy(laprox_session *session) {
   release_shared(session);
   lpx_cache_finish(&session->cache);
   lpx_session_finish_array(session, session->queries);
+  lpx_buffer_finish(session->context, &session->lse);
   lpx_buffer_finish(session->context, &session->row);
   lpx_buffer_finish(session->context, &session->read_logits);
   lpx_release(host, session->layers);
@@ -134,11 +152,13 @@ static laprox_result copy_state(const laprox_session *from, laprox_session *to) 
   lpx_program *program = to->program;
   for (uint32_t l = 0; l < from->model->shape.n_layers; l++)
     lpx_program_copy(program, lpx_buffer_whole(&from->queries[l]), lpx_buffer_whole(&to->queries[l]));
+  lpx_program_copy(program, lpx_buffer_whole(&from->lse), lpx_buffer_whole(&to->lse));
   laprox_result result = lpx_program_finish_building(program);
   if (!result) result = lpx_queue_run(to->device->queue, program, NULL);
   lpx_program_reset(program);
   if (result) return result;
   to->first_query = from->first_query;
+  to->sums = from->sums;
   to->has_logits = from->has_logits;
   memcpy(to->logits, from->logits, from->model->n_vocab * sizeof *to->logits);
   return lpx_cache_copy(&from->cache, &to->cache);
@@ -204,6 +224,7 @@ static lpx_forward_layer layer_step(const laprox_session *session, uint32_t laye
     step.query_first = from - position;
     step.ring = lpx_buffer_whole(&session->queries[layer]);
     step.ring_row = from % window;
+    step.lse = lpx_session_lse(session, layer);
   }
   return step;
 }
@@ -226,16 +247,16 @@ laprox_result lpx_session_check_queries(const laprox_session *session, uint32_t 
       window, session->first_query + window - n_tokens);
 }
 
-/* The end of the chunk that begins at row `first`. Kept queries of a chunk must not wrap around their ring.
- */
-static uint32_t chunk_end(const laprox_session *session, uint32_t first, uint32_t count,
-                          uint32_t first_kept_query) {
-  const uint32_t start = session->cache.n_tokens, window = session->info.window;
-  uint32_t end = count - first < session->info.chunk ? count : first + session->info.chunk;
-  const uint32_t wrap =
-      (first_kept_query + window - 1) / window * window; /* the only multiple among the kept */
-  if (start + first < wrap && wrap < start + end) end = wrap - start;
-  return end;
+lpx_session_sums lpx_session_sums_after(const laprox_session *session, uint32_t count) {
+  const uint32_t start = session->cache.n_tokens, chunk = session->info.chunk;
+  if (!count) return session->sums;
+  /* A chunk of one row leaves no sums; for simplicity nothing is said of the others then. */
+  if (chunk == 1 || count % chunk == 1) return (lpx_session_sums){0};
+  lpx_session_sums sums = {.first = session->sums.end == start ? session->sums.first : start,
+                           .last_layer_first = start,
+                           .end = start + count};
+  if (!session->info.keep_logits) sums.last_layer_first += (count - 1) / chunk * chunk;
+  return sums;
 }
 
 static laprox_result report_progress(const laprox_session *session, double fraction) {
@@ -261,7 +282,7 @@ static laprox_result read_layers(laprox_session *session, const uint32_t *tokens
   for (uint32_t l = 0; l < n_layers && !result; l++) {
     if (layerwise) result = lpx_layerwise_begin_layer(layerwise, l);
     for (uint32_t first = 0, end; first < count && !result; first = end) {
-      end = chunk_end(session, first, count, first_kept_query);
+      end = count - first < session->info.chunk ? count : first + session->info.chunk;
       const laprox_buffer rows = hidden_rows(session, hidden, first, end - first);
       if (l == 0) lpx_forward_embed_append(session->program, forward, tokens + first, end - first, rows);
       const bool kv_only = l + 1 == n_layers && end < count && !session->info.keep_logits;
@@ -322,6 +343,7 @@ laprox_result lpx_session_prefill(laprox_session *session, const uint32_t *token
     result = read_layers(session, tokens, count, &hidden, layerwise);
     if (!result) result = read_prompt_logits(session, &hidden, count);
     if (result) lose_queries(session, count);
+    session->sums = result ? (lpx_session_sums){0} : lpx_session_sums_after(session, count);
   }
   lpx_program_reset(session->program);
   lpx_buffer_finish(session->context, &hidden);

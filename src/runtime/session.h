@@ -18,6 +18,12 @@ typedef struct lpx_session_shared {
   uint32_t n_sharing;
 } lpx_session_shared;
 
+/* Positions [first, end) whose softmax sums over the cache as it is stand in the rings; of the last layer only from
+ * last_layer_first on. */
+typedef struct lpx_session_sums {
+  uint32_t first, last_layer_first, end;
+} lpx_session_sums;
+
 struct laprox_session {
   laprox_model *model;
   laprox_device *device;
@@ -28,7 +34,9 @@ struct laprox_session {
   lpx_replay *decode; /* the forward pass of one token */
   lpx_cache cache;
   lpx_buffer *queries; /* n_layers rings of `window` rows: the query of position p stands in row p % window */
-  uint32_t first_query;      /* the first position whose query the rings may still hold */
+  uint32_t first_query; /* the first position whose query the rings may still hold */
+  lpx_buffer lse;       /* of all layers, see lpx_session_lse */
+  lpx_session_sums sums;
   lpx_buffer row;            /* the hidden state of a decoded token */
   lpx_buffer read_logits;    /* mapped: logits of a decoded token */
   lpx_forward_layer *layers; /* n_layers, of the token that is being decoded */
@@ -42,6 +50,12 @@ struct laprox_session {
 laprox_result lpx_session_info_complete(const laprox_host *host, laprox_session_info *info);
 /* Fails on an empty text, a token outside the vocabulary, and beyond the model's context. */
 laprox_result lpx_session_check_tokens(const laprox_session *session, const uint32_t *tokens, size_t count);
+/* A layer's softmax sums, f32 [n_heads, window]: those of position p in column p % window. */
+laprox_buffer lpx_session_lse(const laprox_session *session, uint32_t layer);
+/* From layer to layer. */
+uint64_t lpx_session_lse_bytes(const laprox_shape *shape, uint32_t window);
+/* Which of them there are once `count` more tokens have been read. */
+lpx_session_sums lpx_session_sums_after(const laprox_session *session, uint32_t count);
 /* laprox_session_prefill; with `layerwise` into an empty cache that is cut after every layer. */
 laprox_result lpx_session_prefill(laprox_session *session, const uint32_t *tokens, size_t n,
                                   lpx_layerwise *layerwise);

@@ -497,6 +497,7 @@ static laprox_result load_session(loading *load) {
   const uint32_t n_held = load->window < session->info.window ? load->window : session->info.window;
   session->cache.n_tokens = load->n_tokens;
   session->first_query = load->n_tokens - n_held;
+  session->sums = (lpx_session_sums){0};
   session->has_logits = true;
   return LAPROX_OK;
 }

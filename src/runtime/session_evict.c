@@ -47,20 +47,33 @@ static laprox_result prepare_factors(laprox_session *session, const lpx_rules *r
   return result;
 }
 
-/* What an eviction needs once n_tokens have been read. */
-static laprox_result prepare(laprox_session *session, const laprox_policy *policy, uint32_t n_tokens,
+/* Layers whose attention has left the sums that a window's queries need. */
+static uint32_t count_lse_layers(const laprox_session *session, uint32_t window, uint32_t n_more) {
+  const lpx_session_sums sums = lpx_session_sums_after(session, n_more);
+  const uint32_t n_tokens = session->cache.n_tokens + n_more, n_layers = session->model->shape.n_layers;
+  if (sums.end != n_tokens || n_tokens < window || n_tokens - window < sums.first) return 0;
+  return n_tokens - window < sums.last_layer_first ? n_layers - 1 : n_layers;
+}
+
+/* What an eviction needs once n_more tokens have been read. */
+static laprox_result prepare(laprox_session *session, const laprox_policy *policy, uint32_t n_more,
                              lpx_rules *rules, lpx_cache_eviction *out) {
+  const uint32_t n_tokens = session->cache.n_tokens + n_more;
   laprox_result result = lpx_rules_resolve(&session->context->host, policy, rules);
   const bool uses_factors = !result && lpx_rules_factor(rules);
   if (uses_factors) result = prepare_factors(session, rules);
-  *out = (lpx_cache_eviction){.policy = policy,
-                              .queries = session->queries,
-                              .query_rows = session->info.window,
-                              .query_end = n_tokens % session->info.window,
-                              .factors = uses_factors ? *find_factors(session->shared, rules) : NULL,
-                              .model_dim = session->model->model_dim,
-                              .progress = session->info.progress,
-                              .progress_user = session->info.progress_user};
+  *out =
+      (lpx_cache_eviction){.policy = policy,
+                           .queries = session->queries,
+                           .query_rows = session->info.window,
+                           .query_end = n_tokens % session->info.window,
+                           .lse = lpx_buffer_whole(&session->lse),
+                           .lse_bytes = lpx_session_lse_bytes(&session->model->shape, session->info.window),
+                           .n_lse_layers = result ? 0 : count_lse_layers(session, rules->window, n_more),
+                           .factors = uses_factors ? *find_factors(session->shared, rules) : NULL,
+                           .model_dim = session->model->model_dim,
+                           .progress = session->info.progress,
+                           .progress_user = session->info.progress_user};
   return result;
 }
 
@@ -69,11 +82,13 @@ laprox_result laprox_session_evict(laprox_session *session, const laprox_policy 
   laprox_eviction unwanted;
   lpx_rules rules;
   lpx_cache_eviction eviction;
-  laprox_result result = prepare(session, policy, session->cache.n_tokens, &rules, &eviction);
+  laprox_result result = prepare(session, policy, 0, &rules, &eviction);
   if (!result && lpx_rules_use_attention(&rules) && session->cache.n_tokens > rules.window)
     result = lpx_session_check_queries(session, rules.window);
   if (result) return result;
-  return lpx_cache_evict(&session->cache, &eviction, out ? out : &unwanted);
+  result = lpx_cache_evict(&session->cache, &eviction, out ? out : &unwanted);
+  if (!result) session->sums = (lpx_session_sums){0};
+  return result;
 }
 
 /* A first prompt, cut after every layer. A failure leaves the session as empty as it was. */
@@ -85,6 +100,7 @@ static laprox_result read_layerwise(laprox_session *session, const uint32_t *tok
   laprox_result result = lpx_layerwise_init(&session->cache, eviction, count, budget, &layerwise);
   if (result) return result;
   result = lpx_session_prefill(session, tokens, count, &layerwise);
+  session->sums = (lpx_session_sums){0};
   *out = layerwise.report;
   out->bytes_before = laprox_session_get_memory(session).kv_full_bytes;
   out->bytes_after = 2 * out->kept * lpx_cache_row_bytes(&session->cache);
@@ -103,7 +119,7 @@ laprox_result laprox_session_prefill_evict(laprox_session *session, const uint32
   if (!out) out = &unwanted;
   *out = (laprox_eviction){0};
   const uint64_t n_tokens = (uint64_t)session->cache.n_tokens + count;
-  laprox_result result = prepare(session, policy, (uint32_t)n_tokens, &rules, &eviction);
+  laprox_result result = prepare(session, policy, (uint32_t)count, &rules, &eviction);
   if (!result && n_tokens <= session->model->context_length)
     result =
         lpx_budget_resolve(&session->context->host, &rules, &policy->budget, (uint32_t)n_tokens, &budget);
