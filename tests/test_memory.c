@@ -3,6 +3,7 @@
 #include "laprox/runtime.h"
 #include "support/gpu.h"
 #include "support/model_file.h"
+#include "vk/vk.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -102,9 +103,36 @@ static void test_deep_model(void **state) {
   assert_int_equal(gpu->n_errors, 0);
 }
 
+/* Once a token has been generated, nothing is there that the plan doesn't know. */
+static void test_session_alone(void **state) {
+  test_gpu *gpu = *state;
+  static uint32_t tokens[N_TOKENS];
+  laprox_model *model = load_model(gpu);
+  const laprox_session_info info = {.chunk = 512};
+  const laprox_memory_plan_info planned = {
+      .session = info, .policy.kind = LAPROX_POLICY_FULL, .n_prompt = 40, .n_generate = 1};
+  laprox_memory_plan plan;
+  laprox_session *session = NULL;
+  make_tokens(tokens);
+  assert_int_equal(laprox_plan_memory(model, &planned, &plan), LAPROX_OK);
+  assert_int_equal(laprox_session_create(model, &info, &session), LAPROX_OK);
+  assert_int_equal(laprox_session_prefill(session, tokens, 40), LAPROX_OK);
+  assert_int_equal(laprox_session_decode(session, 7), LAPROX_OK);
+  laprox_context *context = laprox_device_context(gpu->device);
+  const uint64_t bytes =
+      laprox_context_memory(context).bytes - plan.weight_bytes - laprox_session_get_memory(session).kv_bytes;
+  /* others round every buffer up */
+  const double slack = context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU ? 1.0 : 1.05;
+  expect_within((double)bytes, (double)plan.activation_bytes, slack * (double)plan.activation_bytes,
+                "activations beside the plan's");
+  laprox_session_destroy(session);
+  laprox_model_destroy(model);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(test_deep_model, test_gpu_setup, test_gpu_teardown),
+      cmocka_unit_test_setup_teardown(test_session_alone, test_gpu_setup, test_gpu_teardown),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -283,6 +283,11 @@ static void append_state(lpx_program *program, const lpx_forward *forward, uint3
   lpx_program_barrier(program);
 }
 
+uint64_t lpx_forward_token_update_bytes(const laprox_shape *shape) {
+  return sizeof(lpx_token_state) +
+         shape->n_layers * (uint64_t)lpx_decode_table_units(shape) * LPX_DECODE_UNIT_BYTES;
+}
+
 bool lpx_forward_has_lse(const lpx_forward_layer *layer) {
   return layer->lse.size && layer->n_rows > 1 && !layer->kv_only;
 }

@@ -29,6 +29,9 @@ void lpx_forward_finish(lpx_forward *forward);
 /* Device memory that lpx_forward_init takes. */
 uint64_t lpx_forward_bytes(const laprox_model *model, uint32_t chunk, uint32_t max_entries);
 
+/* Of the updates in lpx_forward_token_append, which a replay keeps in a buffer. */
+uint64_t lpx_forward_token_update_bytes(const laprox_shape *shape);
+
 /* Embeddings of n_tokens tokens (at most chunk, all inside the vocabulary) to hidden rows. */
 void lpx_forward_embed_append(lpx_program *program, const lpx_forward *forward, const uint32_t *tokens,
                               uint32_t n_tokens, laprox_buffer hidden);
