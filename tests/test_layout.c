@@ -94,12 +94,14 @@ typedef struct layout_case {
 static const layout_case layouts[] = {
     {"f16",
      {.capture = {{2, 4, 2, 64}, 300, 32, .dtype = LAPROX_DTYPE_F16, .pattern = CAPTURE_NEEDLES, .seed = 70},
+      .keep_mask = true,
       .policy = {.sinks = 2, .floor = 3, .budget.tokens = 70}}},
     {"bf16, three heads a group, head_dim 20",
      {.capture = {{2, 9, 3, 20}, 133, 32, .dtype = LAPROX_DTYPE_BF16, .seed = 71},
       .policy = {.scope = LAPROX_SCOPE_LAYER, .budget.tokens = 50}}},
     {"f32, joint, ragged prefix and dense tail",
      {.capture = {{3, 4, 2, 32}, 360, 32, .dtype = LAPROX_DTYPE_F32, .pattern = CAPTURE_NEEDLES, .seed = 72},
+      .keep_mask = true,
       .policy = {.gqa = LAPROX_GQA_JOINT, .budget.tokens = 60},
       .tail = 90}},
     {"bf16, attention-mean, ragged prefix and dense tail",
@@ -145,6 +147,7 @@ static const cut_case cuts[] = {
      80 << 10},
     {"laprox, token-major, with room for matrices",
      {.capture = {{1, 4, 2, 32}, 5000, 16, .dtype = LAPROX_DTYPE_F16, .pattern = CAPTURE_NEEDLES, .seed = 91},
+      .keep_mask = true,
       .layout = FLOW_TOKEN_MAJOR,
       .policy = {.window = 16, .budget.tokens = 100}},
      170 << 10},
@@ -153,6 +156,7 @@ static const cut_case cuts[] = {
      100 << 10},
     {"laprox, token-major, padded, ragged prefix and dense tail",
      {.capture = CUT_CAPTURE(LAPROX_DTYPE_F16, 82),
+      .keep_mask = true,
       .layout = FLOW_TOKEN_ODD,
       .policy = {.window = 16, .budget.tokens = 300},
       .tail = 900},
@@ -304,6 +308,22 @@ static void test_exact_ranges(void **state) {
   }
 }
 
+static void test_keep_mask_mistakes(void **state) {
+  (void)state;
+  flow f;
+  start(&f, &layouts[0].options);
+  const laprox_buffer good = f.keep_mask;
+  const laprox_buffer bad[] = {{VK_NULL_HANDLE, 0, 0},
+                               {good.buffer, good.offset, good.size - 4},
+                               {good.buffer, good.offset + 2, good.size}};
+  laprox_binding_destroy(f.binding);
+  for (size_t i = 0; i < 3; i++) {
+    f.keep_mask = bad[i];
+    expect_failure(flow_bind(&f), LAPROX_ERROR_INVALID_ARGUMENT, "keep_mask");
+  }
+  flow_finish(&f);
+}
+
 static int set_up(void **state) {
   (void)state;
   app_vulkan_init(&vulkan);
@@ -328,7 +348,8 @@ static int tear_down(void **state) {
 int main(int argc, char **argv) {
   const struct CMUnitTest others[] = {
       cmocka_unit_test(test_cut_in_place), cmocka_unit_test(test_cut_too_small),
-      cmocka_unit_test(test_bad_strides), cmocka_unit_test(test_exact_ranges)};
+      cmocka_unit_test(test_bad_strides), cmocka_unit_test(test_keep_mask_mistakes),
+      cmocka_unit_test(test_exact_ranges)};
   enum { N_OTHERS = sizeof others / sizeof *others };
   struct CMUnitTest tests[N_LAYOUTS + N_CUTS + N_OTHERS];
   for (size_t i = 0; i < N_LAYOUTS; i++) /* cmocka's state is not const */

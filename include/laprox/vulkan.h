@@ -174,6 +174,8 @@ typedef struct laprox_plan_info {
   uint32_t first_layer;
   const float *layer_scales; /**< of layers [0, first_layer): the scales of the results that scored them */
   bool retain_scores;        /**< a last step packs the kept candidates' scores to the front of each head's */
+  /** the selection also writes one bit for every entry of the cache into laprox_binding_info.keep_mask */
+  bool keep_mask;
   /** n_layers x n_kv_heads: leading entries that are protected as sinks in each head; NULL = the policy's
    *  sinks, for caches whose first entries are the first positions */
   const uint32_t *head_sinks;
@@ -194,17 +196,18 @@ LAPROX_API void laprox_plan_destroy(laprox_plan *plan);
 /** What a plan needs and does. All buffers need VK_BUFFER_USAGE_STORAGE_BUFFER_BIT, scratch and result TRANSFER_DST too,
  *  scores TRANSFER_SRC. What the application copies itself is its own matter. */
 typedef struct laprox_requirements {
-  /** of the offsets of scratch, scores, result, query and factor; K and V, packed ones too, may begin at any
-   *  multiple of 4 */
+  /** of the offsets of scratch, scores, result, query and factor; K and V, packed ones too, and the keep-mask may
+   *  begin at any multiple of 4 */
   VkDeviceSize alignment;
   VkDeviceSize scratch_bytes; /**< device-local; contents are worthless before and after */
   /** f32, candidates layer-major then head, each head's from a multiple of 1,024 on; pooled, not yet divided
    *  by the layer's sum; -1 behind a head's last */
   VkDeviceSize scores_bytes;
-  VkDeviceSize result_bytes; /**< the result block: see laprox_result_layout */
-  VkDeviceSize factor_bytes; /**< of one layer's value factor; 0 where the policy has no use for it */
-  VkDeviceSize query_bytes;  /**< of one layer's query ring, f32 */
-  uint64_t n_kept;           /**< entries that survive in all */
+  VkDeviceSize result_bytes;    /**< the result block: see laprox_result_layout */
+  VkDeviceSize factor_bytes;    /**< of one layer's value factor; 0 where the policy has no use for it */
+  VkDeviceSize query_bytes;     /**< of one layer's query ring, f32 */
+  VkDeviceSize keep_mask_bytes; /**< 0 where the plan is not to write one */
+  uint64_t n_kept;              /**< entries that survive in all */
   uint32_t budget; /**< entries per (layer, KV head) on average; UINT32_MAX: everything is kept, there are
                                    no steps, and no buffer is needed */
 } laprox_requirements;
@@ -212,6 +215,11 @@ LAPROX_API void laprox_plan_requirements(const laprox_plan *plan, laprox_require
 
 /** Where the scores of a head's candidates begin in the scores buffer, in bytes. */
 LAPROX_API VkDeviceSize laprox_plan_score_offset(const laprox_plan *plan, uint32_t layer, uint32_t head);
+
+/** Where a head's part of the keep-mask begins, in bytes: uint32 words, bit e % 32 of word e / 32 is set where entry e is
+ *  kept, and clear behind the last entry. Heads follow each other without gaps, layer by layer: in a dense cache the mask
+ *  is [n_layers, n_kv_heads, (n_entries + 31) / 32]. */
+LAPROX_API VkDeviceSize laprox_plan_keep_mask_offset(const laprox_plan *plan, uint32_t layer, uint32_t head);
 
 /** Byte offsets inside the result block. */
 typedef struct laprox_result_layout {
@@ -238,7 +246,9 @@ typedef struct laprox_range {
 LAPROX_API laprox_result laprox_removed_ranges(const laprox_plan *plan, const void *result,
                                                laprox_range *ranges, uint32_t *n_ranges);
 
-/** Buffers of one layer. Ranges of segments that hold no entries may be zero. */
+/** Buffers of one layer. Ranges of segments that hold no entries may be zero, and so may be all that a policy doesn't look
+ *  at: queries and K under streaming and random, queries under knorm and keydiff, V under all but laprox, vatp, criticalkv
+ *  and defensivekv. A compaction takes both K and V. */
 typedef struct laprox_layer_buffers {
   laprox_buffer query; /**< f32 [query_rows, n_heads, head_dim], after RoPE */
   laprox_buffer key[LAPROX_MAX_SEGMENTS];
@@ -258,6 +268,7 @@ typedef struct laprox_binding_info {
   laprox_buffer scratch;
   laprox_buffer scores;
   laprox_buffer result;
+  laprox_buffer keep_mask; /**< where the plan writes one: laprox_plan_keep_mask_offset */
 } laprox_binding_info;
 
 /** A plan with buffers. Keep the plan alive. */
@@ -281,7 +292,8 @@ LAPROX_API void laprox_binding_layer_steps(const laprox_binding *binding, uint32
 /** Relative cost of a step in floating-point operations, to spread steps over submits. */
 LAPROX_API uint64_t laprox_binding_step_cost(const laprox_binding *binding, uint32_t step);
 
-/** One layer's kept entries packed into new buffers, K and V bit for bit, in the result's order. */
+/** One layer's kept entries packed into new buffers, K and V bit for bit, in the result's order. Applications that only
+ *  want to know what is kept do without: the result block lists it, the keep-mask marks it. */
 typedef struct laprox_compaction_info {
   uint32_t layer;
   laprox_layer_buffers source; /**< query and factor are not used */

@@ -12,6 +12,7 @@
 #define HEAD_ROW          6 // first row in segment 0 and, two words on, in segment 1
 #define HEAD_ROWS         7 // rows in segment 0 and, two words on, in segment 1
 #define HEAD_PROTECTED    10 // sinks and window entries of all heads before this one
+#define HEAD_MASK         11 // first word of the keep-mask
 #define HEAD_WORDS        12
 
 #define TILE_ENTRIES 64   // candidates a scoring workgroup handles

@@ -56,6 +56,8 @@ static laprox_result check_info(const laprox_plan *plan, const laprox_binding_in
   if (!result && needs.scores_bytes)
     result = check_buffer(plan, "scores", info->scores, needs.scores_bytes, needs.alignment);
   if (!result) result = check_buffer(plan, "result", info->result, needs.result_bytes, needs.alignment);
+  if (!result && needs.keep_mask_bytes)
+    result = check_buffer(plan, "keep_mask", info->keep_mask, needs.keep_mask_bytes, 4);
   for (uint32_t layer = 0; layer < plan->shape.n_layers && !result; layer++)
     result = check_layer(plan, &needs, layer, &info->layers[layer]);
   return result;
@@ -138,6 +140,7 @@ static laprox_result build(laprox_binding *binding, const laprox_binding_info *i
   binding->layer_steps[n_layers] = lpx_program_n_steps(binding->program);
   lpx_program_limit_steps(binding->program, 0);
   lpx_select_append(binding);
+  lpx_keep_mask_append(binding, info->keep_mask);
   if (plan->retain_scores) lpx_compact_append_scores(binding);
   return lpx_program_finish_building(binding->program);
 }

@@ -51,7 +51,7 @@ struct laprox_plan {
   uint32_t n_heads_all; /* n_layers * n_kv_heads */
   uint32_t model_layers, first_layer;
   float *layer_scales; /* first_layer */
-  bool retain_scores;
+  bool retain_scores, keep_mask;
   uint32_t n_segments;
   lpx_strides strides[LAPROX_MAX_SEGMENTS];
   uint32_t query_rows, query_start;
@@ -86,7 +86,7 @@ struct laprox_plan {
   lpx_pipeline matrix_prepare, window_softmax, window_merge, window_lse, attention_norm, attention_gram,
       value, synthetic, pool, layer_sum, token_sum;
   lpx_pipeline range, histogram, split, refine, count, emit, promote, protect;
-  lpx_pipeline compact, compact_wide, compact_in_place, compact_scores;
+  lpx_pipeline compact, compact_wide, compact_in_place, compact_scores, mask;
   lpx_pipeline stage, entry_score, key_anchor, anchor_merge, head_mean;
   lpx_pipeline pool_before, projection, attention_risk, attention_pool, value_risk;
 };
@@ -217,6 +217,10 @@ void lpx_select_append(laprox_binding *binding);
 /* A result block that was read back: fails where it is not what a selection can come to. Nothing that a device
    says may lead beyond an array. */
 laprox_result lpx_select_check(const laprox_plan *plan, const uint32_t *result_words);
+
+/* One bit an entry, where the application wants it. */
+laprox_result lpx_keep_mask_init(laprox_plan *plan);
+void lpx_keep_mask_append(laprox_binding *binding, laprox_buffer mask);
 
 laprox_result lpx_compact_init(laprox_plan *plan);
 void lpx_compact_append_scores(laprox_binding *binding);

@@ -21,6 +21,7 @@ enum {
   HEAD_ROW = 6,
   HEAD_ROWS = 7,
   HEAD_PROTECTED = 10,
+  HEAD_MASK = 11,
   HEAD_WORDS = 12,
 
   TILE_ENTRIES = 64,

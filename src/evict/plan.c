@@ -60,7 +60,7 @@ static laprox_result fill_head(const laprox_plan *plan, const laprox_plan_info *
 }
 
 static laprox_result fill_heads(laprox_plan *plan, const laprox_plan_info *info) {
-  uint64_t blocks = 0, protected_rows = 0;
+  uint64_t blocks = 0, protected_rows = 0, mask_words = 0;
   uint32_t *row = plan->tables;
   for (uint32_t layer = 0; layer < plan->shape.n_layers; layer++) {
     lpx_layer_items *items = &plan->layers[layer];
@@ -72,6 +72,8 @@ static laprox_result fill_heads(laprox_plan *plan, const laprox_plan_info *info)
       row[HEAD_FIRST_TILE] = items->n_tiles;
       row[HEAD_FIRST_SPLIT] = items->n_splits;
       row[HEAD_PROTECTED] = (uint32_t)protected_rows;
+      row[HEAD_MASK] = (uint32_t)mask_words;
+      mask_words += divide_up(row[HEAD_N_ENTRIES], 32);
       blocks += divide_up(row[HEAD_N_CANDIDATES], BLOCK_ENTRIES);
       items->n_tiles += divide_up(row[HEAD_N_CANDIDATES], TILE_ENTRIES);
       items->n_splits += divide_up(row[HEAD_N_ENTRIES], SPLIT_ENTRIES);
@@ -86,6 +88,7 @@ static laprox_result fill_heads(laprox_plan *plan, const laprox_plan_info *info)
   }
   row[HEAD_FIRST_BLOCK] = plan->n_blocks = (uint32_t)blocks;
   row[HEAD_PROTECTED] = (uint32_t)protected_rows;
+  row[HEAD_MASK] = (uint32_t)mask_words;
   return LAPROX_OK;
 }
 
@@ -427,6 +430,7 @@ static laprox_result create_pipelines(laprox_plan *plan) {
   if (!result) result = lpx_reduce_init(plan);
   if (!result) result = lpx_stage_init(plan);
   if (!result) result = lpx_select_init(plan);
+  if (!result) result = lpx_keep_mask_init(plan);
   if (!result) result = lpx_compact_init(plan);
   return result;
 }
@@ -436,6 +440,7 @@ static laprox_result fill_running(laprox_plan *plan, const laprox_plan_info *inf
   plan->model_layers = info->model_layers ? info->model_layers : info->shape.n_layers;
   plan->first_layer = info->first_layer;
   plan->retain_scores = info->retain_scores;
+  plan->keep_mask = info->keep_mask;
   plan->step_cost = plan->context->dispatch_cost;
   if (info->step_cost && info->step_cost < plan->step_cost) plan->step_cost = info->step_cost;
   if (plan->model_layers < info->shape.n_layers || plan->first_layer > info->shape.n_layers ||
@@ -517,11 +522,18 @@ void laprox_plan_requirements(const laprox_plan *plan, laprox_requirements *out)
   out->result_bytes = (VkDeviceSize)plan->result.n_words * 4;
   out->query_bytes = (VkDeviceSize)plan->query_rows * plan->shape.n_heads * plan->shape.head_dim * 4;
   out->factor_bytes = factor_bytes(plan);
+  if (plan->keep_mask)
+    out->keep_mask_bytes = (VkDeviceSize)lpx_head_row(plan, plan->shape.n_layers, 0)[HEAD_MASK] * 4;
   out->n_kept = plan->n_kept;
 }
 
 VkDeviceSize laprox_plan_score_offset(const laprox_plan *plan, uint32_t layer, uint32_t head) {
   return (VkDeviceSize)lpx_head_row(plan, layer, head)[HEAD_FIRST_BLOCK] * BLOCK_ENTRIES * 4;
+}
+
+VkDeviceSize laprox_plan_keep_mask_offset(const laprox_plan *plan, uint32_t layer, uint32_t head) {
+  if (plan->budget == UINT32_MAX) return 0;
+  return (VkDeviceSize)lpx_head_row(plan, layer, head)[HEAD_MASK] * 4;
 }
 
 void laprox_plan_result_layout(const laprox_plan *plan, laprox_result_layout *out) {

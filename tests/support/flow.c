@@ -97,7 +97,8 @@ void flow_init(flow *f, const flow_options *options) {
                                .query_rows = ring,
                                .query_start = ring - SPARE_ROWS - 1,
                                .scale = (float)options->capture.scale,
-                               .model_dim = f->cache.model_dim};
+                               .model_dim = f->cache.model_dim,
+                               .keep_mask = options->keep_mask};
   laprox_segment *dense = &f->info.segments[0];
   if (options->tail) {
     f->info.n_segments = 2;
@@ -258,6 +259,7 @@ void flow_place(flow *f, app_device *device) {
   f->scratch = app_take(device, f->needs.scratch_bytes, f->needs.alignment, 0);
   f->scores = app_take(device, f->needs.scores_bytes, f->needs.alignment, 0);
   f->result = app_take(device, f->needs.result_bytes, f->needs.alignment, 0);
+  f->keep_mask = app_take(device, f->needs.keep_mask_bytes, 64, 4);
   flow_soil(f);
 }
 
@@ -265,11 +267,15 @@ void flow_soil(const flow *f) {
   memset(app_mapped(f->device, f->scratch), 0xa5, (size_t)f->scratch.size);
   memset(app_mapped(f->device, f->scores), 0xa5, (size_t)f->scores.size);
   memset(app_mapped(f->device, f->result), 0xa5, (size_t)f->result.size);
+  memset(app_mapped(f->device, f->keep_mask), 0xa5, (size_t)f->keep_mask.size);
 }
 
 laprox_result flow_bind(flow *f) {
-  const laprox_binding_info info = {
-      .layers = f->buffers, .scratch = f->scratch, .scores = f->scores, .result = f->result};
+  const laprox_binding_info info = {.layers = f->buffers,
+                                    .scratch = f->scratch,
+                                    .scores = f->scores,
+                                    .result = f->result,
+                                    .keep_mask = f->keep_mask};
   return laprox_binding_create(f->plan, &info, &f->binding);
 }
 
@@ -384,10 +390,29 @@ const uint32_t *flow_indices(const flow *f) {
                                           f->layout.indices);
 }
 
+static void expect_mask(const flow *f) {
+  const laprox_shape *shape = &f->options.capture.shape;
+  const uint32_t *cu_seqlens = flow_cu_seqlens(f), *indices = flow_indices(f);
+  VkDeviceSize at = 0;
+  for (uint32_t i = 0; i < n_heads_all(f) && f->options.keep_mask; i++) {
+    const uint32_t n_words = (f->ref_heads[i].n_entries + 31) / 32;
+    uint32_t *expected = ref_allocate(n_words, sizeof *expected);
+    for (uint32_t row = cu_seqlens[i]; row < cu_seqlens[i + 1]; row++)
+      expected[indices[row] / 32] |= 1u << indices[row] % 32;
+    assert_int_equal(laprox_plan_keep_mask_offset(f->plan, i / shape->n_kv_heads, i % shape->n_kv_heads), at);
+    assert_memory_equal(expected, (unsigned char *)app_mapped(f->device, f->keep_mask) + at,
+                        n_words * sizeof *expected);
+    free(expected);
+    at += n_words * sizeof *expected;
+  }
+  assert_int_equal(at, f->keep_mask.size);
+}
+
 void flow_expect_rows(const flow *f) {
   const laprox_shape *shape = &f->options.capture.shape;
   const size_t row_bytes = laprox_dtype_bytes(f->options.capture.dtype, shape->head_dim);
   const uint32_t *cu_seqlens = flow_cu_seqlens(f), *indices = flow_indices(f);
+  expect_mask(f);
   for (uint32_t i = 0; i < n_heads_all(f); i++) {
     const uint32_t l = i / shape->n_kv_heads, g = i % shape->n_kv_heads, base = cu_seqlens[i - g];
     if (!f->packed_keys[l].buffer) continue;

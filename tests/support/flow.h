@@ -21,6 +21,7 @@ typedef struct flow_options {
   capture_options capture;
   laprox_policy policy;
   flow_layout layout;
+  bool keep_mask;
   uint32_t tail; /* 0: one dense segment. Else two, a ragged prefix and a dense tail of so many entries: heads
                differ in length, some have no prefix, with three layers or more the second has none at all */
 } flow_options;
@@ -40,7 +41,7 @@ typedef struct flow {
   laprox_result_layout layout;
   laprox_layer_buffers *buffers;
   laprox_buffer one_buffer[LAPROX_MAX_SEGMENTS]; /* of FLOW_ONE_BUFFER */
-  laprox_buffer scratch, scores, result;
+  laprox_buffer scratch, scores, result, keep_mask;
   laprox_binding *binding;
   laprox_buffer *packed_keys, *packed_values; /* of each layer */
 } flow;
@@ -70,7 +71,7 @@ const uint32_t *flow_cu_seqlens(const flow *f);
 const uint32_t *flow_indices(const flow *f);
 /* Scores and kept entries against the reference; packed rows against the cache, where there are any. */
 void flow_expect(const flow *f);
-/* The packed rows alone. */
+/* The packed rows and the keep-mask alone. */
 void flow_expect_rows(const flow *f);
 /* Fills scratch, scores and result with what an earlier user may have left. */
 void flow_soil(const flow *f);
