@@ -69,6 +69,7 @@ void app_vulkan_init(app_vulkan *app) {
   while (app->family < n_families && !(families[app->family].queueFlags & VK_QUEUE_COMPUTE_BIT))
     app->family++;
   must(app->family == n_families, "looking for a queue that computes");
+  app->n_queues = families[app->family].queueCount > 1 ? 2 : 1;
 }
 
 unsigned app_vulkan_finish(app_vulkan *app) {
@@ -104,12 +105,12 @@ static void create_arena(app_device *device) {
 }
 
 void app_device_init(const app_vulkan *app, VkDeviceSize arena_bytes, app_device *out) {
-  const float priority = 1;
+  const float priorities[] = {1, 1};
   *out = (app_device){.gpu = app->gpu, .family = app->family, .arena_bytes = arena_bytes};
   const VkDeviceQueueCreateInfo queue = {.sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO,
                                          .queueFamilyIndex = app->family,
-                                         .queueCount = 1,
-                                         .pQueuePriorities = &priority};
+                                         .queueCount = app->n_queues,
+                                         .pQueuePriorities = priorities};
   laprox_features_query(vkGetInstanceProcAddr, app->instance, app->gpu,
                         LAPROX_ALL_VARIANTS & ~test_variants_off(), &out->features);
   const VkDeviceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO,
@@ -120,6 +121,7 @@ void app_device_init(const app_vulkan *app, VkDeviceSize arena_bytes, app_device
                                    .ppEnabledExtensionNames = out->features.extensions};
   must(vkCreateDevice(app->gpu, &info, NULL, &out->device), "vkCreateDevice");
   vkGetDeviceQueue(out->device, app->family, 0, &out->queue);
+  vkGetDeviceQueue(out->device, app->family, app->n_queues - 1, &out->other_queue);
   out->pool = app_pool(out, &out->commands);
   create_arena(out);
 }

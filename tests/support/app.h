@@ -13,6 +13,7 @@ typedef struct app_vulkan {
   VkDebugUtilsMessengerEXT messenger;
   VkPhysicalDevice gpu;
   uint32_t family;
+  uint32_t n_queues;     /* of the family, at most 2 */
   unsigned n_validation; /* messages of the validation layer */
 } app_vulkan;
 
@@ -24,7 +25,7 @@ unsigned app_vulkan_finish(app_vulkan *app);
 typedef struct app_device {
   VkPhysicalDevice gpu;
   VkDevice device;
-  VkQueue queue;
+  VkQueue queue, other_queue; /* the same where the family has only one */
   uint32_t family;
   VkCommandPool pool;
   VkCommandBuffer commands;
