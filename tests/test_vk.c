@@ -1,6 +1,7 @@
 /* test_vk.c: the Vulkan layer itself: buffers, transfers, programs, folding of workgroups, timestamps. */
 #include "runtime/device.h"
 #include "runtime/kernels.h"
+#include "runtime/parallel.h"
 #include "support/gpu.h"
 
 #include <math.h>
@@ -272,6 +273,44 @@ static void test_refused(void **state) {
                    LAPROX_ERROR_INVALID_ARGUMENT);
 }
 
+static void count_task(void *user, uint32_t index) {
+  atomic_uint *counts = user;
+  atomic_fetch_add(&counts[index], 1);
+}
+
+static void test_parallel(void **state) {
+  (void)state;
+  enum { N = 1000 };
+  static atomic_uint counts[N + 1];
+  for (uint32_t n = 0; n <= N; n = 3 * n + 1) {
+    for (uint32_t i = 0; i <= N; i++) atomic_store(&counts[i], 0);
+    lpx_parallel_for_each(n, count_task, counts);
+    for (uint32_t i = 0; i <= N; i++) assert_int_equal(atomic_load(&counts[i]), i < n);
+  }
+}
+
+/* What is noted isn't made; what is made ahead is what is found then, each only once. */
+static void test_pipelines_ahead(void **state) {
+  test_gpu *gpu = *state;
+  laprox_context *context = gpu->device->context, noting;
+  lpx_pipeline_list list;
+  lpx_kernels noted, ahead, again;
+  lpx_pipelines_note(context, &list, &noting);
+  assert_int_equal(lpx_kernels_init(&noting, 1u << LAPROX_DTYPE_F32, LAPROX_DTYPE_F32, &noted), LAPROX_OK);
+  const uint32_t n = list.n;
+  assert_true(n >= 6 && !noted.swiglu.pipeline);
+  assert_int_equal(lpx_kernels_init(&noting, 1u << LAPROX_DTYPE_F32, LAPROX_DTYPE_F32, &noted), LAPROX_OK);
+  assert_int_equal(list.n, n);
+  assert_int_equal(lpx_pipelines_compile(context, &list, lpx_parallel_for_each), LAPROX_OK);
+  assert_true(!list.n && !list.first);
+  lpx_pipelines_note(context, &list, &noting);
+  assert_int_equal(lpx_kernels_init(&noting, 1u << LAPROX_DTYPE_F32, LAPROX_DTYPE_F32, &ahead), LAPROX_OK);
+  assert_int_equal(list.n, 0);
+  assert_true(ahead.swiglu.pipeline && ahead.rope.pipeline && ahead.matmul[LAPROX_DTYPE_F32].pipeline);
+  assert_int_equal(lpx_kernels_init(context, 1u << LAPROX_DTYPE_F32, LAPROX_DTYPE_F32, &again), LAPROX_OK);
+  assert_true(again.rope.pipeline == ahead.rope.pipeline && again.rope.pipeline != again.swiglu.pipeline);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(test_transfers, test_gpu_setup, test_gpu_teardown),
@@ -280,6 +319,8 @@ int main(void) {
       cmocka_unit_test_setup_teardown(test_stretches, test_gpu_setup, test_gpu_teardown),
       cmocka_unit_test_setup_teardown(test_batches, test_gpu_setup, test_gpu_teardown),
       cmocka_unit_test_setup_teardown(test_refused, test_gpu_setup, test_gpu_teardown),
+      cmocka_unit_test(test_parallel),
+      cmocka_unit_test_setup_teardown(test_pipelines_ahead, test_gpu_setup, test_gpu_teardown),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

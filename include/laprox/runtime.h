@@ -3,7 +3,8 @@
  * device -> model -> session. A session is one sequence: tokens go in by laprox_session_prefill and
  * laprox_session_decode, logits come out, laprox_session_evict shrinks the KV cache in between as often as wanted.
  *
- * Threads: one thread at a time for a device and everything made from it.
+ * Threads: one thread at a time for a device and everything made from it. Shaders are compiled on several threads,
+ * which end before the call does; callbacks and allocators of yours are only called from the caller's.
  */
 #ifndef LAPROX_RUNTIME_H
 #define LAPROX_RUNTIME_H

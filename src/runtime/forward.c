@@ -1,5 +1,6 @@
 /* forward.c: activations, and the order in which a layer's kernels run. */
 #include "runtime/forward.h"
+#include "runtime/parallel.h"
 
 #include <stddef.h>
 #include <string.h>
@@ -91,12 +92,30 @@ static laprox_result upload_frequencies(lpx_forward *forward) {
       words, n * 2 * sizeof *words);
 }
 
+static laprox_result init_pipelines(laprox_context *context, laprox_dtype cache_dtype, lpx_forward *forward) {
+  const laprox_model *model = forward->model;
+  const laprox_result result = lpx_attention_init(context, &model->shape, cache_dtype, &forward->attention);
+  return result ? result : lpx_kernels_init(context, weight_dtypes(model), cache_dtype, &forward->kernels);
+}
+
+/* In parallel, as compilers take a second for all of them. */
+static laprox_result compile_pipelines(const lpx_forward *forward, laprox_dtype cache_dtype) {
+  lpx_forward noted = *forward;
+  lpx_pipeline_list list;
+  laprox_context noting;
+  lpx_pipelines_note(forward->context, &list, &noting);
+  laprox_result result = init_pipelines(&noting, cache_dtype, &noted);
+  if (!result) result = lpx_pipelines_compile(forward->context, &list, lpx_parallel_for_each);
+  lpx_pipeline_list_release(&forward->context->host, &list);
+  return result;
+}
+
 laprox_result lpx_forward_init(const laprox_model *model, laprox_dtype cache_dtype, uint32_t chunk,
                                uint32_t max_entries, lpx_forward *out) {
   laprox_context *context = model->device->context;
   *out = (lpx_forward){.model = model, .context = context, .chunk = chunk, .max_entries = max_entries};
-  laprox_result result = lpx_attention_init(context, &model->shape, cache_dtype, &out->attention);
-  if (!result) result = lpx_kernels_init(context, weight_dtypes(model), cache_dtype, &out->kernels);
+  laprox_result result = compile_pipelines(out, cache_dtype);
+  if (!result) result = init_pipelines(context, cache_dtype, out);
   if (!result) result = init_activations(out);
   if (!result) result = upload_frequencies(out);
   if (result) lpx_forward_finish(out);

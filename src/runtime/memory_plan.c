@@ -276,7 +276,7 @@ static laprox_result check(const laprox_model *model, const laprox_memory_plan_i
 
 static uint64_t free_bytes(const estimate *e) {
   const laprox_model *model = e->model;
-  uint64_t bytes = lpx_context_free_bytes(e->context) + lpx_queue_bytes(model->device->queue);
+  uint64_t bytes = lpx_context_free_bytes(model->device->context) + lpx_queue_bytes(model->device->queue);
   if (model->has_weights) bytes += model->weight_bytes;
   return e->info->memory_bytes && e->info->memory_bytes < bytes ? e->info->memory_bytes : bytes;
 }
@@ -286,7 +286,11 @@ laprox_result laprox_plan_memory(laprox_model *model, const laprox_memory_plan_i
   *out = (laprox_memory_plan){0};
   const laprox_host *host = &model->device->context->host;
   const laprox_shape *shape = &model->shape;
-  estimate e = {.model = model, .context = model->device->context, .info = info, .session = info->session};
+  /* Plans are made for their sizes alone: nothing is compiled. */
+  lpx_pipeline_list list;
+  laprox_context noting;
+  lpx_pipelines_note(model->device->context, &list, &noting);
+  estimate e = {.model = model, .context = &noting, .info = info, .session = info->session};
   laprox_result result = lpx_session_info_complete(host, &e.session);
   if (!result) result = lpx_rules_resolve(host, &info->policy, &e.rules);
   if (!result) result = check(model, info);
@@ -297,6 +301,7 @@ laprox_result laprox_plan_memory(laprox_model *model, const laprox_memory_plan_i
   out->free_bytes = free_bytes(&e);
   if (!result) result = fill(&e, out);
   if (!result) find_largest(&e, out);
+  lpx_pipeline_list_release(host, &list);
   lpx_release(host, e.cu_seqlens);
   lpx_release(host, e.layer_scales);
   return result;

@@ -1,8 +1,23 @@
 /* pass.c: plan, buffers and result of one eviction. */
 #include "runtime/pass.h"
+#include "runtime/parallel.h"
+
+/* In parallel, as compilers take a second for all of them. */
+static laprox_result compile_pipelines(laprox_context *context, const laprox_plan_info *info) {
+  lpx_pipeline_list list;
+  laprox_context noting;
+  laprox_plan *noted = NULL;
+  lpx_pipelines_note(context, &list, &noting);
+  laprox_result result = laprox_plan_create(&noting, info, &noted);
+  laprox_plan_destroy(noted);
+  if (!result) result = lpx_pipelines_compile(context, &list, lpx_parallel_for_each);
+  lpx_pipeline_list_release(&context->host, &list);
+  return result;
+}
 
 laprox_result lpx_pass_init(laprox_context *context, const laprox_plan_info *info, lpx_pass *out) {
-  const laprox_result result = laprox_plan_create(context, info, &out->plan);
+  laprox_result result = compile_pipelines(context, info);
+  if (!result) result = laprox_plan_create(context, info, &out->plan);
   if (!result) laprox_plan_requirements(out->plan, &out->needs);
   return result;
 }

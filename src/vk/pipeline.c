@@ -30,15 +30,14 @@ static bool matches(const lpx_pipeline_entry *a, const lpx_pipeline_entry *b) {
          (!a->n_constants || !memcmp(a->constants, b->constants, a->n_constants * sizeof a->constants[0]));
 }
 
-static laprox_result create(laprox_context *context, lpx_pipeline_entry *entry) {
+/* Says nothing and calls nothing of the host, so that it may run in several threads. */
+static VkResult compile(const laprox_context *context, lpx_pipeline_entry *entry) {
   const lpx_shader *code = entry->shader;
   const VkShaderModuleCreateInfo module_info = {.sType = VK_STRUCTURE_TYPE_SHADER_MODULE_CREATE_INFO,
                                                 .codeSize = code->code_bytes,
                                                 .pCode = code->code};
   VkShaderModule module = VK_NULL_HANDLE;
-  laprox_result result =
-      lpx_vk_result(context, context->vk.CreateShaderModule(context->device, &module_info, NULL, &module),
-                    "vkCreateShaderModule");
+  VkResult result = context->vk.CreateShaderModule(context->device, &module_info, NULL, &module);
   if (result) return result;
   VkSpecializationMapEntry map[LPX_MAX_CONSTANTS];
   for (uint32_t i = 0; i < entry->n_constants; i++)
@@ -62,13 +61,30 @@ static laprox_result create(laprox_context *context, lpx_pipeline_entry *entry) 
                 .pSpecializationInfo = &specialization},
       .layout = context->pipeline_layouts[entry->n_bindings],
   };
-  result = lpx_vk_result(context,
-                         context->vk.CreateComputePipelines(context->device, context->pipeline_cache, 1,
-                                                            &info, NULL, &entry->pipeline),
-                         code->name);
+  result = context->vk.CreateComputePipelines(context->device, context->pipeline_cache, 1, &info, NULL,
+                                              &entry->pipeline);
   context->vk.DestroyShaderModule(context->device, module, NULL);
-  if (!result) lpx_vk_name(context, VK_OBJECT_TYPE_PIPELINE, (uint64_t)entry->pipeline, code->name);
   return result;
+}
+
+/* Into the context's list, or, after a failure, its end and message. */
+static laprox_result take(laprox_context *context, lpx_pipeline_entry *entry, VkResult compiled) {
+  const laprox_result result = lpx_vk_result(context, compiled, entry->shader->name);
+  if (result) {
+    lpx_release(&context->host, entry);
+    return result;
+  }
+  lpx_vk_name(context, VK_OBJECT_TYPE_PIPELINE, (uint64_t)entry->pipeline, entry->shader->name);
+  entry->next = atomic_load(&context->pipelines);
+  while (!atomic_compare_exchange_weak(&context->pipelines, &entry->next, entry)) {
+  }
+  return LAPROX_OK;
+}
+
+static const lpx_pipeline_entry *find_entry(const lpx_pipeline_entry *first,
+                                            const lpx_pipeline_entry *wanted) {
+  while (first && !matches(first, wanted)) first = first->next;
+  return first;
 }
 
 laprox_result lpx_pipeline_get(laprox_context *context, const char *shader, uint32_t n_bindings,
@@ -83,26 +99,85 @@ laprox_result lpx_pipeline_get(laprox_context *context, const char *shader, uint
     return lpx_fail(&context->host, LAPROX_ERROR_UNSUPPORTED, "shader variant \"%s\" needs what %s lacks",
                     shader, context->properties.deviceName);
   if (n_constants) memcpy(wanted.constants, constants, n_constants * sizeof *constants);
-  for (lpx_pipeline_entry *entry = atomic_load(&context->pipelines); entry; entry = entry->next)
-    if (matches(entry, &wanted)) {
-      out->pipeline = entry->pipeline;
-      out->shader = entry->shader->name;
-      return LAPROX_OK;
-    }
+  out->shader = wanted.shader->name;
+  const lpx_pipeline_entry *found = find_entry(atomic_load(&context->pipelines), &wanted);
+  if (found) out->pipeline = found->pipeline;
+  if (found || (context->wanted && find_entry(context->wanted->first, &wanted))) return LAPROX_OK;
   lpx_pipeline_entry *made = lpx_allocate(&context->host, 1, sizeof *made);
   if (!made) return lpx_fail_memory(&context->host, "a pipeline");
   *made = wanted;
-  const laprox_result result = create(context, made);
-  if (result) {
-    lpx_release(&context->host, made);
-    return result;
+  if (context->wanted) {
+    made->next = context->wanted->first;
+    context->wanted->first = made;
+    context->wanted->n++;
+    return LAPROX_OK;
   }
-  made->next = atomic_load(&context->pipelines);
-  while (!atomic_compare_exchange_weak(&context->pipelines, &made->next, made)) {
+  const laprox_result result = take(context, made, compile(context, made));
+  if (!result) out->pipeline = made->pipeline;
+  return result;
+}
+
+/* ---- ahead of their use ---- */
+
+void lpx_pipelines_note(const laprox_context *context, lpx_pipeline_list *list, laprox_context *out) {
+  *list = (lpx_pipeline_list){0};
+  *out = *context;
+  out->wanted = list;
+}
+
+void lpx_pipeline_list_release(const laprox_host *host, lpx_pipeline_list *list) {
+  for (lpx_pipeline_entry *entry = list->first, *next; entry; entry = next) {
+    next = entry->next;
+    lpx_release(host, entry);
   }
-  out->pipeline = made->pipeline;
-  out->shader = made->shader->name;
-  return LAPROX_OK;
+  *list = (lpx_pipeline_list){0};
+}
+
+typedef struct compilation {
+  const laprox_context *context;
+  lpx_pipeline_entry **entries;
+  VkResult *results;
+} compilation;
+
+static void compile_one(void *user, uint32_t index) {
+  const compilation *c = user;
+  c->results[index] = compile(c->context, c->entries[index]);
+}
+
+/* The first failure is the one that is told; what has been made stays. */
+static laprox_result take_all(laprox_context *context, const compilation *c, uint32_t n) {
+  laprox_result result = LAPROX_OK;
+  for (uint32_t i = 0; i < n; i++) {
+    if (result && c->results[i])
+      lpx_release(&context->host, c->entries[i]);
+    else {
+      const laprox_result taken = take(context, c->entries[i], c->results[i]);
+      if (taken) result = taken;
+    }
+  }
+  return result;
+}
+
+laprox_result lpx_pipelines_compile(laprox_context *context, lpx_pipeline_list *list,
+                                    lpx_for_each_fn for_each) {
+  const laprox_host *host = &context->host;
+  const uint32_t n = list->n;
+  if (!n) return LAPROX_OK;
+  compilation c = {.context = context,
+                   .entries = lpx_allocate(host, n, sizeof *c.entries),
+                   .results = lpx_allocate(host, n, sizeof *c.results)};
+  laprox_result result = LAPROX_OK;
+  if (c.entries && c.results) {
+    for (uint32_t i = 0; i < n; i++, list->first = list->first->next) c.entries[i] = list->first;
+    list->n = 0;
+    for_each(n, compile_one, &c);
+    result = take_all(context, &c, n);
+  } else {
+    result = lpx_fail_memory(host, "pipelines");
+  }
+  lpx_release(host, c.entries);
+  lpx_release(host, c.results);
+  return result;
 }
 
 void lpx_pipelines_destroy(laprox_context *context) {

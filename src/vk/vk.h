@@ -54,6 +54,7 @@ struct laprox_context {
   VkDescriptorSetLayout set_layouts[LPX_MAX_BINDINGS + 1];
   VkPipelineLayout pipeline_layouts[LPX_MAX_BINDINGS + 1];
   _Atomic(lpx_pipeline_entry *) pipelines;
+  struct lpx_pipeline_list *wanted; /* NULL, or what is asked for is only noted: lpx_pipelines_note */
   atomic_bool lost;
   atomic_uint_fast64_t bytes, peak_bytes;
 };
@@ -122,6 +123,24 @@ laprox_result lpx_pipeline_get(laprox_context *context, const char *shader, uint
 /* Whether the variant is in this build and the context may use it. */
 bool lpx_shader_usable(const laprox_context *context, const char *shader);
 void lpx_pipelines_destroy(laprox_context *context);
+
+/* Pipelines that aren't there yet. */
+typedef struct lpx_pipeline_list {
+  lpx_pipeline_entry *first;
+  uint32_t n;
+} lpx_pipeline_list;
+
+typedef void (*lpx_task_fn)(void *user, uint32_t index);
+/* Calls task(user, 0 … n - 1), each once, from any threads, and returns when all are done. */
+typedef void (*lpx_for_each_fn)(uint32_t n, lpx_task_fn task, void *user);
+
+/* A look-alike of a context, of which plans and kernels can be made for what they tell, but not to run: pipelines that
+ * are asked of it come to the list instead. It must not outlive the context and is not destroyed. */
+void lpx_pipelines_note(const laprox_context *context, lpx_pipeline_list *list, laprox_context *out);
+/* Makes the pipelines of the list, which is empty then, all at once; whoever asks the context for them finds them. */
+laprox_result lpx_pipelines_compile(laprox_context *context, lpx_pipeline_list *list,
+                                    lpx_for_each_fn for_each);
+void lpx_pipeline_list_release(const laprox_host *host, lpx_pipeline_list *list);
 
 /* ---- programs: dispatches, copies and barriers prepared once, recorded any number of times ---- */
 

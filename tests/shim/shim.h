@@ -2,10 +2,12 @@
  * is created and destroyed, makes one call fail, lowers limits to Vulkan's minimum and sees whether they are
  * kept to.
  *
- * One state for the whole program, because Vulkan's functions have no user pointer; for one thread. */
+ * One state for the whole program, because Vulkan's functions have no user pointer; for one thread, but for the
+ * creation of pipelines. */
 #ifndef TESTS_SHIM_H
 #define TESTS_SHIM_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <volk.h>
 
@@ -27,10 +29,10 @@ typedef struct shim_state {
   } alias;
 
   /* what has been seen */
-  unsigned n_calls;   /* fallible calls */
-  const char *failed; /* the function that was made to fail */
+  atomic_uint n_calls; /* fallible calls */
+  const char *failed;  /* the function that was made to fail */
   VkResult failed_with;
-  long n_live;           /* objects and memory that were created and not destroyed */
+  atomic_long n_live;    /* objects and memory that were created and not destroyed */
   uint64_t live_bytes;   /* of device memory */
   unsigned n_violations; /* of the limits */
   char violation[160];   /* the first one */
