@@ -324,6 +324,44 @@ static void test_keep_mask_mistakes(void **state) {
   flow_finish(&f);
 }
 
+/* What a policy has no use for need not be there. */
+static void test_missing_buffers(void **state) {
+  (void)state;
+  static const struct {
+    laprox_policy_kind kind;
+    bool query, key, value; /* needed */
+  } table[] = {{LAPROX_POLICY_SNAPKV, true, true, false},   {LAPROX_POLICY_KNORM, false, true, false},
+               {LAPROX_POLICY_KEYDIFF, false, true, false}, {LAPROX_POLICY_TOVA, true, true, false},
+               {LAPROX_POLICY_VATP, true, true, true},      {LAPROX_POLICY_STREAMING, false, false, false}};
+  for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+    flow f;
+    flow_options options = layouts[0].options;
+    options.policy = (laprox_policy){.kind = table[i].kind, .budget.tokens = 70};
+    options.keep_mask = false;
+    outcome first = run(&options, false);
+    start(&f, &options);
+    laprox_binding_destroy(f.binding);
+    for (uint32_t l = 0; l < options.capture.shape.n_layers; l++) {
+      laprox_layer_buffers *layer = &f.buffers[l];
+      if (!table[i].query) layer->query = (laprox_buffer){0};
+      if (!table[i].key) layer->key[0] = (laprox_buffer){0};
+      if (!table[i].value) layer->value[0] = (laprox_buffer){0};
+    }
+    assert_int_equal(flow_bind(&f), LAPROX_OK);
+    assert_int_equal(flow_run(&f), LAPROX_OK);
+    outcome other = outcome_of(&f);
+    expect_same(&first, &other);
+    if (table[i].value) {
+      laprox_binding_destroy(f.binding);
+      f.buffers[1].value[0] = (laprox_buffer){0};
+      expect_failure(flow_bind(&f), LAPROX_ERROR_INVALID_ARGUMENT, "value is missing");
+    }
+    outcome_finish(&first);
+    outcome_finish(&other);
+    flow_finish(&f);
+  }
+}
+
 static int set_up(void **state) {
   (void)state;
   app_vulkan_init(&vulkan);
@@ -347,9 +385,9 @@ static int tear_down(void **state) {
 /* An argument names the one test to run. */
 int main(int argc, char **argv) {
   const struct CMUnitTest others[] = {
-      cmocka_unit_test(test_cut_in_place), cmocka_unit_test(test_cut_too_small),
-      cmocka_unit_test(test_bad_strides), cmocka_unit_test(test_keep_mask_mistakes),
-      cmocka_unit_test(test_exact_ranges)};
+      cmocka_unit_test(test_cut_in_place),       cmocka_unit_test(test_cut_too_small),
+      cmocka_unit_test(test_missing_buffers),    cmocka_unit_test(test_bad_strides),
+      cmocka_unit_test(test_keep_mask_mistakes), cmocka_unit_test(test_exact_ranges)};
   enum { N_OTHERS = sizeof others / sizeof *others };
   struct CMUnitTest tests[N_LAYOUTS + N_CUTS + N_OTHERS];
   for (size_t i = 0; i < N_LAYOUTS; i++) /* cmocka's state is not const */

@@ -57,6 +57,10 @@ static void describe_strides(const flow *f, laprox_segment *part) {
   case FLOW_PADDED:
     part->entry_stride = d + 2;
     return;
+  case FLOW_MIXED:
+    if (part->cu_seqlens) return;
+    part->entry_stride = entry;
+    break;
   case FLOW_TOKEN_MAJOR:
     part->entry_stride = entry;
     break;

@@ -14,6 +14,7 @@ typedef enum flow_layout {
   FLOW_TOKEN_ODD,   /* the same with padded rows and entries, anywhere */
   FLOW_INTERLEAVED, /* K and V of an entry side by side, in one buffer a layer */
   FLOW_ONE_BUFFER,  /* [entry, layer, K or V, head, element] for the whole model */
+  FLOW_MIXED,       /* token-major where dense, a ragged segment packed head by head, as eviction leaves it */
   FLOW_N_LAYOUTS
 } flow_layout;
 
