@@ -173,6 +173,14 @@ typedef struct laprox_plan_info {
    *  laprox_plan_score_offset, and -1.0f behind them, before the selection steps run */
   uint32_t first_layer;
   const float *layer_scales; /**< of layers [0, first_layer): the scales of the results that scored them */
+  /** The model's layers are spread over several devices or machines, and this plan's are layers layer_offset …
+   *  layer_offset + n_layers - 1 of model_layers, which must be given. With scope global the selection then has rounds,
+   *  between which the application adds up counters (laprox_binding_round): all devices come to one threshold, and what
+   *  they keep together is exactly what one device would. All need the same policy, budget in entries (with a share the
+   *  same n_tokens), window and shape but for n_layers; heads may differ in length everywhere. Not with first_layer or
+   *  retain_scores. */
+  bool distributed;
+  uint32_t layer_offset;
   bool retain_scores;        /**< a last step packs the kept candidates' scores to the front of each head's */
   /** the selection also writes one bit for every entry of the cache into laprox_binding_info.keep_mask */
   bool keep_mask;
@@ -207,7 +215,7 @@ typedef struct laprox_requirements {
   VkDeviceSize factor_bytes;    /**< of one layer's value factor; 0 where the policy has no use for it */
   VkDeviceSize query_bytes;     /**< of one layer's query ring, f32 */
   VkDeviceSize keep_mask_bytes; /**< 0 where the plan is not to write one */
-  uint64_t n_kept;              /**< entries that survive in all */
+  uint64_t n_kept; /**< entries that survive in all; with several devices at most, here: cu_seqlens tell how many */
   uint32_t budget; /**< entries per (layer, KV head) on average; UINT32_MAX: everything is kept, there are
                                    no steps, and no buffer is needed */
 } laprox_requirements;
@@ -289,6 +297,19 @@ LAPROX_API uint32_t laprox_binding_n_steps(const laprox_binding *binding);
  *  can run as soon as these exist. layer = n_layers gives the selection, the last steps. */
 LAPROX_API void laprox_binding_layer_steps(const laprox_binding *binding, uint32_t layer, uint32_t *first,
                                            uint32_t *count);
+/** A part of the selection that devices go through together. When its steps have run on all of them, uint32 counters
+ *  stand at `offset` of each one's scratch: the application reads them, adds them up over all devices, element by element
+ *  (overflow wraps), and writes the sums back on each before the next round, by copies of its own in the same queue
+ *  (scratch needs TRANSFER_SRC). There are `bytes` / 4 of them, as many on all devices: some 2,048 in each of three rounds,
+ *  then one for each of the model's layers. After the last round, which has none, the result is complete. */
+typedef struct laprox_round {
+  uint32_t first, count;      /**< steps */
+  VkDeviceSize offset, bytes; /**< multiples of 4 */
+} laprox_round;
+/** 1 where nothing has to be exchanged: plans that aren't distributed or whose scope isn't global. */
+LAPROX_API uint32_t laprox_binding_n_rounds(const laprox_binding *binding);
+/** The rounds are the selection: those of laprox_binding_layer_steps for n_layers, in order. */
+LAPROX_API void laprox_binding_round(const laprox_binding *binding, uint32_t round, laprox_round *out);
 /** Relative cost of a step in floating-point operations, to spread steps over submits. */
 LAPROX_API uint64_t laprox_binding_step_cost(const laprox_binding *binding, uint32_t step);
 

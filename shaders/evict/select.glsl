@@ -55,6 +55,9 @@ layout(push_constant) uniform Push {
   uint window;
   uint pass;              // of select_plain.comp
   uint first_problem;     // that has histograms
+  uint shares;            // word of places and candidates of several devices' model, where its selection is one; else 0
+  uint ties;              // word: how many are at the threshold, of the device at the number of its first layer
+  uint layer_offset;
 } push;
 
 uint head_word(uint head, uint word) {
@@ -151,10 +154,17 @@ void find_digit(uint pass, uint wanted) {
   barrier();
 }
 
+// How many are to be taken in all.
+uint wanted_in_all() {
+  if (push.shares == 0) return selection[problem_words + PROBLEM_K];
+  const int places = int(selection[push.shares]);
+  return min(uint(max(places, 0)), selection[push.shares + 1]);
+}
+
 // After a pass's histogram: its digit joins those of the pass before, for this pass and, by one workgroup, for the next.
 void resolve(uint pass) {
   uint stage = problem_words + PROBLEM_STAGES + 2 * pass;
-  const uint wanted = pass == 0 ? selection[problem_words + PROBLEM_K] : selection[stage - 1];
+  const uint wanted = pass == 0 ? wanted_in_all() : selection[stage - 1];
   const uint digits = pass == 0 ? 0 : selection[stage - 2];
   find_digit(pass, wanted);
   const uint bits = pass == 1 ? first_shift - second_shift : second_shift;

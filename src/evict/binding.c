@@ -195,6 +195,17 @@ void laprox_binding_layer_steps(const laprox_binding *binding, uint32_t layer, u
       (layer < n_layers ? binding->layer_steps[layer + 1] : lpx_program_n_steps(binding->program)) - *first;
 }
 
+uint32_t laprox_binding_n_rounds(const laprox_binding *binding) {
+  return binding->n_rounds;
+}
+
+void laprox_binding_round(const laprox_binding *binding, uint32_t round, laprox_round *out) {
+  if (round >= binding->n_rounds) round = binding->n_rounds - 1;
+  const uint32_t n_steps = lpx_program_n_steps(binding->program);
+  *out = binding->rounds[round];
+  out->count = (round + 1 < binding->n_rounds ? binding->rounds[round + 1].first : n_steps) - out->first;
+}
+
 uint64_t laprox_binding_step_cost(const laprox_binding *binding, uint32_t step) {
   return lpx_program_step_cost(binding->program, step);
 }

@@ -25,7 +25,7 @@ typedef struct lpx_work_words {
 } lpx_work_words;
 
 typedef struct lpx_selection_words {
-  uint32_t problems, histograms, masks, block_counts, run_counts, block_rows, n_words;
+  uint32_t problems, shares, histograms, masks, block_counts, run_counts, block_rows, ties, n_words;
 } lpx_selection_words;
 
 typedef struct lpx_result_words {
@@ -50,7 +50,10 @@ struct laprox_plan {
   uint32_t group;       /* query heads of a KV head */
   uint32_t n_heads_all; /* n_layers * n_kv_heads */
   uint32_t model_layers, first_layer;
-  float *layer_scales; /* first_layer */
+  bool distributed;
+  uint32_t layer_offset;
+  uint32_t shares[N_SHARES]; /* of a distributed selection, this device's */
+  float *layer_scales;       /* first_layer */
   bool retain_scores, keep_mask;
   uint32_t n_segments;
   lpx_strides strides[LAPROX_MAX_SEGMENTS];
@@ -85,7 +88,7 @@ struct laprox_plan {
 
   lpx_pipeline matrix_prepare, window_softmax, window_merge, window_lse, attention_norm, attention_gram,
       value, synthetic, pool, layer_sum, token_sum;
-  lpx_pipeline range, histogram, split, refine, count, emit, promote, protect;
+  lpx_pipeline range, histogram, split, refine, count, tell_ties, take_ties, emit, promote, protect;
   lpx_pipeline compact, compact_wide, compact_in_place, compact_scores, mask;
   lpx_pipeline stage, entry_score, key_anchor, anchor_merge, head_mean;
   lpx_pipeline pool_before, projection, attention_risk, attention_pool, value_risk;
@@ -96,8 +99,10 @@ struct laprox_binding {
   lpx_program *program;
   laprox_layer_buffers *layers;
   laprox_buffer state, work, select, scores, result;
-  laprox_buffer own_scores; /* that the selection goes by where they aren't `scores` themselves */
-  uint32_t *layer_steps;    /* first step of each layer, then of the selection */
+  laprox_buffer own_scores;        /* that the selection goes by where they aren't `scores` themselves */
+  uint32_t *layer_steps;           /* first step of each layer, then of the selection */
+  laprox_round rounds[MAX_ROUNDS]; /* without counts of steps */
+  uint32_t n_rounds;
 };
 
 struct laprox_compaction {
@@ -156,6 +161,8 @@ bool lpx_plan_uses_attention(const laprox_plan *plan);
 bool lpx_plan_uses_values(const laprox_plan *plan);
 /* Whole tokens are chosen, by sums of scores. */
 bool lpx_plan_sums_tokens(const laprox_plan *plan);
+/* The selection is made together with other devices. */
+bool lpx_plan_exchanges(const laprox_plan *plan);
 
 /* Scoring on cooperative matrices (matrix.c): decides whether; words per query head of prepared operands. */
 void lpx_matrix_choose(laprox_plan *plan);

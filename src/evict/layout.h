@@ -40,6 +40,8 @@ enum {
   PROBLEM_RUNS = 4,
   PROBLEM_WORDS = 11,
   N_DIGITS = 3,
+  N_SHARES = 2, /* places less sinks, and candidates, of a device */
+  MAX_ROUNDS = 5,
   HISTOGRAM_BINS = 2048,
   PLAIN_COUNTS = 32, /* words of a run in place of histograms where atomics fail */
   COMPACT_ROWS = 64  /* rows of a compaction workgroup */

@@ -27,6 +27,10 @@ bool lpx_plan_sums_tokens(const laprox_plan *plan) {
   return plan->rules.scope == LAPROX_SCOPE_TOKEN;
 }
 
+bool lpx_plan_exchanges(const laprox_plan *plan) {
+  return plan->distributed && plan->rules.scope == LAPROX_SCOPE_GLOBAL;
+}
+
 static uint32_t divide_up(uint32_t a, uint32_t b) {
   return a / b + (a % b != 0);
 }
@@ -159,16 +163,30 @@ static laprox_result fill_problems(laprox_plan *plan, lpx_selection *selection, 
     }
     uint64_t places = (uint64_t)heads_per_problem * places_a_head;
     if (less_sinks && plan->rules.kind == LAPROX_POLICY_PYRAMIDKV)
-      places = lpx_pyramid_places(plan->model_layers, problem / plan->shape.n_kv_heads, places_a_head,
-                                  longest_head(plan) - plan->rules.window);
+      places = lpx_pyramid_places(plan->model_layers, plan->layer_offset + problem / plan->shape.n_kv_heads,
+                                  places_a_head, longest_head(plan) - plan->rules.window);
     if (less_sinks && plan->rules.scope == LAPROX_SCOPE_GLOBAL) {
+      plan->shares[0] = (uint32_t)(places - sinks); /* wraps; the sum over the model does not */
+      plan->shares[1] = (uint32_t)candidates;
       places = (uint64_t)plan->model_layers * plan->shape.n_kv_heads * places_a_head;
-      sinks += reserved_places(plan);
+      sinks = plan->distributed ? 0 : sinks + reserved_places(plan);
     }
     const uint64_t left = places > sinks ? places - sinks : 0;
     selection->k[problem] = (uint32_t)(left < candidates ? left : candidates);
   }
   return LAPROX_OK;
+}
+
+/* Counters of the whole model are of 32 bits. */
+static laprox_result check_distributed(const laprox_plan *plan) {
+  const uint64_t n_heads = (uint64_t)plan->model_layers * plan->shape.n_kv_heads;
+  const uint64_t places = n_heads * (plan->budget - plan->rules.window),
+                 entries = n_heads * longest_head(plan);
+  if (!lpx_plan_exchanges(plan) || (places <= INT32_MAX && entries <= UINT32_MAX)) return LAPROX_OK;
+  return lpx_fail(&plan->context->host, LAPROX_ERROR_UNSUPPORTED,
+                  "a model of %llu places and %llu entries on several devices; the limits are 2^31 - 1 and "
+                  "2^32 - 1",
+                  (unsigned long long)places, (unsigned long long)entries);
 }
 
 /* Entry i of every head must be the same token's. */
@@ -200,6 +218,7 @@ static laprox_result fill_tables(laprox_plan *plan, const laprox_plan_info *info
   if (!plan->layers || !plan->tables) return lpx_fail_memory(host, "a plan");
   laprox_result result = fill_heads(plan, info);
   if (!result) result = check_tokens(plan);
+  if (!result) result = check_distributed(plan);
   const lpx_rules *rules = &plan->rules;
   if (!result)
     result = fill_problems(plan, &plan->selection, lpx_heads_per_problem(rules, &plan->shape),
@@ -346,8 +365,10 @@ static laprox_result size_buffers(laprox_plan *plan) {
   if (plan->rules.floor) problems = heads;
   const uint32_t mask_words = BLOCK_ENTRIES / 32, n_blocks = plan->selection.n_blocks;
   const uint32_t n_runs = plan->selection.n_runs + plan->floor_selection.n_runs;
-  const uint64_t other_words =
-      problems * PROBLEM_WORDS + (uint64_t)n_blocks * (2 * mask_words + 2 + 2 + 1) + 1;
+  const uint32_t n_shares = lpx_plan_exchanges(plan) ? N_SHARES : 0;
+  const uint64_t other_words = problems * PROBLEM_WORDS + n_shares +
+                               (uint64_t)n_blocks * (2 * mask_words + 2 + 2 + 1) + 1 +
+                               (n_shares ? plan->model_layers : 0);
   const uint64_t most = plan->context->max_range / 4, room = most > other_words ? most - other_words : 0;
   const uint64_t fit = room / (N_DIGITS * HISTOGRAM_BINS);
   plan->problems_at_once = fit < 1 ? 1 : (uint32_t)(fit < problems ? fit : problems);
@@ -364,12 +385,14 @@ static laprox_result size_buffers(laprox_plan *plan) {
                          (uint64_t)plan->query_rows * n_heads * plan->shape.head_dim * 4);
   if (!result) result = check_range(plan, "a layer's value factor", factor_bytes(plan));
   if (result) return result;
-  plan->select = (lpx_selection_words){.histograms = (uint32_t)problems * PROBLEM_WORDS,
+  plan->select = (lpx_selection_words){.shares = (uint32_t)problems * PROBLEM_WORDS,
+                                       .histograms = (uint32_t)problems * PROBLEM_WORDS + n_shares,
                                        .n_words = (uint32_t)select_words};
   plan->select.masks = plan->select.histograms + (uint32_t)histogram_words;
   plan->select.block_counts = plan->select.masks + 2 * mask_words * n_blocks;
   plan->select.run_counts = plan->select.block_counts + 2 * n_blocks;
   plan->select.block_rows = plan->select.run_counts + 2 * n_blocks; /* at most one run a block */
+  plan->select.ties = plan->select.block_rows + n_blocks + 1;
   plan->result = (lpx_result_words){.heads = plan->shape.n_layers * 2, .n_words = (uint32_t)result_words};
   plan->result.cu_seqlens = plan->result.heads + (heads + 1) * HEAD_WORDS;
   plan->result.indices = plan->result.cu_seqlens + heads + 1;
@@ -449,6 +472,16 @@ static laprox_result fill_running(laprox_plan *plan, const laprox_plan_info *inf
                     "laprox_plan_info: %u layers of %u, the first %u scored before%s", info->shape.n_layers,
                     plan->model_layers, plan->first_layer,
                     info->layer_scales ? "" : ", without layer_scales");
+  plan->distributed = info->distributed;
+  plan->layer_offset = info->layer_offset;
+  if (info->distributed ? plan->layer_offset > plan->model_layers - info->shape.n_layers : plan->layer_offset)
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
+                    "laprox_plan_info: %u layers from layer_offset %u on, of %u%s", info->shape.n_layers,
+                    plan->layer_offset, plan->model_layers, info->distributed ? "" : ", not distributed");
+  if (info->distributed && (plan->first_layer || plan->retain_scores))
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
+                    "laprox_plan_info: distributed, but with %s: a selection goes on over layers or devices",
+                    plan->first_layer ? "first_layer" : "retain_scores");
   if (!plan->first_layer) return LAPROX_OK;
   plan->layer_scales = lpx_allocate(host, plan->first_layer, sizeof *plan->layer_scales);
   if (!plan->layer_scales) return lpx_fail_memory(host, "a plan");

@@ -53,7 +53,7 @@ void lpx_reduce_append_synthetic(laprox_binding *binding, uint32_t layer) {
                          .n_heads = plan->shape.n_kv_heads,
                          .layer_block = items->first_block,
                          .raw = plan->work.raw,
-                         .layer = layer,
+                         .layer = plan->layer_offset + layer,
                          .seed = plan->rules.seed};
   const laprox_buffer ranges[] = {binding->state, binding->work};
   lpx_program_dispatch(binding->program, &plan->synthetic, ranges, &push, sizeof push, items->n_blocks,

@@ -7,9 +7,9 @@
 typedef struct select_push {
   uint32_t n_groups, first_block, first_run, heads, block_heads, runs, run_blocks, inverses, heads_per_layer;
   uint32_t problems, histograms, masks_above, masks_equal, block_counts, run_counts, block_rows, n_heads,
-      cu_seqlens, indices, window, pass, first_problem;
+      cu_seqlens, indices, window, pass, first_problem, shares, ties, layer_offset;
 } select_push;
-_Static_assert(sizeof(select_push) == 88, "push constants of shaders/evict/select.glsl");
+_Static_assert(sizeof(select_push) == 100, "push constants of shaders/evict/select.glsl");
 
 enum {
   GROUP_BLOCKS = 4, /* that a workgroup of select_emit.comp takes */
@@ -28,6 +28,15 @@ laprox_result lpx_select_init(laprox_plan *plan) {
     if (!result) result = lpx_pipeline_get(context, "select_histogram", 4, &first, 1, &plan->histogram);
     if (!result) result = lpx_pipeline_get(context, "select_histogram", 4, &second, 1, &plan->split);
     if (!result) result = lpx_pipeline_get(context, "select_refine", 4, NULL, 0, &plan->refine);
+  }
+  const uint32_t tell = 0, take = 1;
+  if (!result && lpx_plan_exchanges(plan)) {
+    if (context->avoid_atomics)
+      return lpx_fail(&context->host, LAPROX_ERROR_UNSUPPORTED,
+                      "a distributed selection takes atomics, which compute wrongly on %s",
+                      context->properties.deviceName);
+    result = lpx_pipeline_get(context, "select_ties", 4, &tell, 1, &plan->tell_ties);
+    if (!result) result = lpx_pipeline_get(context, "select_ties", 4, &take, 1, &plan->take_ties);
   }
   if (!result) result = lpx_pipeline_get(context, "select_count", 4, &known, 1, &plan->count);
   if (!result) result = lpx_pipeline_get(context, "select_emit", 4, &list, 1, &plan->emit);
@@ -64,7 +73,13 @@ static void append_runs(laprox_binding *binding, const lpx_pipeline *pipeline, s
   lpx_program_barrier(binding->program);
 }
 
-/* What a problem begins with. Without atomics its keys are their own codes. */
+/* The model's selection, on several devices. */
+static bool is_exchanged(const laprox_plan *plan, const lpx_selection *selection) {
+  return lpx_plan_exchanges(plan) && selection == &plan->selection;
+}
+
+/* What a problem begins with. Without atomics its keys are their own codes; on several devices too, which saves a round
+   for the range. */
 static void fill_problem(const laprox_plan *plan, const lpx_selection *selection, uint32_t problem,
                          uint32_t base, uint32_t *run, uint32_t words[PROBLEM_WORDS]) {
   const uint32_t *runs = plan->tables + selection->runs, first = *run;
@@ -72,8 +87,9 @@ static void fill_problem(const laprox_plan *plan, const lpx_selection *selection
   memset(words, 0, PROBLEM_WORDS * sizeof *words);
   words[PROBLEM_K] = selection->k[problem];
   words[PROBLEM_BASE] = base;
-  words[PROBLEM_LOW] = plan->context->avoid_atomics ? 1 : UINT32_MAX;
-  words[PROBLEM_HIGH] = plan->context->avoid_atomics ? 0x7f7fffff : 0;
+  const bool whole_range = plan->context->avoid_atomics || is_exchanged(plan, selection);
+  words[PROBLEM_LOW] = whole_range ? 1 : UINT32_MAX;
+  words[PROBLEM_HIGH] = whole_range ? 0x7f7fffff : 0;
   words[PROBLEM_RUNS] = *run - first;
 }
 
@@ -85,7 +101,7 @@ static void append_problems(laprox_binding *binding, const lpx_selection *select
     const uint32_t n = selection->n_problems - first < BATCH ? selection->n_problems - first : BATCH;
     for (uint32_t i = 0; i < n; i++) {
       fill_problem(plan, selection, first + i, base, &run, words[i]);
-      base += selection->k[first + i];
+      base += is_exchanged(plan, selection) ? 0 : selection->k[first + i]; /* else not known before the end */
     }
     lpx_program_update(binding->program,
                        lpx_buffer_part(binding->select, (VkDeviceSize)first * sizeof words[0],
@@ -96,6 +112,57 @@ static void append_problems(laprox_binding *binding, const lpx_selection *select
       binding->program,
       lpx_buffer_part(binding->select, ((VkDeviceSize)plan->select.block_rows + selection->n_blocks) * 4, 4),
       &base, sizeof base);
+}
+
+/* Counters that devices add up end a round. */
+static void end_round(laprox_binding *binding, uint32_t word, uint32_t n_words) {
+  laprox_round *round = &binding->rounds[binding->n_rounds++];
+  round->offset = binding->plan->select_offset + (VkDeviceSize)word * 4;
+  round->bytes = (VkDeviceSize)n_words * 4;
+  lpx_program_mark_step(binding->program);
+  round[1].first = lpx_program_n_steps(binding->program);
+}
+
+static void append_ties(laprox_binding *binding, const lpx_pipeline *pipeline, select_push *push) {
+  const laprox_buffer ranges[] = {binding->state, binding->state, binding->select, binding->result};
+  lpx_program_dispatch(binding->program, pipeline, ranges, push, sizeof *push, 1,
+                       binding->plan->selection.n_runs);
+  lpx_program_barrier(binding->program);
+}
+
+/* The model's threshold over several devices. Digits are those of all devices' scores; of the entries at the threshold
+   this device takes what devices with earlier layers leave over. */
+static void append_exchange(laprox_binding *binding, select_push *push, laprox_buffer scores) {
+  const laprox_plan *plan = binding->plan;
+  const lpx_selection *selection = &plan->selection;
+  push->runs = selection->runs;
+  push->shares = plan->select.shares;
+  push->ties = plan->select.ties;
+  push->layer_offset = plan->layer_offset;
+  append_problems(binding, selection);
+  lpx_program_update(
+      binding->program,
+      lpx_buffer_part(binding->select, (VkDeviceSize)plan->select.shares * 4, sizeof plan->shares),
+      plan->shares, sizeof plan->shares);
+  lpx_program_fill(binding->program,
+                   lpx_buffer_part(binding->select, (VkDeviceSize)plan->select.histograms * 4,
+                                   (VkDeviceSize)N_DIGITS * HISTOGRAM_BINS * 4),
+                   0);
+  lpx_program_fill(binding->program,
+                   lpx_buffer_part(binding->select, (VkDeviceSize)plan->select.ties * 4,
+                                   (VkDeviceSize)plan->model_layers * 4),
+                   0);
+  lpx_program_barrier(binding->program);
+  append_runs(binding, &plan->histogram, push, scores, selection, 1, 1);
+  end_round(binding, plan->select.shares, N_SHARES + HISTOGRAM_BINS);
+  append_runs(binding, &plan->split, push, scores, selection, 1, 1);
+  end_round(binding, plan->select.histograms + HISTOGRAM_BINS, HISTOGRAM_BINS);
+  append_runs(binding, &plan->refine, push, scores, selection, 1, 1);
+  end_round(binding, plan->select.histograms + 2 * HISTOGRAM_BINS, HISTOGRAM_BINS);
+  append_runs(binding, &plan->count, push, scores, selection, 1, 1);
+  append_ties(binding, &plan->tell_ties, push);
+  end_round(binding, plan->select.ties, plan->model_layers);
+  append_ties(binding, &plan->take_ties, push);
 }
 
 /* Thresholds and counts of problems [push->first_problem, end). */
@@ -156,6 +223,7 @@ void lpx_select_append(laprox_binding *binding) {
                       .indices = plan->result.indices,
                       .window = plan->rules.window};
   const uint32_t groups_per_run = plan->run_blocks / GROUP_BLOCKS;
+  binding->rounds[0].first = lpx_program_n_steps(binding->program);
   laprox_buffer scores = binding->scores;
   const bool marks = lpx_plan_marks_in_selection(plan);
   if ((plan->rules.floor || marks) && plan->n_blocks) {
@@ -174,7 +242,10 @@ void lpx_select_append(laprox_binding *binding) {
     append_threshold(binding, &push, scores, &plan->floor_selection);
     append_runs(binding, &plan->promote, &push, scores, &plan->floor_selection, UINT32_MAX, groups_per_run);
   }
-  append_threshold(binding, &push, scores, &plan->selection);
+  if (lpx_plan_exchanges(plan))
+    append_exchange(binding, &push, scores);
+  else
+    append_threshold(binding, &push, scores, &plan->selection);
   append_runs(binding, &plan->emit, &push, scores, &plan->selection, UINT32_MAX, groups_per_run);
   /* It does not read the scores; any buffer stands in for them. */
   const laprox_buffer ranges[] = {binding->state, binding->state, binding->select, binding->result};
@@ -182,12 +253,15 @@ void lpx_select_append(laprox_binding *binding) {
                        plan->n_heads_all);
   lpx_program_barrier(binding->program);
   lpx_program_mark_step(binding->program);
+  binding->n_rounds++;
 }
 
 laprox_result lpx_select_check(const laprox_plan *plan, const uint32_t *result_words) {
   const uint32_t *cu_seqlens = result_words + plan->result.cu_seqlens;
   const uint32_t *indices = result_words + plan->result.indices;
-  bool good = cu_seqlens[0] == 0 && cu_seqlens[plan->n_heads_all] == plan->n_kept;
+  const uint32_t n_kept = cu_seqlens[plan->n_heads_all];
+  bool good =
+      cu_seqlens[0] == 0 && (lpx_plan_exchanges(plan) ? n_kept <= plan->n_kept : n_kept == plan->n_kept);
   for (uint32_t head = 0; head < plan->n_heads_all && good; head++)
     good = cu_seqlens[head] < cu_seqlens[head + 1] && cu_seqlens[head + 1] <= plan->n_kept;
   for (uint32_t head = 0; head < plan->n_heads_all && good; head++) {
