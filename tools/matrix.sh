@@ -87,6 +87,11 @@ else
   absent executed '64-bit Arm (emulated)'
 fi
 if [ $mode = full ]; then
+  if fetch llama-amd64 sid amd64 $libraries mesa-vulkan-drivers libllama-dev; then
+    execute_llama "llama.cpp's cache" llama-amd64
+  else
+    absent executed "llama.cpp's cache"
+  fi
   execute_wine 'Windows under Wine'
 fi
 

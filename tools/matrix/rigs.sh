@@ -160,6 +160,27 @@ compile_on() {
   compile_with "$rig" env "$@" bash -c 'in_tree "$@"' in_tree "$tree" "$driver" "$shim" "$out/build-amd64/tools/pipelines"
 }
 
+# ---- another engine ----
+
+# execute_llama RIG TREE: the example with the tree's llama.cpp, which looks for its backends where it is started. The
+# tree's C headers are not this machine's, so they come last; its libraries want a newer libc than is linked with here.
+execute_llama() {
+  local rig=$1 tree=$2 start=$SECONDS libs log=$out/llama.log said status=ok
+  libs=$(tree_libraries "$tree" x86_64)
+  said=$(
+    cc -std=c11 -O1 -I"$root/include" -idirafter "$cache/$tree/root/usr/include" "$root"/tools/examples/{llama,app,volk}.c \
+      "$out/build-amd64/src/liblaprox.a" -L"$libs" -lllama -lggml -lggml-base -Wl,--allow-shlib-undefined -ldl -lm \
+      -o "$out/llama" 2>"$log" && cd "$libs"/ggml/backends* &&
+      in_tree "$tree" lvp - "$out/llama" "$LAPROX_TEST_DATA/model-f16.gguf" "$LAPROX_TEST_DATA/demo.txt" 2>>"$log"
+  )
+  case $said in
+  *"$(cat "$LAPROX_TEST_DATA/demo.answer")"*) ;;
+  *) status=FAILED said="${said:-$(tail -n 1 "$log")}" ;;
+  esac
+  result executed "$rig" $status llvmpipe "llama.cpp $(sed -n 's/^libllama0 //p' "$cache/$tree/versions")" "$said" \
+    $((SECONDS - start))
+}
+
 # ---- 64-bit Arm ----
 
 in_arm64() { "$here/arm64.sh" run "$@"; }
