@@ -138,30 +138,18 @@ static void check(const attention_case *c, const attention_data *data, const flo
   free(want);
 }
 
-static void use_variant(lpx_attention *attention, const char *suffix) {
-  const laprox_shape *shape = &attention->shape;
-  char name[64];
-  (void)snprintf(name, sizeof name, "attention_prefill_%d%s",
-                 shape->head_dim <= 64    ? 64
-                 : shape->head_dim <= 128 ? 128
-                                          : 256,
-                 suffix);
-  const uint32_t constants[] = {(uint32_t)attention->cache_dtype, shape->head_dim,
-                                shape->n_heads / shape->n_kv_heads};
-  assert_int_equal(lpx_pipeline_get(attention->context, name, 4, constants, 3, &attention->prefill),
-                   LAPROX_OK);
-}
-
 static void run_prefill(kernel_test *test, const attention_case *c) {
   attention_data data;
   make_data(test, c, &data);
   const size_t bytes = (size_t)c->n_rows * data.shape.n_heads * c->head_dim * sizeof(float);
   float *got = malloc(bytes);
   const VkDeviceSize max_range = test->context->max_range;
-  for (int direct = 0; direct < 2; direct++) {
+  static const char *const names[] = {"prefill", "prefill, large", "prefill, direct"};
+  test->context->variants |= LAPROX_VARIANT_LARGE_TILES; /* any device takes them, if slowly */
+  for (int kind = 0; kind < LPX_N_PREFILL_KINDS; kind++) {
     lpx_attention attention;
     assert_int_equal(lpx_attention_init(test->context, &data.shape, c->dtype, &attention), LAPROX_OK);
-    use_variant(&attention, direct ? "_direct" : "");
+    assert_int_equal(lpx_prefill_attention_choose(&attention, (lpx_prefill_kind)kind), LAPROX_OK);
     lpx_buffer out = kernel_buffer(test, NULL, (size_t)lpx_prefill_attention_bytes(&data.shape, c->n_rows));
     if (c->max_range) test->context->max_range = c->max_range;
     lpx_prefill_attention_append(test->program, &attention, lpx_buffer_whole(&data.query_buffer), c->n_rows,
@@ -169,7 +157,7 @@ static void run_prefill(kernel_test *test, const attention_case *c) {
     kernel_run(test);
     test->context->max_range = max_range;
     kernel_download(test, &out, got, bytes);
-    check(c, &data, got, direct ? "prefill, direct" : "prefill");
+    check(c, &data, got, names[kind]);
     kernel_release(test, &out);
   }
   free(got);
@@ -195,6 +183,10 @@ static void run_decode(kernel_test *test, const attention_case *c) {
   const VkDeviceSize max_range = test->context->max_range;
   for (int direct = 0; direct < 2; direct++) {
     lpx_attention attention;
+    if (direct)
+      test->context->variants |= LAPROX_VARIANT_LARGE_TILES; /* any device takes them, if slowly */
+    else
+      test->context->variants &= ~(uint32_t)LAPROX_VARIANT_LARGE_TILES;
     assert_int_equal(lpx_attention_init(test->context, &data.shape, c->dtype, &attention), LAPROX_OK);
     use_merge_variant(&attention, direct);
     lpx_buffer out = kernel_buffer(test, NULL, bytes);

@@ -222,13 +222,46 @@ static void expect_quirk(const char *what, uint32_t vendor, uint32_t device_id, 
   shim.alias.type = type;
   const laprox_context_info info = shimmed_info();
   assert_int_equal(laprox_context_create(&info, &context), LAPROX_OK);
-  assert_int_equal(laprox_context_variants(context), unquirky & ~lost);
+  assert_int_equal(laprox_context_variants(context) & ~(uint32_t)LAPROX_VARIANT_LARGE_TILES,
+                   unquirky & ~lost);
   for (uint32_t i = 0; i < LAPROX_N_VARIANTS; i++) {
     const char *why = laprox_context_variant_reason(context, 1u << i);
     if (!((lost & unquirky) >> i & 1)) continue;
     if (strncmp(why, what, strlen(what)) || why[strlen(why) - 1] != ')') fail_msg("%s", why);
   }
   laprox_context_destroy(context);
+  expect_nothing_left();
+}
+
+/* Large tiles only where a device's maker, or llvmpipe, is known to have the registers. */
+static void test_large_tiles(void **state) {
+  (void)state;
+  static const struct {
+    uint32_t vendor, driver;
+    bool large;
+  } devices[] = {{0x10de, VK_DRIVER_ID_NVIDIA_PROPRIETARY, true},
+                 {0x10de, VK_DRIVER_ID_MESA_NVK, true},
+                 {0x1002, VK_DRIVER_ID_MESA_RADV, true},
+                 {0x1002, VK_DRIVER_ID_MOLTENVK, true},
+                 {0x10005, VK_DRIVER_ID_MESA_LLVMPIPE, true},
+                 {0x1ae0, VK_DRIVER_ID_GOOGLE_SWIFTSHADER, false},
+                 {0x8086, VK_DRIVER_ID_INTEL_OPEN_SOURCE_MESA, false},
+                 {0x106b, VK_DRIVER_ID_MOLTENVK, false},
+                 {0x5143, VK_DRIVER_ID_MESA_TURNIP, false},
+                 {0x13b5, VK_DRIVER_ID_ARM_PROPRIETARY, false}};
+  for (size_t i = 0; i < sizeof devices / sizeof *devices; i++) {
+    laprox_context *context = NULL;
+    shim_reset();
+    shim.alias.vendor = devices[i].vendor;
+    shim.alias.device = 1;
+    shim.alias.driver = devices[i].driver;
+    const laprox_context_info info = shimmed_info();
+    assert_int_equal(laprox_context_create(&info, &context), LAPROX_OK);
+    const bool large = laprox_context_variants(context) & LAPROX_VARIANT_LARGE_TILES;
+    assert_int_equal(large, devices[i].large);
+    assert_int_equal(!*laprox_context_variant_reason(context, LAPROX_VARIANT_LARGE_TILES), large);
+    laprox_context_destroy(context);
+  }
   expect_nothing_left();
 }
 
@@ -242,7 +275,7 @@ static void test_quirks(void **state) {
   const laprox_context_info info = shimmed_info();
   laprox_context *context = NULL;
   assert_int_equal(laprox_context_create(&info, &context), LAPROX_OK);
-  unquirky = laprox_context_variants(context);
+  unquirky = laprox_context_variants(context) & ~(uint32_t)LAPROX_VARIANT_LARGE_TILES;
   laprox_context_destroy(context);
   expect_quirk("Adreno", 0x5143, 0x6030001, VK_DRIVER_ID_QUALCOMM_PROPRIETARY, integrated, subgroup | matrix);
   expect_quirk("Adreno", 0x5143, 0x7050001, VK_DRIVER_ID_MESA_TURNIP, integrated, subgroup | matrix);
@@ -268,6 +301,7 @@ int main(void) {
       cmocka_unit_test(test_wrong_shuffles), cmocka_unit_test(test_wrong_votes),
       cmocka_unit_test(test_wrong_f16),      cmocka_unit_test(test_refused_shuffles),
       cmocka_unit_test(test_refused_f16),    cmocka_unit_test(test_refused_matrices),
-      cmocka_unit_test(test_application),    cmocka_unit_test(test_quirks)};
+      cmocka_unit_test(test_application),    cmocka_unit_test(test_quirks),
+      cmocka_unit_test(test_large_tiles)};
   return cmocka_run_group_tests(tests, set_up, tear_down);
 }

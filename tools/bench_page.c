@@ -358,7 +358,7 @@ static void put_table_head(page *p, const bench_comparison *all) {
 }
 
 static void put_table(const chart *c) {
-  static const char *const variants[] = {"baseline", "subgroup", "storage16", "matrix", "all"};
+  static const char *const variants[] = {"baseline", "large_tiles", "subgroup", "storage16", "matrix", "all"};
   const bench_comparison *all = c->all;
   page *p = c->p;
   put_table_head(p, all);

@@ -191,7 +191,8 @@ static const option_spec specs[] = {
     {OPTION_DEVICE, 0, "device", "N|NAME", ANY & ~COMMAND_DEVICES, 0,
      "Vulkan device by number or part of its name; also LAPROX_DEVICE"},
     {OPTION_VARIANTS, 0, "variants", "LIST", ANY, 0,
-     "kernels beside the baseline: subgroup, storage16, matrix; all or baseline; also LAPROX_VARIANTS [all]"},
+     "large_tiles, subgroup, storage16, matrix beside the baseline; all, baseline; also LAPROX_VARIANTS "
+     "[all]"},
     {OPTION_VALIDATE, 0, "validate", NULL, ANY, 0, "with the Khronos validation layer"},
     {OPTION_JSON, 0, "json", NULL, ANY, 0, "the result as one JSON object on standard output"},
     {OPTION_HELP, 'h', "help", NULL, ANY, 0, "this text"},
@@ -572,8 +573,8 @@ static int set_option(const option_spec *spec, const char *value, options *out) 
     return EXIT_DONE;
   case OPTION_VARIANTS:
     if (laprox_variants_parse(value, &out->variants)) return EXIT_DONE;
-    return fail_usage("--variants: \"%s\" is not a list of subgroup, storage16, matrix, all, baseline",
-                      value);
+    return fail_usage(
+        "--variants: \"%s\" is not a list of large_tiles, subgroup, storage16, matrix, all, baseline", value);
   case OPTION_VALIDATE:
     out->validate = true;
     return EXIT_DONE;

@@ -24,15 +24,17 @@ extern "C" {
 /** Kernels beyond the baseline, which every device has. Each gives the baseline's result; a context uses those that its
  *  device has, the application has enabled and `variants_off` does not name. */
 typedef enum laprox_variant {
-  LAPROX_VARIANT_SUBGROUP = 1 << 0,  /**< shuffles and ballots in subgroups of one known, full size */
-  LAPROX_VARIANT_STORAGE16 = 1 << 1, /**< 16-bit floats in storage buffers and in arithmetic */
+  /** up to 200 registers an invocation; where the device's maker is known to have them, nothing is to be enabled */
+  LAPROX_VARIANT_LARGE_TILES = 1 << 0,
+  LAPROX_VARIANT_SUBGROUP = 1 << 1,  /**< shuffles and ballots in subgroups of one known, full size */
+  LAPROX_VARIANT_STORAGE16 = 1 << 2, /**< 16-bit floats in storage buffers and in arithmetic */
   /** KHR cooperative matrices of f16 with f32 sums; only with LAPROX_VARIANT_STORAGE16 */
-  LAPROX_VARIANT_MATRIX = 1 << 2
+  LAPROX_VARIANT_MATRIX = 1 << 3
 } laprox_variant;
-#define LAPROX_N_VARIANTS   3
+#define LAPROX_N_VARIANTS   4
 #define LAPROX_ALL_VARIANTS ((1u << LAPROX_N_VARIANTS) - 1)
 
-/** "subgroup", "storage16" or "matrix"; NULL for anything else. */
+/** "large_tiles", "subgroup", "storage16" or "matrix"; NULL for anything else. */
 LAPROX_API const char *laprox_variant_name(uint32_t variant);
 /** A list of such names ("subgroup,matrix"), "all" or "baseline" as a mask; false where a name is unknown. */
 LAPROX_API bool laprox_variants_parse(const char *names, uint32_t *variants);

@@ -5,9 +5,9 @@
 // It leaves maximum and sum of every row behind the output. Over two stretches (ragged prefix, dense tail) it runs
 // twice: the second run carries on from what the first one has left.
 //
-// A variant takes head dimensions up to 64 x COLUMNS, ROWS x COLUMNS vec4 of output in a thread's registers. Variants
-// DIRECT read queries, keys and values from their buffers, for processors that run shaders in software: see
-// matmul.comp.
+// A thread has ROWS x COLUMNS vec4 of output in registers, so that a workgroup has 64 x COLUMNS dimensions of the
+// values; longer heads take several, each with the same scores. Variants DIRECT read queries, keys and values from their
+// buffers, for processors that run shaders in software: see matmul.comp.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
@@ -30,7 +30,7 @@ layout(push_constant) uniform Push {
   uint n_visible;              // entries that row 0 sees
   uint causal;                 // row i sees i entries more
   uint key_first, value_first; // elements: entry 0 of the dispatch's first KV head
-  uint state_first;            // vec4s: (maximum, sum) of [n_rows, n_heads]
+  uint state_first;            // vec4s of [n_rows, n_heads]: (maximum, sum) after the first run, and after the last
   uint carry;                  // go on from a state
   float scale;                 // of the logits, times log2(e)
 } push;
@@ -51,6 +51,11 @@ layout(binding = 3) buffer Output { vec4 result[]; };
 #define REPEAT_ROWS REPEAT_4
 #define EACH_ROW    EACH_4
 #endif
+#if ROWS == 8 || COLUMNS == 4
+#define ROLLED
+#else
+#define ROLLED [[dont_unroll]] // unrolled, the loads take registers
+#endif
 #if COLUMNS == 1
 #define EACH_COLUMN EACH_1
 #elif COLUMNS == 2
@@ -60,18 +65,25 @@ layout(binding = 3) buffer Output { vec4 result[]; };
 #endif
 
 const uint QUADS = HEAD_DIM / 4;
+const uint COLUMN_PARTS = (QUADS + 16 * COLUMNS - 1) / (16 * COLUMNS);
 
 #ifdef DIRECT
 #define PARTS  1  // in which a tile's probabilities pass through shared memory
 #define STRIDE 16 // vec4s of a row of probabilities
 #define PLACE(i) (ty * ROWS + i) // a thread's rows among QUERIES: neighbours share pages and cache sets least
 #else
-#define PARTS  4
-#define STRIDE 5 // one more than needed, so that neighbouring threads hit different banks
 #define PLACE(i) (ty + 8u * i)
+#define TILE_STRIDE 5 // one more than needed, so that neighbouring threads hit different banks
+#if ROWS == 8 || COLUMNS == 4
+#define PARTS  4
+#define STRIDE 5
+#else
+#define PARTS  1 // the scores leave the registers at once
+#define STRIDE 16
+#endif
 #define SLICE  (COLUMNS < 2 ? 16 : 32) // vec4 columns of V that are in shared memory at once
 // Queries and keys of 16 dimensions, or values of 16 keys.
-shared vec4 tile[(QUERIES + KEYS) * STRIDE > 16 * SLICE ? (QUERIES + KEYS) * STRIDE : 16 * SLICE];
+shared vec4 tile[(QUERIES + KEYS) * TILE_STRIDE > 16 * SLICE ? (QUERIES + KEYS) * TILE_STRIDE : 16 * SLICE];
 #endif
 // Row maxima and sums [16][QUERIES / 4], or probabilities [QUERIES][KEYS / PARTS].
 shared vec4 exchange[QUERIES * STRIDE > 4 * QUERIES ? QUERIES * STRIDE : 4 * QUERIES];
@@ -80,6 +92,8 @@ vec4 score[ROWS]; // of four neighbouring keys
 vec4 sum[ROWS][COLUMNS];
 vec4 row_max[ROWS / 4], row_sum[ROWS / 4];
 uint tx, ty, row0, head, head_entry;
+uint first_quad; // of the workgroup's part of the values
+
 
 #define ROW(i) (row0 + PLACE(i))
 
@@ -117,7 +131,7 @@ void compute_scores(uint key0, uint limit) {
   }
 }
 #else
-#define LOAD_QUERY(i) tile[PLACE(i) * STRIDE + k]
+#define LOAD_QUERY(i) tile[PLACE(i) * TILE_STRIDE + k]
 
 void stage_queries_and_keys(uint key0, uint limit, uint quad0) {
   const uint t = gl_LocalInvocationID.x;
@@ -126,7 +140,7 @@ void stage_queries_and_keys(uint key0, uint limit, uint quad0) {
     const uint row = i * 32u + (t >> 2);
     vec4 q = vec4(0.0);
     if (row0 + row < push.n_rows && quad < QUADS) q = query[((row0 + row) * push.query_heads + head) * QUADS + quad];
-    tile[row * STRIDE + (t & 3u)] = q;
+    tile[row * TILE_STRIDE + (t & 3u)] = q;
   }
   [[unroll]] for (uint i = 0; i < KEYS / 32; i++) {
     const uint slot = i * 32u + (t >> 2);
@@ -134,7 +148,7 @@ void stage_queries_and_keys(uint key0, uint limit, uint quad0) {
     const uint entry = key0 + (slot & 15u) * 4u + (slot >> 4);
     vec4 k = vec4(0.0);
     if (entry < limit && quad < QUADS) k = load_key(entry, quad);
-    tile[(QUERIES + slot) * STRIDE + (t & 3u)] = k;
+    tile[(QUERIES + slot) * TILE_STRIDE + (t & 3u)] = k;
   }
 }
 
@@ -144,9 +158,9 @@ void compute_scores(uint key0, uint limit) {
     stage_queries_and_keys(key0, limit, quad0);
     barrier();
     [[dont_unroll]] for (uint k = 0; k < 4; k++) {
-      const uint at = (QUERIES + tx) * STRIDE + k;
-      const vec4 k0 = tile[at], k1 = tile[at + 16 * STRIDE];
-      const vec4 k2 = tile[at + 32 * STRIDE], k3 = tile[at + 48 * STRIDE];
+      const uint at = (QUERIES + tx) * TILE_STRIDE + k;
+      const vec4 k0 = tile[at], k1 = tile[at + 16 * TILE_STRIDE];
+      const vec4 k2 = tile[at + 32 * TILE_STRIDE], k3 = tile[at + 48 * TILE_STRIDE];
       REPEAT_ROWS(ADD_SCORE)
     }
   }
@@ -164,10 +178,12 @@ bvec4 seen(uint first, uint row) {
   return lessThan(uvec4(first, first + 1u, first + 2u, first + 3u), uvec4(n));
 }
 
-#define FIND_MAX(i) top[i / 4][i % 4] = largest(mix(vec4(LOWEST), score[i] * push.scale, seen(first, ROW(i))));
+#define FIND_MAX(i)                                                                                                  \
+  score[i] = mix(vec4(LOWEST), score[i] * push.scale, seen(first, ROW(i)));                                          \
+  top[i / 4][i % 4] = largest(score[i]);
 #define SCALE(i, n) sum[i][n] *= shrink[i / 4][i % 4];
 #define EXPONENTIATE(i)                                                                                              \
-  score[i] = mix(vec4(0.0), exp2(score[i] * push.scale - row_max[i / 4][i % 4]), seen(first, ROW(i)));               \
+  score[i] = mix(vec4(0.0), exp2(score[i] - row_max[i / 4][i % 4]), notEqual(score[i], vec4(LOWEST)));               \
   added[i / 4][i % 4] = score[i].x + score[i].y + score[i].z + score[i].w;                                           \
   EACH_COLUMN(SCALE, i)
 
@@ -182,7 +198,7 @@ void update_softmax(uint key0) {
   exchange[tx * (QUERIES / 4) + at + 1u] = top[1];
 #endif
   barrier();
-  for (uint other = 0; other < 16; other++) {
+  ROLLED for (uint other = 0; other < 16; other++) {
     top[0] = max(top[0], exchange[other * (QUERIES / 4) + at]);
 #if ROWS == 8
     top[1] = max(top[1], exchange[other * (QUERIES / 4) + at + 1u]);
@@ -206,21 +222,21 @@ void update_softmax(uint key0) {
 // ---- values ----
 
 #define STORE_PROBABILITY(i) exchange[PLACE(i) * STRIDE + tx % (16 / PARTS)] = score[i];
-#define LOAD_PROBABILITY(i)  const vec4 p##i = exchange[PLACE(i) * STRIDE + k];
+#define LOAD_PROBABILITY(i)  const vec4 p##i = exchange[PLACE(i) * STRIDE + first_place + k];
 #define ADD_VALUE(n, i)                                                                                              \
   sum[i][n] = fma(vec4(p##i.x), v0, fma(vec4(p##i.y), v1, fma(vec4(p##i.z), v2, fma(vec4(p##i.w), v3, sum[i][n]))));
 
 #ifdef DIRECT
 #define ADD_COLUMN(n)                                                                                                \
   {                                                                                                                  \
-    const uint quad = min(n * 16u + tx, QUADS - 1u); /* columns beyond the last repeat it and are not stored */      \
+    const uint quad = min(first_quad + n * 16u + tx, QUADS - 1u); /* columns beyond the last repeat it and are not stored */      \
     const vec4 v0 = load_value(min(entry, last), quad), v1 = load_value(min(entry + 1u, last), quad);                \
     const vec4 v2 = load_value(min(entry + 2u, last), quad), v3 = load_value(min(entry + 3u, last), quad);           \
     EACH_ROW(ADD_VALUE, n)                                                                                           \
   }
 
 void add_values(uint key0, uint limit) {
-  const uint last = limit - 1u;
+  const uint last = limit - 1u, first_place = 0;
   barrier();
   REPEAT_ROWS(STORE_PROBABILITY)
   barrier();
@@ -239,11 +255,11 @@ void add_values(uint key0, uint limit) {
   barrier();
 }
 #else
-void stage_values(uint key0, uint limit, uint column0) {
+void stage_values(uint key0, uint limit, uint quad0) {
   [[unroll]] for (uint i = 0; i < 16 * SLICE / LOCAL_SIZE; i++) {
     const uint at = i * LOCAL_SIZE + gl_LocalInvocationID.x;
     const uint entry = key0 + at / SLICE;
-    const uint quad = column0 + at % SLICE;
+    const uint quad = quad0 + at % SLICE;
     vec4 v = vec4(0.0); // never stale memory: zero times NaN is NaN
     if (entry < limit && quad < QUADS) v = load_value(entry, quad);
     tile[at] = v;
@@ -259,14 +275,14 @@ void stage_values(uint key0, uint limit, uint column0) {
   }
 
 void add_values(uint key0, uint limit) {
-  [[dont_unroll]] for (uint part = 0; part < PARTS; part++) {
-    const uint first = key0 + part * 16u;
+  [[dont_unroll]] for (uint part = 0; part < 4; part++) {
+    const uint first = key0 + part * 16u, first_place = part % (4 / PARTS) * 4u;
     if (first >= limit) break;
     barrier();
-    if (tx / (16 / PARTS) == part) {
+    if (part % (4 / PARTS) == 0u && tx / (16 / PARTS) == part) {
       REPEAT_ROWS(STORE_PROBABILITY)
     }
-    stage_values(first, limit, 0);
+    stage_values(first, limit, first_quad);
     barrier();
     [[dont_unroll]] for (uint k = 0; k < 4; k++) {
       REPEAT_ROWS(LOAD_PROBABILITY)
@@ -277,7 +293,7 @@ void add_values(uint key0, uint limit) {
     }
 #if COLUMNS > 2
     barrier();
-    stage_values(first, limit, SLICE);
+    stage_values(first, limit, first_quad + SLICE);
     barrier();
     [[dont_unroll]] for (uint k = 0; k < 4; k++) {
       REPEAT_ROWS(LOAD_PROBABILITY)
@@ -297,25 +313,30 @@ void add_values(uint key0, uint limit) {
   row_sum[i / 4][i % 4] = 0.0;                                                                                       \
   EACH_COLUMN(CLEAR, i)
 
+#define QUAD(n) (first_quad + n * 16u + tx)
 #define CARRY(i, n)                                                                                                  \
-  if (n * 16u + tx < QUADS) sum[i][n] = result[(ROW(i) * push.n_heads + head) * QUADS + n * 16u + tx] * state.y;
+  if (QUAD(n) < QUADS) sum[i][n] = result[(ROW(i) * push.n_heads + head) * QUADS + QUAD(n)] * state.y;
 #define CARRY_ROW(i)                                                                                                 \
   if (ROW(i) < push.n_rows) {                                                                                        \
-    const vec4 state = result[push.state_first + ROW(i) * push.n_heads + head];                                      \
+    const vec2 state = result[push.state_first + ROW(i) * push.n_heads + head].xy;                                   \
     row_max[i / 4][i % 4] = state.x;                                                                                 \
     row_sum[i / 4][i % 4] = tx == 0u ? state.y : 0.0;                                                                \
     EACH_COLUMN(CARRY, i)                                                                                            \
   }
 
 #define STORE(i, n)                                                                                                  \
-  if (n * 16u + tx < QUADS) result[(ROW(i) * push.n_heads + head) * QUADS + n * 16u + tx] = sum[i][n] * factor;
+  if (QUAD(n) < QUADS) result[(ROW(i) * push.n_heads + head) * QUADS + QUAD(n)] = sum[i][n] * factor;
 #define STORE_ROW(i)                                                                                                 \
   if (ROW(i) < push.n_rows) {                                                                                        \
     const float total = row_sum[i / 4][i % 4];                                                                       \
     const float factor = total > 0.0 ? 1.0 / total : 0.0;                                                            \
     EACH_COLUMN(STORE, i)                                                                                            \
-    if (tx == 0u)                                                                                                    \
-      result[push.state_first + ROW(i) * push.n_heads + head] = vec4(row_max[i / 4][i % 4], total, 0.0, 0.0);        \
+    if (QUAD(0u) == 0u) {                                                                                            \
+      const uint at = push.state_first + ROW(i) * push.n_heads + head;                                               \
+      const vec2 state = vec2(row_max[i / 4][i % 4], total);                                                         \
+      if (push.carry == 0u) result[at].xy = state; /* else another part may still have to read it */                 \
+      result[at].zw = state;                                                                                         \
+    }                                                                                                                \
   }
 
 // Adds the sums that a row's 16 threads have.
@@ -329,7 +350,7 @@ void total_sums() {
   row_sum[1] = vec4(0.0);
 #endif
   barrier();
-  for (uint other = 0; other < 16; other++) {
+  ROLLED for (uint other = 0; other < 16; other++) {
     row_sum[0] += exchange[other * (QUERIES / 4) + at];
 #if ROWS == 8
     row_sum[1] += exchange[other * (QUERIES / 4) + at + 1u];
@@ -339,7 +360,8 @@ void total_sums() {
 
 void main() {
   if (workgroup_index() >= push.n_groups) return;
-  const uint group = push.first_group + workgroup_index();
+  const uint part = push.first_group + workgroup_index(), group = part / COLUMN_PARTS;
+  first_quad = part % COLUMN_PARTS * 16 * COLUMNS;
   const uint n_tiles = (push.n_rows + QUERIES - 1) / QUERIES;
   row0 = group % n_tiles * QUERIES;
   head = push.first_head + group / n_tiles;

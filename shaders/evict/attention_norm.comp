@@ -1,5 +1,6 @@
 #version 450
 #extension GL_GOOGLE_include_directive : require
+#extension GL_EXT_control_flow_attributes : require
 // Second pass of the observation-window attention, per tile of 64 candidates, with the softmax of the first pass:
 //   MODE_NORM: column norm of each query head; MODE_SUM: sum over queries, mean over the group, straight to the raw
 //   scores; MODE_STORE: the probabilities themselves, for a strip of tiles, as the joint score needs them.
@@ -87,7 +88,7 @@ void main() {
   for (first_group_head = begin; first_group_head < end; first_group_head += TILE_HEADS)
     for (first_query = 0; first_query < WINDOW; first_query += QUERY_ROWS) {
       tile_product(0, HEAD_DIM / 4);
-      REPEAT_8(ADD_ROW)
+      REPEAT_BLOCKS(ADD_ROW)
     }
   if (MODE == MODE_SUM) write_sum(0, column_sum(sums));
 }

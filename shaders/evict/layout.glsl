@@ -27,4 +27,10 @@ struct RowLayout {
   uint entry_stride, head_stride; // elements
 };
 
+// 16 rows each that a tile of a matrix product has at most: results an invocation holds for each of its eight columns.
+#ifndef TILE_BLOCKS
+#define TILE_BLOCKS 4
+#endif
+#define TILE_ROWS (16 * TILE_BLOCKS)
+
 #endif

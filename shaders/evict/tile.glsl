@@ -1,6 +1,7 @@
-// A tile of a matrix product A B^T through shared memory: up to 128 rows x 64 columns, 8 x 8 results an invocation. The
-// including shader defines load_a(row, k4) and load_b(column, k4), which return four elements along the inner dimension,
-// zeros outside, and before that ROW_BLOCKS, how many blocks of 16 rows there are (1 to 8).
+// A tile of a matrix product A B^T through shared memory: up to 16 x TILE_BLOCKS rows x 64 columns, TILE_BLOCKS x 8
+// results an invocation. The including shader defines load_a(row, k4) and load_b(column, k4), which return four elements
+// along the inner dimension, zeros outside, and before that ROW_BLOCKS, how many blocks of 16 rows there are (1 to
+// TILE_BLOCKS).
 //
 // Where ROW_MASK is defined, row_mask(k4) says which row blocks are not all zero in the 16 elements from k4 on, by bits,
 // the same for the whole workgroup; the others are left out.
@@ -9,10 +10,22 @@
 
 #include "repeat.glsl"
 
+#if TILE_BLOCKS == 8
+#define REPEAT_BLOCKS      REPEAT_8
+#define REPEAT_HALF_BLOCKS REPEAT_4
+#define EACH_BLOCK         EACH_8
+#define ROLLED
+#else
+#define REPEAT_BLOCKS      REPEAT_4
+#define REPEAT_HALF_BLOCKS REPEAT_2
+#define EACH_BLOCK         EACH_4
+#define ROLLED             [[dont_unroll]] // unrolled, the loads take registers
+#endif
+
 #define TILE_COLUMNS 64
 #define TILE_DEPTH   4 // in vec4
 #define TILE_STRIDE  5 // vec4 of a row: neighbouring rows hit different banks
-#define TILE_B       640 // where the second operand begins
+#define TILE_B       (16 * TILE_BLOCKS * TILE_STRIDE) // where the second operand begins
 
 #define TILE_X      (gl_LocalInvocationIndex & 7u)
 #define TILE_Y      (gl_LocalInvocationIndex >> 3)
@@ -24,7 +37,7 @@ vec4 load_b(uint column, uint k4);
 
 shared vec4 tile[TILE_B + TILE_COLUMNS * TILE_STRIDE];
 
-float product[8][8]; // rows ROW(i), columns COLUMN(j)
+float product[TILE_BLOCKS][8]; // rows ROW(i), columns COLUMN(j)
 
 #ifdef ROW_MASK
 uint row_mask(uint k4);
@@ -34,7 +47,7 @@ uint row_mask(uint k4);
 #define ALL_ROWS ((1u << ROW_BLOCKS) - 1u)
 
 // The next elements of both operands are on their way while the invocation multiplies: a quarter of a row each.
-vec4 fetched_a[4], fetched_b[2];
+vec4 fetched_a[TILE_BLOCKS / 2], fetched_b[2];
 
 #define FETCH_ROW       (gl_LocalInvocationIndex >> 2)
 #define FETCH_A(i)                                                                                                     \
@@ -49,12 +62,12 @@ vec4 fetched_a[4], fetched_b[2];
 void fetch_tiles(uint first_k4, uint k4_end, uint mask) {
   const uint k4 = first_k4 + (gl_LocalInvocationIndex & 3u);
   const bool inside = k4 < k4_end;
-  REPEAT_4(FETCH_A)
+  REPEAT_HALF_BLOCKS(FETCH_A)
   REPEAT_2(FETCH_B)
 }
 
 void stage_tiles() {
-  REPEAT_4(STAGE_A)
+  REPEAT_HALF_BLOCKS(STAGE_A)
   REPEAT_2(STAGE_B)
 }
 
@@ -69,7 +82,7 @@ void stage_tiles() {
 #define MULTIPLY_COLUMN(j)                                                                                             \
   {                                                                                                                    \
     const vec4 b = tile[TILE_B + COLUMN(j) * TILE_STRIDE + k];                                                         \
-    EACH_8(MULTIPLY, j)                                                                                                \
+    EACH_BLOCK(MULTIPLY, j)                                                                                                \
   }
 
 #ifdef ROW_MASK
@@ -83,9 +96,9 @@ void stage_tiles() {
   }
 
 void multiply_rows(uint mask) {
-  for (uint k = 0; k < TILE_DEPTH; k++) {
+  ROLLED for (uint k = 0; k < TILE_DEPTH; k++) {
     REPEAT_8(LOAD_COLUMN)
-    REPEAT_8(MULTIPLY_ROW)
+    REPEAT_BLOCKS(MULTIPLY_ROW)
   }
 }
 #endif
@@ -93,7 +106,7 @@ void multiply_rows(uint mask) {
 // product = A B^T over k4_begin <= k4 < k4_end. Ends with all invocations past their last read of the tile only after
 // the next barrier.
 void tile_product(uint k4_begin, uint k4_end) {
-  REPEAT_8(CLEAR_ROW)
+  REPEAT_BLOCKS(CLEAR_ROW)
   fetch_tiles(k4_begin, k4_end, row_mask(k4_begin));
   for (uint k4 = k4_begin; k4 < k4_end; k4 += TILE_DEPTH) {
     const uint mask = row_mask(k4);
@@ -107,8 +120,8 @@ void tile_product(uint k4_begin, uint k4_end) {
       continue;
     }
 #endif
-    for (uint k = 0; k < TILE_DEPTH; k++) {
-      REPEAT_8(LOAD_ROW)
+    ROLLED for (uint k = 0; k < TILE_DEPTH; k++) {
+      REPEAT_BLOCKS(LOAD_ROW)
       REPEAT_8(MULTIPLY_COLUMN)
     }
   }

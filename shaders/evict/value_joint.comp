@@ -1,5 +1,6 @@
 #version 450
 #extension GL_GOOGLE_include_directive : require
+#extension GL_EXT_control_flow_attributes : require
 // The joint score: norm of the sum over the group's heads of (attention column x projected value). With u_h the value
 // projected by head h's part of the group's common factor, its square is the sum over rows k of the factor of
 // u[k]^T G u[k], G the Gram matrix of the attention columns. One workgroup per tile of 64 candidates. A tile has as many
@@ -12,7 +13,7 @@
 #include "../evict/value.glsl"
 
 const uint FACTOR_DIM = GROUP * HEAD_DIM;
-const uint ROWS_THAT_FIT = GROUP > 8 ? 8 : 16 * (8 / GROUP);
+const uint ROWS_THAT_FIT = GROUP <= TILE_BLOCKS ? 16 * (TILE_BLOCKS / GROUP) : GROUP <= 2 * TILE_BLOCKS ? 8 : 4;
 const uint HEAD_FACTOR_ROWS = ROWS_THAT_FIT < HEAD_DIM ? ROWS_THAT_FIT : (HEAD_DIM + 7) / 8 * 8; // in a tile
 const uint ROW_BLOCKS = (GROUP * HEAD_FACTOR_ROWS + 15) / 16;
 #define ROW_MASK
@@ -69,7 +70,7 @@ float totals[4];
   }
 #define ADD_PIECE(p)                                                                                                   \
   barrier();                                                                                                           \
-  EACH_8(PUT, p)                                                                                                       \
+  EACH_BLOCK(PUT, p)                                                                                                       \
   barrier();                                                                                                           \
   totals[p] += quadratic_form(gram + 16 * p);
 #define CLEAR_TOTAL(p) totals[p] = 0.0;

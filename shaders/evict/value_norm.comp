@@ -1,7 +1,8 @@
 #version 450
 #extension GL_GOOGLE_include_directive : require
+#extension GL_EXT_control_flow_attributes : require
 // Projected-value norms |R_h v|, times the attention norms, mean over the group: the raw LaProx score. One workgroup per
-// tile of 64 candidates. A tile's rows are as many blocks of 16 rows of each of up to four heads' factors.
+// tile of 64 candidates. A tile's rows are as many blocks of 16 rows of each of up to MOST_HEADS heads' factors.
 #include "index.glsl"
 #include "dtype.glsl"
 #include "../evict/layout.glsl"
@@ -10,18 +11,23 @@
 #define MODE_MEAN           0 // attention part [tile, GROUP, 64]
 #define MODE_ATTENTION_MEAN 1 // attention part [tile, 64]
 
-const uint HEAD_TILES = (GROUP + 3) / 4;
+#define MOST_HEADS (TILE_BLOCKS / 2)
+const uint HEAD_TILES = (GROUP + MOST_HEADS - 1) / MOST_HEADS;
 const uint TILE_HEADS = (GROUP + HEAD_TILES - 1) / HEAD_TILES;
-const uint BLOCKS_THAT_FIT = 8 / TILE_HEADS, HEAD_BLOCKS = (HEAD_DIM + 15) / 16;
+const uint BLOCKS_THAT_FIT = TILE_BLOCKS / TILE_HEADS, HEAD_BLOCKS = (HEAD_DIM + 15) / 16;
 const uint TRIANGLE = BLOCKS_THAT_FIT < HEAD_BLOCKS ? BLOCKS_THAT_FIT : HEAD_BLOCKS;
 const uint ROW_BLOCKS = TILE_HEADS * TRIANGLE;
+#if TILE_BLOCKS == 8
 #define ROW_MASK
+#endif
 
 #include "../evict/tile.glsl"
 
 uint first_group_head, first_factor_row;
 
-// Block b of a head begins with its own diagonal.
+// Block b of a head begins with its own diagonal. Where few blocks share a head, leaving out the zeros before it saves
+// less than it costs in registers.
+#ifdef ROW_MASK
 uint row_mask(uint k4) {
   const uint part = (k4 - first_factor_row / 4) / TILE_DEPTH;
   uint mask = 0;
@@ -29,6 +35,7 @@ uint row_mask(uint k4) {
     if (i % TRIANGLE <= part) mask |= 1u << i;
   return mask;
 }
+#endif
 
 vec4 load_a(uint row, uint k4) {
   const uint group_head = first_group_head + row / (16 * TRIANGLE);
@@ -37,11 +44,11 @@ vec4 load_a(uint row, uint k4) {
   return factor[((head * GROUP + group_head) * HEAD_DIM + factor_row) * (HEAD_DIM / 4) + k4];
 }
 
-float squares[4][8]; // of the tile's heads, over the invocation's rows, of its eight columns
+float squares[MOST_HEADS][8]; // of the tile's heads, over the invocation's rows, of its eight columns
 
 #define CLEAR_SQUARE(h, j) squares[h][j] = 0.0;
 #define CLEAR_SQUARES(h)   EACH_8(CLEAR_SQUARE, h)
-#define SQUARE(i, j)       squares[i / TRIANGLE & 3u][j] += product[i][j] * product[i][j];
+#define SQUARE(i, j)       squares[i / TRIANGLE % MOST_HEADS][j] += product[i][j] * product[i][j];
 #define SQUARE_ROW(i)                                                                                                  \
   if (i < ROW_BLOCKS) {                                                                                                \
     EACH_8(SQUARE, i)                                                                                                  \
@@ -60,12 +67,12 @@ void main() {
   if (!find_tile(push.first_item + workgroup_index())) return;
   float score = 0.0;
   for (first_group_head = 0; first_group_head < GROUP; first_group_head += TILE_HEADS) {
-    REPEAT_4(CLEAR_SQUARES)
+    REPEAT_HALF_BLOCKS(CLEAR_SQUARES)
     for (first_factor_row = 0; first_factor_row < HEAD_DIM; first_factor_row += 16 * TRIANGLE) {
       tile_product(first_factor_row / 4, HEAD_DIM / 4);
-      REPEAT_8(SQUARE_ROW)
+      REPEAT_BLOCKS(SQUARE_ROW)
     }
-    REPEAT_4(ADD_HEAD)
+    REPEAT_HALF_BLOCKS(ADD_HEAD)
   }
   if (gl_LocalInvocationIndex >= TILE_COLUMNS) return;
   if (MODE == MODE_ATTENTION_MEAN)

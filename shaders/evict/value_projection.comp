@@ -1,7 +1,8 @@
 #version 450
 #extension GL_GOOGLE_include_directive : require
+#extension GL_EXT_control_flow_attributes : require
 // What a candidate's value comes to in the layer's output: the sum of |v W_h| over the model's dimensions, mean over the
-// group, in the places of raw scores. One workgroup per tile of 64 candidates, 128 dimensions at a time.
+// group, in the places of raw scores. One workgroup per tile of 64 candidates, a tile of dimensions at a time.
 #include "index.glsl"
 #include "dtype.glsl"
 #include "../evict/layout.glsl"
@@ -10,7 +11,7 @@
 layout(constant_id = 2) const uint MODEL_DIM = 64;
 #define N_QUERY_HEADS MODE // factor[] is the output projection, [MODEL_DIM, N_QUERY_HEADS * HEAD_DIM]
 
-const uint ROW_BLOCKS = 8;
+const uint ROW_BLOCKS = TILE_BLOCKS;
 #include "../evict/tile.glsl"
 
 uint group_head, first_dim;
@@ -31,9 +32,9 @@ void main() {
   if (!find_tile(push.first_item + workgroup_index())) return;
   REPEAT_8(CLEAR_SUM)
   for (group_head = 0; group_head < GROUP; group_head++)
-    for (first_dim = 0; first_dim < MODEL_DIM; first_dim += 128) {
+    for (first_dim = 0; first_dim < MODEL_DIM; first_dim += TILE_ROWS) {
       tile_product(0, HEAD_DIM / 4);
-      REPEAT_8(ADD_ROW)
+      REPEAT_BLOCKS(ADD_ROW)
     }
   write_score(gl_LocalInvocationIndex, column_sum(sums) / float(GROUP));
 }

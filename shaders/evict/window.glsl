@@ -1,8 +1,8 @@
 // Logits of the observation window, in base 2: window queries of query heads of a group against 64 cache entries of their
 // KV head. Shared by the softmax pass and the norm pass, so that both see the same bits.
 //
-// A tile's rows are the queries of TILE_HEADS query heads, each head's in whole blocks of 16; a window of more than 128
-// queries takes several tiles for each head.
+// A tile's rows are the queries of TILE_HEADS query heads, each head's in whole blocks of 16; a longer
+// window takes several tiles for each head.
 #ifndef WINDOW_GLSL
 #define WINDOW_GLSL
 
@@ -13,8 +13,8 @@ layout(constant_id = 3) const uint DTYPE = DTYPE_F16;
 layout(constant_id = 4) const uint MODE = 0;
 
 const uint PADDED_WINDOW = (WINDOW + 15) / 16 * 16;
-const uint QUERY_ROWS = PADDED_WINDOW < 128 ? PADDED_WINDOW : 128; // of a head in a tile
-const uint HEADS_THAT_FIT = 128 / QUERY_ROWS;
+const uint QUERY_ROWS = PADDED_WINDOW < TILE_ROWS ? PADDED_WINDOW : TILE_ROWS; // of a head in a tile
+const uint HEADS_THAT_FIT = TILE_ROWS / QUERY_ROWS;
 const uint HEAD_TILES = (GROUP + HEADS_THAT_FIT - 1) / HEADS_THAT_FIT;
 const uint TILE_HEADS = (GROUP + HEAD_TILES - 1) / HEAD_TILES;
 const uint HEAD_BLOCKS = QUERY_ROWS / 16;

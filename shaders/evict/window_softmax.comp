@@ -1,5 +1,6 @@
 #version 450
 #extension GL_GOOGLE_include_directive : require
+#extension GL_EXT_control_flow_attributes : require
 // First pass of the observation-window attention: running maximum and sum of every window query over a split of the
 // cache entries. One workgroup per (split, tile of query heads).
 #include "index.glsl"
@@ -13,7 +14,7 @@ layout(set = 0, binding = 3) writeonly buffer Partial { float partial[]; }; // [
 #include "../evict/window.glsl"
 #include "../evict/tile.glsl"
 
-float maximum[8], sum[8]; // of rows ROW(i), over the invocation's columns
+float maximum[TILE_BLOCKS], sum[TILE_BLOCKS]; // of rows ROW(i), over the invocation's columns
 
 #define MINUS_INFINITY uintBitsToFloat(0xff800000u)
 
@@ -57,7 +58,7 @@ bool visible(uint row, uint entry) {
 
 void write_partials(uint slot) {
   barrier();
-  REPEAT_8(STORE_ROW)
+  REPEAT_BLOCKS(STORE_ROW)
   barrier();
   const uint row = gl_LocalInvocationIndex;
   const uint group_head = first_group_head + row / QUERY_ROWS, t = first_query + row % QUERY_ROWS;
@@ -82,13 +83,13 @@ void main() {
   const uint begin = max(split_begin, entries_begin / TILE_COLUMNS * TILE_COLUMNS);
   const uint end = min(split_begin + SPLIT_ENTRIES, entries_end);
   for (first_query = 0; first_query < WINDOW; first_query += QUERY_ROWS) {
-    REPEAT_8(START_ROW)
+    REPEAT_BLOCKS(START_ROW)
     for (first_entry = begin; first_entry < end; first_entry += TILE_COLUMNS) {
       tile_product(0, HEAD_DIM / 4);
       if (first_entry < entries_begin || first_entry + TILE_COLUMNS > min(entries_end, n_entries - WINDOW)) {
-        REPEAT_8(HIDE_ROW)
+        REPEAT_BLOCKS(HIDE_ROW)
       }
-      REPEAT_8(UPDATE)
+      REPEAT_BLOCKS(UPDATE)
     }
     write_partials(split + push.rows.segment * push.items_base);
   }

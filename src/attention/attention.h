@@ -10,6 +10,14 @@
 
 #include "vk/vk.h"
 
+/* Variants of the prefill kernel: for the baseline, with LAPROX_VARIANT_LARGE_TILES, and for processors. */
+typedef enum lpx_prefill_kind {
+  LPX_PREFILL_SMALL,
+  LPX_PREFILL_LARGE,
+  LPX_PREFILL_DIRECT,
+  LPX_N_PREFILL_KINDS
+} lpx_prefill_kind;
+
 /* Pipelines for one shape and cache type. Zeroed = nothing. */
 typedef struct lpx_attention {
   laprox_context *context;
@@ -17,6 +25,7 @@ typedef struct lpx_attention {
   laprox_dtype cache_dtype; /* F16 or F32 */
   lpx_pipeline prefill, lse, decode, merge;
   uint32_t prefill_rows;    /* query rows of a workgroup */
+  uint32_t prefill_parts;   /* workgroups among which the dimensions of the values are divided */
   uint32_t query_heads;     /* from one of prefill's query rows to the next; n_heads unless it is changed */
   uint32_t decode_elements; /* of K or V that a thread loads at once */
 } lpx_attention;
@@ -24,6 +33,9 @@ typedef struct lpx_attention {
 /* UNSUPPORTED for another cache type, INVALID_ARGUMENT for an impossible shape. */
 laprox_result lpx_attention_init(laprox_context *context, const laprox_shape *shape, laprox_dtype cache_dtype,
                                  lpx_attention *out);
+
+/* Takes another variant than lpx_attention_init has chosen. */
+laprox_result lpx_prefill_attention_choose(lpx_attention *attention, lpx_prefill_kind kind);
 
 /* A stretch of a layer's cache: head g's entries are rows head_first_row[g] … + head_n_rows[g] - 1 of the K
  * and V ranges, head_dim elements each, ascending with g. Zeroed: no entries. Dense segments: see

@@ -37,9 +37,10 @@ static uint32_t n_chunks(uint32_t n_rows, uint32_t chunk_bits) {
   return (n_rows >> chunk_bits) + ((n_rows & ((1u << chunk_bits) - 1)) != 0);
 }
 
-/* Vectors of eight elements need rows of whole vectors. */
+/* Vectors of eight elements need rows of whole vectors, and twice the registers. */
 static bool takes_octets(const lpx_attention *attention) {
-  return attention->cache_dtype == LAPROX_DTYPE_F16 && attention->shape.head_dim % 8 == 0;
+  return lpx_large_tiles(attention->context) && attention->cache_dtype == LAPROX_DTYPE_F16 &&
+         attention->shape.head_dim % 8 == 0;
 }
 
 static bool is_software(const lpx_attention *attention) {

@@ -31,21 +31,43 @@ static laprox_result check(laprox_context *context, const laprox_shape *shape, l
   return lpx_shape_check(&context->host, shape);
 }
 
+laprox_result lpx_prefill_attention_choose(lpx_attention *attention, lpx_prefill_kind kind) {
+  /* what a workgroup takes; head dimensions up to 64, 128 and 256 */
+  static const struct {
+    const char *shader;
+    uint32_t n_rows, n_dims;
+  } kernels[LPX_N_PREFILL_KINDS][3] = {
+      [LPX_PREFILL_SMALL] = {{"attention_prefill_64", 32, 64},
+                             {"attention_prefill_128", 32, 128},
+                             {"attention_prefill_128", 32, 128}},
+      [LPX_PREFILL_LARGE] = {{"attention_prefill_64_large", 64, 64},
+                             {"attention_prefill_128_large", 64, 128},
+                             {"attention_prefill_256_large", 32, 256}},
+      [LPX_PREFILL_DIRECT] = {{"attention_prefill_64_direct", 64, 64},
+                              {"attention_prefill_128_direct", 64, 128},
+                              {"attention_prefill_256_direct", 32, 256}},
+  };
+  const laprox_shape *shape = &attention->shape;
+  const uint32_t size = shape->head_dim <= 64 ? 0 : shape->head_dim <= 128 ? 1 : 2;
+  const uint32_t n_dims = kernels[kind][size].n_dims;
+  const uint32_t constants[] = {(uint32_t)attention->cache_dtype, shape->head_dim,
+                                shape->n_heads / shape->n_kv_heads};
+  attention->prefill_rows = kernels[kind][size].n_rows;
+  attention->prefill_parts = (shape->head_dim + n_dims - 1) / n_dims;
+  return lpx_pipeline_get(attention->context, kernels[kind][size].shader, 4, constants, 3,
+                          &attention->prefill);
+}
+
 laprox_result lpx_attention_init(laprox_context *context, const laprox_shape *shape, laprox_dtype cache_dtype,
                                  lpx_attention *out) {
   *out = (lpx_attention){
       .context = context, .shape = *shape, .cache_dtype = cache_dtype, .query_heads = shape->n_heads};
   laprox_result result = check(context, shape, cache_dtype);
   if (result) return result;
-  const uint32_t group = shape->n_heads / shape->n_kv_heads;
-  const uint32_t constants[] = {(uint32_t)cache_dtype, shape->head_dim, group};
-  const uint32_t size = shape->head_dim <= 64 ? 0 : shape->head_dim <= 128 ? 1 : 2;
   const bool is_software = context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
-  const char *const prefill[2][3] = {
-      {"attention_prefill_64", "attention_prefill_128", "attention_prefill_256"},
-      {"attention_prefill_64_direct", "attention_prefill_128_direct", "attention_prefill_256_direct"}};
-  out->prefill_rows = shape->head_dim <= 128 ? 64 : 32;
-  result = lpx_pipeline_get(context, prefill[is_software][size], 4, constants, 3, &out->prefill);
+  result = lpx_prefill_attention_choose(out, is_software                ? LPX_PREFILL_DIRECT
+                                             : lpx_large_tiles(context) ? LPX_PREFILL_LARGE
+                                                                        : LPX_PREFILL_SMALL);
   if (!result) result = lpx_pipeline_get(context, "attention_lse", 2, NULL, 0, &out->lse);
   return result ? result : lpx_decode_attention_init(out);
 }
@@ -109,9 +131,11 @@ static void append_pieces(lpx_program *program, const lpx_attention *attention, 
                           prefill_push *push, uint32_t n_kv_heads) {
   const laprox_shape *shape = &attention->shape;
   const uint64_t n_tiles = (push->n_rows + attention->prefill_rows - 1) / attention->prefill_rows;
-  const uint64_t n_groups = n_tiles * n_kv_heads * (shape->n_heads / shape->n_kv_heads);
+  const uint64_t n_groups =
+      n_tiles * attention->prefill_parts * n_kv_heads * (shape->n_heads / shape->n_kv_heads);
   const uint64_t seen = (uint64_t)push->n_visible + (push->causal ? push->n_rows / 2 : 0);
-  const uint64_t group_cost = 4 * seen * attention->prefill_rows * shape->head_dim + 1;
+  const uint64_t group_dims = shape->head_dim + shape->head_dim / attention->prefill_parts;
+  const uint64_t group_cost = 2 * seen * attention->prefill_rows * group_dims + 1;
   const uint64_t piece = DISPATCH_COST / group_cost + 1;
   for (uint64_t first = 0; first < n_groups; first += piece) {
     const uint64_t now = n_groups - first < piece ? n_groups - first : piece;

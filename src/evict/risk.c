@@ -49,7 +49,10 @@ laprox_result lpx_risk_init(laprox_plan *plan) {
   const uint32_t pool[] = {defensive ? 1 : rules->pool_width, rules->pool == LAPROX_POOL_MAX};
   laprox_result result = LAPROX_OK;
   if (defensive) result = lpx_entry_score_check_shared(plan);
-  if (!result) result = lpx_pipeline_get(context, "value_projection", 4, projection, 5, &plan->projection);
+  if (!result)
+    result =
+        lpx_pipeline_get(context, lpx_large_tiles(context) ? "value_projection_large" : "value_projection", 4,
+                         projection, 5, &plan->projection);
   if (!result) result = lpx_pipeline_get(context, "value_risk", 3, &mode, 1, &plan->value_risk);
   if (!result) result = lpx_pipeline_get(context, "pool", 3, pool, 2, &plan->attention_pool);
   if (!result && defensive)

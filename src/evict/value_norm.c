@@ -20,8 +20,11 @@ laprox_result lpx_value_norm_init(laprox_plan *plan) {
     return lpx_matrix_pipeline_get(plan, "value_norm_matrix", 3, plan->matrix_value_subgroups, &plan->value);
   const uint32_t constants[] = {plan->shape.head_dim, plan->group, plan->rules.window, plan->dtype,
                                 plan->rules.gqa == LAPROX_GQA_ATTENTION_MEAN};
-  const char *shader = plan->rules.gqa == LAPROX_GQA_JOINT ? "value_joint" : "value_norm";
-  return lpx_pipeline_get(plan->context, shader, 4, constants, 5, &plan->value);
+  static const char *const shaders[2][2] = {{"value_norm", "value_norm_large"},
+                                            {"value_joint", "value_joint_large"}};
+  return lpx_pipeline_get(plan->context,
+                          shaders[plan->rules.gqa == LAPROX_GQA_JOINT][lpx_large_tiles(plan->context)], 4,
+                          constants, 5, &plan->value);
 }
 
 static uint64_t tile_cost(const laprox_plan *plan) {

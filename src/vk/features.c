@@ -6,7 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
-static const char *const variant_names[LAPROX_N_VARIANTS] = {"subgroup", "storage16", "matrix"};
+static const char *const variant_names[LAPROX_N_VARIANTS] = {"large_tiles", "subgroup", "storage16",
+                                                             "matrix"};
 
 const char *laprox_variant_name(uint32_t variant) {
   for (uint32_t i = 0; i < LAPROX_N_VARIANTS; i++)

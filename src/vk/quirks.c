@@ -133,8 +133,18 @@ static bool applies(const row *known, const laprox_context *context, uint32_t dr
          (!known->subgroup_size || known->subgroup_size == context->subgroup_size);
 }
 
+/* The kernels with large tiles hold up to 200 registers an invocation. AMD's and NVIDIA's devices have 255; with Intel's
+   128 of 8 lanes, Apple's and Adreno's 128, and what phones have, they spill: see tools/matrix.sh. Processors spill
+   either way; llvmpipe takes a fifth less time with large tiles, SwiftShader minutes and gigabytes to compile them. */
+static bool has_many_registers(const laprox_context *context, uint32_t driver) {
+  const uint32_t vendor = context->properties.vendorID;
+  return vendor == VENDOR_AMD || vendor == VENDOR_NVIDIA || driver == VK_DRIVER_ID_MESA_LLVMPIPE;
+}
+
 void lpx_quirks_apply(laprox_context *context, PFN_vkGetInstanceProcAddr get_instance_proc_addr) {
   const uint32_t driver = read_driver(context, get_instance_proc_addr);
+  if (!has_many_registers(context, driver))
+    lpx_variant_drop(context, LAPROX_VARIANT_LARGE_TILES, "too few registers an invocation, or not known");
   for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
     const row *known = &rows[i];
     if (!applies(known, context, driver)) continue;

@@ -121,6 +121,11 @@ typedef struct lpx_pipeline {
 laprox_result lpx_pipeline_get(laprox_context *context, const char *shader, uint32_t n_bindings,
                                const uint32_t *constants, uint32_t n_constants, lpx_pipeline *out);
 /* Whether the variant is in this build and the context may use it. */
+/* Tiles of 128 rows in products rather than 64: shaders "…_large". */
+static inline bool lpx_large_tiles(const laprox_context *context) {
+  return context->variants & LAPROX_VARIANT_LARGE_TILES;
+}
+
 bool lpx_shader_usable(const laprox_context *context, const char *shader);
 void lpx_pipelines_destroy(laprox_context *context);
 

@@ -78,7 +78,7 @@ describe() {
 import json, sys
 try:
     d = json.load(sys.stdin)["devices"][0]
-    off = [name for name in ("subgroup", "storage16", "matrix") if d["variants"].get(name)]
+    off = [name for name in ("large_tiles", "subgroup", "storage16", "matrix") if d["variants"].get(name)]
     print(d["name"].strip(), " ".join((d["driver"], d["driver_info"])).strip(), ", ".join(["baseline"] + off), sep="\t")
 except (ValueError, LookupError):
     print("\t\t")'

@@ -11,7 +11,7 @@ import sys
 
 # What runs once for each token, key or score. The others prepare tables or add up partial results.
 HOT = ('matmul', 'matvec', 'attention_prefill', 'attention_decode', 'window_softmax', 'attention_norm', 'value_norm',
-       'pool', 'select_histogram', 'select_count', 'select_emit', 'compact')
+       'value_joint', 'pool', 'select_histogram', 'select_count', 'select_emit', 'compact')
 
 # Names of the same thing: RADV, ANV, NVK, Turnip, Honeykrisp, PanVK, V3DV, PowerVR.
 REGISTERS = ('VGPRs', 'Number of GPRs', 'GPRs', 'Registers used', 'Max live registers', 'Work registers', 'Registers',
