@@ -121,6 +121,19 @@ int eval_make_cells(eval *e);
 int eval_read_items(eval *e);
 void eval_finish_items(eval *e);
 
+/* eval_evict.c */
+/* A text that has been read, and the scores that the last cell went by. */
+typedef struct eval_reading {
+  laprox_session *session;
+  laprox_scores *scores;
+  int scored; /* the cell that they were made for */
+  double score_ms;
+} eval_reading;
+/* A fork, evicted as a cell says; what the outcome has of it. */
+laprox_result eval_evict(const eval *e, eval_reading *r, int index, laprox_session **out, outcome *to);
+/* Releases the scores; the session stays its owner's. */
+void eval_reading_end(eval_reading *r);
+
 /* eval_answer.c */
 int eval_answer_items(eval *e);
 

@@ -136,25 +136,14 @@ static int fail_row(attempt *a, laprox_result result) {
   return cli_fail(a->e->c, result);
 }
 
-static laprox_result evict(attempt *a, int index, laprox_session *session, outcome *out) {
-  const double start = now_ms();
-  const laprox_result result = laprox_session_evict(session, &a->e->cells[index].policy.policy, NULL);
-  const laprox_session_memory memory = laprox_session_get_memory(session);
-  out->evict_ms = now_ms() - start;
-  out->kv_bytes = memory.kv_bytes;
-  out->kv_full_bytes = memory.kv_full_bytes;
-  return result;
-}
-
-static int try_cell(attempt *a, int index, const laprox_session *document) {
+static int try_cell(attempt *a, int index, eval_reading *document) {
   eval *e = a->e;
   uint32_t bins[N_BINS];
   outcome *kept = eval_outcome(e, a->row, index), out = {.is_done = true, .prefill_ms = a->prefill_ms};
   laprox_session *session = NULL;
   json_t *map = NULL;
   out.n_tokens = (uint32_t)(a->tokens.n_document + a->tokens.n_question);
-  laprox_result result = laprox_session_fork(document, &session);
-  if (!result) result = evict(a, index, session, &out);
+  laprox_result result = eval_evict(e, document, index, &session, &out);
   if (!result) map = take_stock(a, session, bins);
   if (!result && !e->cells[index].knows && a->tokens.n_question)
     result = laprox_session_prefill(session, a->tokens.question, a->tokens.n_question);
@@ -168,13 +157,15 @@ static int try_cell(attempt *a, int index, const laprox_session *document) {
   return status;
 }
 
-static int try_cells(attempt *a, laprox_dtype kv_dtype, bool knows, const laprox_session *document) {
+static int try_cells(attempt *a, laprox_dtype kv_dtype, bool knows, laprox_session *session) {
   const eval *e = a->e;
+  eval_reading document = {.session = session};
   int status = EXIT_DONE;
   for (int i = 0; i < e->n_cells && !status; i++)
     if (e->cells[i].policy.kv_dtype == kv_dtype && e->cells[i].knows == knows &&
         !eval_outcome(e, a->row, i)->is_done)
-      status = try_cell(a, i, document);
+      status = try_cell(a, i, &document);
+  eval_reading_end(&document);
   return status;
 }
 

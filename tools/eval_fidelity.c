@@ -97,21 +97,13 @@ static void compare(comparison *c, outcome *out) {
   out->full_nll = full_nll / N_FORCED;
 }
 
-static int compare_cell(comparison *c, int index, const laprox_session *passage) {
+static int compare_cell(comparison *c, int index, eval_reading *passage) {
   eval *e = c->e;
   outcome out = {.is_done = true, .prefill_ms = c->prefill_ms, .n_tokens = e->passage_tokens};
   const uint32_t bins[N_BINS] = {0};
   laprox_session *session = NULL;
-  laprox_result result = laprox_session_fork(passage, &session);
-  const double start = now_ms();
-  if (!result) result = laprox_session_evict(session, &e->cells[index].policy.policy, NULL);
-  out.evict_ms = now_ms() - start;
-  if (!result) {
-    const laprox_session_memory memory = laprox_session_get_memory(session);
-    out.kv_bytes = memory.kv_bytes;
-    out.kv_full_bytes = memory.kv_full_bytes;
-    result = predict(c, session, c->evicted);
-  }
+  laprox_result result = eval_evict(e, passage, index, &session, &out);
+  if (!result) result = predict(c, session, c->evicted);
   if (!result) compare(c, &out);
   laprox_session_destroy(session);
   if (result) return cli_fail(e->c, result);
@@ -156,9 +148,11 @@ static int compare_dtype(comparison *c, int index, const uint32_t *tokens) {
   if (!result) result = read_passage(c, tokens, session);
   if (!result && index == 0) result = predict_full(c, session);
   int status = result ? cli_fail(e->c, result) : EXIT_DONE;
+  eval_reading passage = {.session = session};
   for (int i = 0; i < e->n_cells && !status; i++)
     if (is_open(e, c->row, i) && e->cells[i].policy.kv_dtype == kv_dtype)
-      status = compare_cell(c, i, session);
+      status = compare_cell(c, i, &passage);
+  eval_reading_end(&passage);
   laprox_session_destroy(session);
   return status;
 }

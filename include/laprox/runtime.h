@@ -169,6 +169,48 @@ typedef struct laprox_eviction {
 LAPROX_API laprox_result laprox_session_evict(laprox_session *session, const laprox_policy *policy,
                                               laprox_eviction *out);
 
+/* ---- scores apart from budgets ---- */
+
+/** What a policy thinks of every entry of a session's cache: made once, used for any number of budgets. */
+typedef struct laprox_scores laprox_scores;
+
+/** A text whose queries score what was read before it: a guess at the question to come. */
+typedef struct laprox_probe {
+  const uint32_t *tokens;
+  uint32_t n_tokens; /**< 1 to the session's window (laprox_session_info) */
+} laprox_probe;
+
+/** What becomes of an entry's scores by several probes. */
+typedef enum laprox_combine {
+  LAPROX_COMBINE_AUTO = 0,
+  LAPROX_COMBINE_MEAN = 1,
+  LAPROX_COMBINE_MAX = 2
+} laprox_combine;
+
+typedef struct laprox_score_info {
+  /** the budget only says how many sinks there are room for, where the policy's sinks yield to it; none: room for all */
+  laprox_policy policy;
+  /** Each is read after what the session has read, every one of its queries scores, and its own K and V are dropped
+   *  again. The probe is the window then: the policy must leave its own open, all that the session has read competes for
+   *  places, and no part of a budget goes to a window. Fails with INVALID_ARGUMENT for policies that look at no query. */
+  const laprox_probe *probes;
+  uint32_t n_probes;      /**< 0: the last tokens read score, as in laprox_session_evict */
+  laprox_combine combine; /**< AUTO = mean */
+} laprox_score_info;
+
+/** Scores the session's cache, which stays as it is: what has been read, its logits and its queries. On failure too. */
+LAPROX_API laprox_result laprox_session_score(laprox_session *session, const laprox_score_info *info,
+                                              laprox_scores **out);
+LAPROX_API void laprox_scores_destroy(laprox_scores *scores);
+/** Whether they are what a budget is decided by: not where the policy's sinks yield to it and would be others. */
+LAPROX_API bool laprox_scores_serve(const laprox_scores *scores, const laprox_budget *budget);
+/** Evicts to a budget as laprox_session_evict does. `session`: the one that was scored, or a fork, nothing read or
+ *  evicted since; others fail with INVALID_ARGUMENT where their cache tells. `out` may be NULL; its score_ms is 0. */
+LAPROX_API laprox_result laprox_session_evict_scored(laprox_session *session, const laprox_scores *scores,
+                                                     const laprox_budget *budget, laprox_eviction *out);
+
+/* ---- eviction while reading ---- */
+
 /** laprox_session_prefill and laprox_session_evict in one, in little memory: the first prompt of a session is cut after
  *  every layer, with exactly the set that an eviction afterwards would keep, and K and V take at most what is kept plus
  *  one full layer. Later turns are read whole beside what is kept, and then evicted; so is the first with scope token,

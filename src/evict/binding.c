@@ -107,7 +107,6 @@ static void append_layer(laprox_binding *binding, uint32_t layer) {
   lpx_entry_score_append(binding, layer);
   if (lpx_plan_takes_risks(plan)) lpx_risk_append(binding, layer);
   lpx_reduce_append(binding, layer);
-  lpx_stage_append_layer(binding, layer);
   lpx_program_mark_step(binding->program);
 }
 

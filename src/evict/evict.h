@@ -55,6 +55,8 @@ struct laprox_plan {
   uint32_t shares[N_SHARES]; /* of a distributed selection, this device's */
   float *layer_scales;       /* first_layer */
   bool retain_scores, keep_mask;
+  bool is_scored;         /* all layers, in a pass before: see lpx_plan_create_scored */
+  uint32_t scored_window; /* that is protected then */
   uint32_t n_segments;
   lpx_strides strides[LAPROX_MAX_SEGMENTS];
   uint32_t query_rows, query_start;
@@ -109,6 +111,13 @@ struct laprox_compaction {
   const laprox_plan *plan;
   lpx_program *program;
 };
+
+/* A plan that selects alone. Scores of all layers stand in the scores buffer before the first step runs, -1 behind each
+   head's, and for policies that choose in two stages what the first one goes by stands likewise in the scratch buffer's
+   last range, from own_scores_offset on. info->layer_scales has all layers; first_layer is no matter. `window` entries at the
+   end of each head are protected, whatever the policy says: 0 where those that scored are gone. */
+laprox_result lpx_plan_create_scored(laprox_context *context, const laprox_plan_info *info, uint32_t window,
+                                     laprox_plan **out);
 
 /* Holds a range that an application has given against what is needed; `where` names the struct it stands in.
  */
@@ -212,12 +221,12 @@ void lpx_reduce_append_before(laprox_binding *binding, uint32_t layer, uint32_t 
 /* Whether nothing is left to pool when raw scores are complete. */
 bool lpx_plan_pools_before(const laprox_plan *plan);
 
-/* Entries chosen before the selection: in a copy of the scores that the selection then goes by; or in a layer's scores
-   themselves, so that they stay chosen when other layers come. */
+/* Entries chosen when the selection begins: in a copy of the scores that it then goes by; or in the newly scored layers'
+   scores themselves, so that they stay chosen when other layers come. */
 bool lpx_plan_marks_in_selection(const laprox_plan *plan);
 laprox_result lpx_stage_init(laprox_plan *plan);
 void lpx_stage_append_shares(laprox_binding *binding);
-void lpx_stage_append_layer(laprox_binding *binding, uint32_t layer);
+void lpx_stage_append_layers(laprox_binding *binding);
 
 laprox_result lpx_select_init(laprox_plan *plan);
 void lpx_select_append(laprox_binding *binding);

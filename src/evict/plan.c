@@ -282,6 +282,7 @@ static laprox_result check_range(const laprox_plan *plan, const char *what, uint
 }
 
 static laprox_result size_work(laprox_plan *plan) {
+  if (plan->is_scored) return LAPROX_OK;
   uint64_t max_tiles = 0, max_splits = 0, max_blocks = 0;
   for (uint32_t layer = 0; layer < plan->shape.n_layers; layer++) {
     const lpx_layer_items *items = &plan->layers[layer];
@@ -445,6 +446,12 @@ static uint32_t default_n_tokens(const laprox_plan_info *info) {
 
 static laprox_result create_pipelines(laprox_plan *plan) {
   laprox_result result = LAPROX_OK;
+  if (plan->is_scored) {
+    result = lpx_reduce_init(plan);
+    if (!result) result = lpx_stage_init(plan);
+    if (!result) result = lpx_select_init(plan);
+    return result ? result : lpx_compact_init(plan);
+  }
   if (plan->matrix_size) result = lpx_matrix_init(plan);
   if (!result && lpx_plan_uses_attention(plan)) result = lpx_attention_norm_init(plan);
   if (!result && lpx_plan_uses_values(plan)) result = lpx_value_norm_init(plan);
@@ -461,7 +468,7 @@ static laprox_result create_pipelines(laprox_plan *plan) {
 static laprox_result fill_running(laprox_plan *plan, const laprox_plan_info *info) {
   const laprox_host *host = &plan->context->host;
   plan->model_layers = info->model_layers ? info->model_layers : info->shape.n_layers;
-  plan->first_layer = info->first_layer;
+  plan->first_layer = plan->is_scored ? info->shape.n_layers : info->first_layer;
   plan->retain_scores = info->retain_scores;
   plan->keep_mask = info->keep_mask;
   plan->step_cost = plan->context->dispatch_cost;
@@ -492,6 +499,7 @@ static laprox_result fill_running(laprox_plan *plan, const laprox_plan_info *inf
 static laprox_result build(laprox_plan *plan, const laprox_plan_info *info) {
   laprox_context *context = plan->context;
   laprox_result result = lpx_rules_resolve(&context->host, &info->policy, &plan->rules);
+  if (plan->is_scored) plan->rules.window = plan->scored_window;
   if (!result) result = check_info(context, info, &plan->rules);
   if (result) return result;
   plan->shape = info->shape;
@@ -505,7 +513,8 @@ static laprox_result build(laprox_plan *plan, const laprox_plan_info *info) {
   plan->query_rows = info->query_rows ? info->query_rows : plan->rules.window;
   plan->model_dim = info->model_dim;
   plan->n_queries = plan->rules.kind == LAPROX_POLICY_TOVA ? 1 : plan->rules.window;
-  plan->query_start = (info->query_start + plan->rules.window - plan->n_queries) % plan->query_rows;
+  if (!plan->is_scored)
+    plan->query_start = (info->query_start + plan->rules.window - plan->n_queries) % plan->query_rows;
   plan->scale = info->scale != 0.0f ? info->scale : 1.0f / sqrtf((float)info->shape.head_dim);
   const uint32_t n_tokens = info->n_tokens ? info->n_tokens : default_n_tokens(info);
   result = lpx_budget_resolve(&context->host, &plan->rules, &info->policy.budget, n_tokens, &plan->budget);
@@ -520,13 +529,16 @@ static laprox_result build(laprox_plan *plan, const laprox_plan_info *info) {
   return result;
 }
 
-laprox_result laprox_plan_create(laprox_context *context, const laprox_plan_info *info, laprox_plan **out) {
+static laprox_result create(laprox_context *context, const laprox_plan_info *info, const uint32_t *window,
+                            laprox_plan **out) {
   *out = NULL;
   laprox_result result = lpx_vk_check_lost(context);
   if (result) return result;
   laprox_plan *plan = lpx_allocate(&context->host, 1, sizeof *plan);
   if (!plan) return lpx_fail_memory(&context->host, "a plan");
   plan->context = context;
+  plan->is_scored = window != NULL;
+  if (window) plan->scored_window = *window;
   result = build(plan, info);
   if (result) {
     laprox_plan_destroy(plan);
@@ -534,6 +546,15 @@ laprox_result laprox_plan_create(laprox_context *context, const laprox_plan_info
   }
   *out = plan;
   return LAPROX_OK;
+}
+
+laprox_result laprox_plan_create(laprox_context *context, const laprox_plan_info *info, laprox_plan **out) {
+  return create(context, info, NULL, out);
+}
+
+laprox_result lpx_plan_create_scored(laprox_context *context, const laprox_plan_info *info, uint32_t window,
+                                     laprox_plan **out) {
+  return create(context, info, &window, out);
 }
 
 void laprox_plan_destroy(laprox_plan *plan) {

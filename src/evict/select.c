@@ -226,6 +226,7 @@ void lpx_select_append(laprox_binding *binding) {
   binding->rounds[0].first = lpx_program_n_steps(binding->program);
   laprox_buffer scores = binding->scores;
   const bool marks = lpx_plan_marks_in_selection(plan);
+  lpx_stage_append_layers(binding);
   if ((plan->rules.floor || marks) && plan->n_blocks) {
     lpx_program_copy(binding->program, scores, binding->own_scores);
     lpx_program_barrier(binding->program);
@@ -263,7 +264,8 @@ laprox_result lpx_select_check(const laprox_plan *plan, const uint32_t *result_w
   bool good =
       cu_seqlens[0] == 0 && (lpx_plan_exchanges(plan) ? n_kept <= plan->n_kept : n_kept == plan->n_kept);
   for (uint32_t head = 0; head < plan->n_heads_all && good; head++)
-    good = cu_seqlens[head] < cu_seqlens[head + 1] && cu_seqlens[head + 1] <= plan->n_kept;
+    good = cu_seqlens[head] <= cu_seqlens[head + 1] && cu_seqlens[head + 1] <= plan->n_kept &&
+           cu_seqlens[head + 1] - cu_seqlens[head] >= plan->rules.window;
   for (uint32_t head = 0; head < plan->n_heads_all && good; head++) {
     uint32_t least = 0, n_entries = plan->tables[(size_t)head * HEAD_WORDS + HEAD_N_ENTRIES];
     for (uint32_t row = cu_seqlens[head]; row < cu_seqlens[head + 1] && good; row++) {

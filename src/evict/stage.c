@@ -60,12 +60,14 @@ void lpx_stage_append_shares(laprox_binding *binding) {
   lpx_program_barrier(binding->program);
 }
 
-void lpx_stage_append_layer(laprox_binding *binding, uint32_t layer) {
+void lpx_stage_append_layers(laprox_binding *binding) {
   const laprox_plan *plan = binding->plan;
-  if (!lpx_plan_takes_risks(plan) || !plan->layers[layer].n_blocks) return;
+  if (!lpx_plan_takes_risks(plan)) return;
   const bool together =
       plan->rules.kind == LAPROX_POLICY_CRITICALKV && plan->rules.scope == LAPROX_SCOPE_LAYER;
-  append(binding, layer, binding->own_scores, binding->scores,
-         together ? plan->selection.k[layer] : plan->budget - plan->rules.window, !together);
+  for (uint32_t layer = plan->is_scored ? 0 : plan->first_layer; layer < plan->shape.n_layers; layer++)
+    if (plan->layers[layer].n_blocks)
+      append(binding, layer, binding->own_scores, binding->scores,
+             together ? plan->selection.k[layer] : plan->budget - plan->rules.window, !together);
   lpx_program_barrier(binding->program);
 }

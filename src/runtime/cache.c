@@ -209,6 +209,16 @@ void lpx_cache_advance(lpx_cache *cache, uint32_t n) {
   cache->n_tokens += n;
 }
 
+laprox_result lpx_cache_retreat(lpx_cache *cache, uint32_t n) {
+  laprox_result result = LAPROX_OK;
+  cache->n_tail -= n;
+  cache->n_tokens -= n;
+  for (uint32_t l = 0; l < cache->shape.n_layers && !result; l++)
+    if (cache->layers[l].tail_capacity != cache->n_tail)
+      result = grow_layer(cache, &cache->layers[l], cache->n_tail);
+  return result;
+}
+
 lpx_attention_segment lpx_cache_prefix(const lpx_cache *cache, uint32_t layer) {
   const lpx_cache_layer *from = &cache->layers[layer];
   if (!from->prefix_key.buffer) return (lpx_attention_segment){0};

@@ -42,6 +42,8 @@ laprox_result lpx_cache_copy(const lpx_cache *from, lpx_cache *out);
 laprox_result lpx_cache_reserve(lpx_cache *cache, uint32_t n_more, bool exact);
 /* Counts n more entries and tokens, which have been written behind the tail. */
 void lpx_cache_advance(lpx_cache *cache, uint32_t n);
+/* Forgets the last n tokens, which must be in the tail, and gives their memory back. */
+laprox_result lpx_cache_retreat(lpx_cache *cache, uint32_t n);
 
 /* Counts the buffers again, after a change to layers. */
 void lpx_cache_count_bytes(lpx_cache *cache);
@@ -55,6 +57,18 @@ uint64_t lpx_cache_row_bytes(const lpx_cache *cache);
 /* A layer's cu_seqlens and indices (true positions) as tensors, in this order. */
 laprox_result lpx_cache_declare_lists(const lpx_cache *cache, uint32_t layer, lpx_st_writer *writer);
 laprox_result lpx_cache_write_lists(const lpx_cache *cache, uint32_t layer, lpx_st_writer *writer);
+
+/* Scores of all candidates of a cache, on the device, before any is chosen. A zeroed one is empty. */
+typedef struct lpx_cache_scores {
+  lpx_rules rules;          /* that they came from */
+  uint32_t window;          /* last entries that an eviction protects: 0 where those that scored are gone */
+  lpx_buffer scores, ranks; /* ranks: of policies that choose in two stages, what the first one goes by */
+  float *layer_scales;      /* n_layers */
+  uint32_t *layer_words;    /* where each layer's scores begin in the buffers; n_layers + 1 */
+  uint64_t n_nonfinite;
+  uint64_t n_entries; /* of all heads of the cache; 0: there was nothing to choose among */
+} lpx_cache_scores;
+void lpx_cache_scores_finish(laprox_context *context, lpx_cache_scores *scores);
 
 /* What an eviction needs besides the cache. */
 typedef struct lpx_cache_eviction {
@@ -72,6 +86,7 @@ typedef struct lpx_cache_eviction {
   float scale;               /* 0: 1 / sqrt(head_dim) */
   laprox_progress_fn progress;
   void *progress_user;
+  const lpx_cache_scores *given; /* of this cache, or of one that holds the same; NULL: it scores itself */
   float **scores; /* may be NULL; receives pooled and scaled scores, heads after heads, for each its
                      candidates; NULL where nothing was evicted. The caller releases it. */
 } lpx_cache_eviction;
@@ -79,6 +94,8 @@ typedef struct lpx_cache_eviction {
 /* Zeroed for layers without. */
 laprox_buffer lpx_cache_eviction_lse(const lpx_cache_eviction *eviction, uint32_t layer);
 
+/* Scores alone, with sinks and window as the policy's budget has them. */
+laprox_result lpx_cache_score(lpx_cache *cache, const lpx_cache_eviction *eviction, lpx_cache_scores *out);
 /* Evicts to the budget. On failure the cache is as it was. */
 laprox_result lpx_cache_evict(lpx_cache *cache, const lpx_cache_eviction *eviction, laprox_eviction *out);
 

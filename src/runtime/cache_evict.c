@@ -10,11 +10,20 @@ typedef struct eviction_run {
   const lpx_cache_eviction *eviction;
   laprox_context *context;
   lpx_queue *queue;
+  lpx_rules rules; /* fitted to the budget */
   lpx_pass pass;
   uint32_t *cu_seqlens; /* of the plan's segments: n_layers x (n_kv_heads + 1) */
   uint32_t *head_sinks;
   laprox_layer_buffers *layers;
 } eviction_run;
+
+static uint64_t count_entries(const lpx_cache *cache) {
+  uint64_t n = 0;
+  for (uint32_t l = 0; l < cache->shape.n_layers; l++)
+    for (uint32_t head = 0; head < cache->shape.n_kv_heads; head++)
+      n += lpx_cache_head_entries(cache, l, head);
+  return n;
+}
 
 static uint32_t leading_sinks(const lpx_cache *cache, uint32_t layer, uint32_t head, uint32_t n_sinks) {
   uint32_t n = 0;
@@ -111,6 +120,7 @@ static laprox_result make_plan(eviction_run *run) {
   lpx_rules rules;
   laprox_result result = lpx_rules_resolve(&run->context->host, eviction->policy, &rules);
   if (result) return result;
+  if (eviction->given) rules.window = eviction->given->window;
   laprox_plan_info info = {.shape = cache->shape,
                            .policy = *eviction->policy,
                            .cache_dtype = cache->dtype,
@@ -133,12 +143,15 @@ static laprox_result make_plan(eviction_run *run) {
                     eviction->query_rows);
   if (eviction->queries)
     info.query_start = (eviction->query_end + eviction->query_rows - rules.window) % eviction->query_rows;
+  run->rules = rules;
   result = check_window(cache, &rules);
   if (!result) result = check_together(cache, &rules);
   if (!result) result = lpx_cache_reserve(run->cache, 0, true);
   if (!result) result = describe(run, &rules, &info);
   info.head_sinks = run->head_sinks;
-  return result ? result : lpx_pass_init(run->context, &info, &run->pass);
+  info.layer_scales = eviction->given ? eviction->given->layer_scales : NULL;
+  return result ? result
+                : lpx_pass_init(run->context, &info, eviction->given ? &rules.window : NULL, &run->pass);
 }
 
 static laprox_result report_progress(const eviction_run *run, double fraction) {
@@ -147,21 +160,66 @@ static laprox_result report_progress(const eviction_run *run, double fraction) {
   return lpx_fail(&run->context->host, LAPROX_ERROR_CANCELLED, "the eviction was cancelled");
 }
 
-static laprox_result score_and_select(eviction_run *run, laprox_eviction *out) {
+/* The tables come before the first layer's own steps. */
+static laprox_result score(eviction_run *run) {
   const uint32_t n_layers = run->cache->shape.n_layers;
-  const uint64_t start_ns = lpx_now_ns();
-  uint64_t scored_ns = start_ns;
-  for (uint32_t l = 0; l <= n_layers; l++) {
+  laprox_result result = LAPROX_OK;
+  for (uint32_t l = 0; l < n_layers && !result; l++) {
     uint32_t first, count;
     laprox_binding_layer_steps(run->pass.binding, l, &first, &count);
-    laprox_result result = lpx_queue_run_steps(run->queue, run->pass.binding->program, first, count, NULL);
+    result = lpx_queue_run_steps(run->queue, run->pass.binding->program, first, count, NULL);
     if (!result) result = report_progress(run, (double)l / (n_layers + 1));
-    if (result) return result;
-    if (l + 1 == n_layers) scored_ns = lpx_now_ns();
   }
+  return result;
+}
+
+static VkDeviceSize ranks_bytes(const eviction_run *run) {
+  return lpx_plan_takes_risks(run->pass.plan) ? run->pass.needs.scores_bytes : 0;
+}
+
+static laprox_buffer ranks_of(const eviction_run *run) {
+  return lpx_buffer_part(lpx_buffer_whole(&run->pass.scratch), run->pass.plan->own_scores_offset,
+                         ranks_bytes(run));
+}
+
+static laprox_result copy_scores(const eviction_run *run, laprox_buffer from, laprox_buffer ranks_from,
+                                 laprox_buffer to, laprox_buffer ranks_to) {
+  lpx_program *program = NULL;
+  if (!run->pass.needs.scores_bytes) return LAPROX_OK;
+  laprox_result result = lpx_program_create(run->context, "a copy of scores", &program);
+  if (result) return result;
+  lpx_program_copy(program, from, to);
+  if (ranks_bytes(run)) lpx_program_copy(program, ranks_from, ranks_to);
+  result = lpx_program_finish_building(program);
+  if (!result) result = lpx_queue_run(run->queue, program, NULL);
+  lpx_program_destroy(program);
+  return result;
+}
+
+static laprox_result take_given(eviction_run *run) {
+  const lpx_cache_scores *given = run->eviction->given;
+  const lpx_rules *rules = &run->rules;
+  if (given->n_entries != count_entries(run->cache) || given->scores.size != run->pass.needs.scores_bytes ||
+      given->rules.sinks != rules->sinks)
+    return lpx_fail(&run->context->host, LAPROX_ERROR_INVALID_ARGUMENT,
+                    "scores of %llu entries with %u sinks, but there are %llu, with %u at this budget",
+                    (unsigned long long)given->n_entries, given->rules.sinks,
+                    (unsigned long long)count_entries(run->cache), rules->sinks);
+  return copy_scores(run, lpx_buffer_whole(&given->scores), lpx_buffer_whole(&given->ranks),
+                     lpx_buffer_whole(&run->pass.scores), ranks_of(run));
+}
+
+static laprox_result score_and_select(eviction_run *run, laprox_eviction *out) {
+  uint32_t first, count;
+  const uint64_t start_ns = lpx_now_ns();
+  laprox_result result = run->eviction->given ? take_given(run) : score(run);
+  const uint64_t scored_ns = lpx_now_ns();
+  laprox_binding_layer_steps(run->pass.binding, run->cache->shape.n_layers, &first, &count);
+  if (!result) result = lpx_queue_run_steps(run->queue, run->pass.binding->program, first, count, NULL);
+  if (!result) result = report_progress(run, 1.0);
   out->score_ms = (double)(scored_ns - start_ns) * 1e-6;
   out->select_ms = (double)(lpx_now_ns() - scored_ns) * 1e-6;
-  return lpx_pass_read_result(run->queue, &run->pass);
+  return result ? result : lpx_pass_read_result(run->queue, &run->pass);
 }
 
 /* The layer's kept rows in buffers of their own; positions and offsets follow. */
@@ -279,6 +337,7 @@ static void report(const eviction_run *run, laprox_eviction *out) {
   out->kept = run->pass.needs.n_kept;
   for (uint32_t l = 0; l < run->cache->shape.n_layers; l++)
     out->nonfinite_scores += run->pass.result_words[run->pass.plan->result.counters + 2 * l];
+  if (run->eviction->given) out->nonfinite_scores = run->eviction->given->n_nonfinite;
 }
 
 static void finish(eviction_run *run) {
@@ -287,14 +346,6 @@ static void finish(eviction_run *run) {
   lpx_release(host, run->cu_seqlens);
   lpx_release(host, run->head_sinks);
   lpx_release(host, run->layers);
-}
-
-static uint64_t count_entries(const lpx_cache *cache) {
-  uint64_t n = 0;
-  for (uint32_t l = 0; l < cache->shape.n_layers; l++)
-    for (uint32_t head = 0; head < cache->shape.n_kv_heads; head++)
-      n += lpx_cache_head_entries(cache, l, head);
-  return n;
 }
 
 /* What stands in the cache; its buffers may be a little larger. */
@@ -324,6 +375,67 @@ laprox_result lpx_cache_evict(lpx_cache *cache, const lpx_cache_eviction *evicti
     *eviction->scores = NULL;
   }
   out->bytes_after = data_bytes(cache);
+  finish(&run);
+  return result;
+}
+
+/* ---- scores alone ---- */
+
+void lpx_cache_scores_finish(laprox_context *context, lpx_cache_scores *scores) {
+  lpx_buffer_finish(context, &scores->scores);
+  lpx_buffer_finish(context, &scores->ranks);
+  lpx_release(&context->host, scores->layer_scales);
+  lpx_release(&context->host, scores->layer_words);
+  *scores = (lpx_cache_scores){0};
+}
+
+/* Scales and counts of layers, which stand at the front of the result block. */
+static laprox_result read_counters(const eviction_run *run, lpx_cache_scores *to) {
+  const laprox_host *host = &run->context->host;
+  const uint32_t n_layers = run->cache->shape.n_layers;
+  uint32_t *counters = lpx_allocate(host, n_layers, 2 * sizeof *counters);
+  to->layer_scales = lpx_allocate(host, n_layers, sizeof *to->layer_scales);
+  to->layer_words = lpx_allocate(host, (uint64_t)n_layers + 1, sizeof *to->layer_words);
+  laprox_result result =
+      counters && to->layer_scales && to->layer_words ? LAPROX_OK : lpx_fail_memory(host, "scores");
+  const laprox_buffer from =
+      lpx_buffer_part(lpx_buffer_whole(&run->pass.result), (VkDeviceSize)run->pass.plan->result.counters * 4,
+                      (VkDeviceSize)n_layers * 2 * sizeof *counters);
+  if (!result) result = lpx_queue_download(run->queue, from, counters, n_layers * 2 * sizeof *counters);
+  for (uint32_t l = 0; l < n_layers && !result; l++) {
+    to->n_nonfinite += counters[2 * l];
+    memcpy(&to->layer_scales[l], &counters[2 * l + 1], sizeof *to->layer_scales);
+    to->layer_words[l + 1] = to->layer_words[l] + run->pass.plan->layers[l].n_blocks * BLOCK_ENTRIES;
+  }
+  lpx_release(host, counters);
+  return result;
+}
+
+static laprox_result keep_scores(eviction_run *run, lpx_cache_scores *to) {
+  const VkDeviceSize bytes = run->pass.needs.scores_bytes;
+  laprox_result result = lpx_buffer_init(run->context, LPX_MEMORY_DEVICE, bytes, "scores", &to->scores);
+  if (!result && ranks_bytes(run))
+    result = lpx_buffer_init(run->context, LPX_MEMORY_DEVICE, bytes, "ranks", &to->ranks);
+  if (!result)
+    result = copy_scores(run, lpx_buffer_whole(&run->pass.scores), ranks_of(run),
+                         lpx_buffer_whole(&to->scores), lpx_buffer_whole(&to->ranks));
+  return result ? result : read_counters(run, to);
+}
+
+laprox_result lpx_cache_score(lpx_cache *cache, const lpx_cache_eviction *eviction, lpx_cache_scores *out) {
+  eviction_run run = {
+      .cache = cache, .eviction = eviction, .context = cache->device->context, .queue = cache->device->queue};
+  *out = (lpx_cache_scores){0};
+  laprox_result result = make_plan(&run);
+  if (!result && run.pass.needs.budget != UINT32_MAX) {
+    result = lpx_pass_bind(run.context, run.layers, &run.pass);
+    if (!result) result = score(&run);
+    if (!result) result = keep_scores(&run, out);
+    out->n_entries = count_entries(cache);
+  }
+  out->rules = run.rules;
+  out->window = run.rules.window;
+  if (result) lpx_cache_scores_finish(run.context, out);
   finish(&run);
   return result;
 }

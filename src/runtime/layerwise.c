@@ -110,7 +110,7 @@ static laprox_result make_plan(cut *c) {
                            .layer_scales = layerwise->layer_scales,
                            .retain_scores = true};
   info.shape.n_layers = c->newest + 1;
-  return lpx_pass_init(c->context, &info, &c->pass);
+  return lpx_pass_init(c->context, &info, NULL, &c->pass);
 }
 
 /* Scores of the layers before go to where the new plan wants them; everything else is no candidate. */

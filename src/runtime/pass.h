@@ -12,8 +12,9 @@ typedef struct lpx_pass {
   uint32_t *result_words; /* the result block, once it has been read back */
 } lpx_pass;
 
-/* The plan alone; its requirements are known then. A zeroed pass is empty. */
-laprox_result lpx_pass_init(laprox_context *context, const laprox_plan_info *info, lpx_pass *out);
+/* The plan alone; its requirements are known then. `window`: NULL, or of a plan that only selects. A zeroed pass is empty. */
+laprox_result lpx_pass_init(laprox_context *context, const laprox_plan_info *info, const uint32_t *window,
+                            lpx_pass *out);
 /* Buffers and steps over the layers' own buffers. */
 laprox_result lpx_pass_bind(laprox_context *context, const laprox_layer_buffers *layers, lpx_pass *pass);
 /* The result block, checked. */

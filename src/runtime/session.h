@@ -59,6 +59,9 @@ lpx_session_sums lpx_session_sums_after(const laprox_session *session, uint32_t 
 /* laprox_session_prefill; with `layerwise` into an empty cache that is cut after every layer. */
 laprox_result lpx_session_prefill(laprox_session *session, const uint32_t *tokens, size_t n,
                                   lpx_layerwise *layerwise);
+/* What an eviction or scoring needs once n_more tokens have been read. */
+laprox_result lpx_session_prepare(laprox_session *session, const laprox_policy *policy, uint32_t n_more,
+                                  lpx_rules *rules, lpx_cache_eviction *out);
 /* Releases an array of n_layers buffers; NULL is nothing. */
 void lpx_session_finish_array(laprox_session *session, lpx_buffer *buffers);
 uint64_t lpx_session_query_row_bytes(const laprox_session *session);

@@ -55,9 +55,8 @@ static uint32_t count_lse_layers(const laprox_session *session, uint32_t window,
   return n_tokens - window < sums.last_layer_first ? n_layers - 1 : n_layers;
 }
 
-/* What an eviction needs once n_more tokens have been read. */
-static laprox_result prepare(laprox_session *session, const laprox_policy *policy, uint32_t n_more,
-                             lpx_rules *rules, lpx_cache_eviction *out) {
+laprox_result lpx_session_prepare(laprox_session *session, const laprox_policy *policy, uint32_t n_more,
+                                  lpx_rules *rules, lpx_cache_eviction *out) {
   const uint32_t n_tokens = session->cache.n_tokens + n_more;
   laprox_result result = lpx_rules_resolve(&session->context->host, policy, rules);
   const bool uses_factors = !result && lpx_rules_factor(rules);
@@ -82,7 +81,7 @@ laprox_result laprox_session_evict(laprox_session *session, const laprox_policy 
   laprox_eviction unwanted;
   lpx_rules rules;
   lpx_cache_eviction eviction;
-  laprox_result result = prepare(session, policy, 0, &rules, &eviction);
+  laprox_result result = lpx_session_prepare(session, policy, 0, &rules, &eviction);
   if (!result && lpx_rules_use_attention(&rules) && session->cache.n_tokens > rules.window)
     result = lpx_session_check_queries(session, rules.window);
   if (result) return result;
@@ -119,7 +118,7 @@ laprox_result laprox_session_prefill_evict(laprox_session *session, const uint32
   if (!out) out = &unwanted;
   *out = (laprox_eviction){0};
   const uint64_t n_tokens = (uint64_t)session->cache.n_tokens + count;
-  laprox_result result = prepare(session, policy, (uint32_t)count, &rules, &eviction);
+  laprox_result result = lpx_session_prepare(session, policy, (uint32_t)count, &rules, &eviction);
   if (!result && n_tokens <= session->model->context_length)
     result =
         lpx_budget_resolve(&session->context->host, &rules, &policy->budget, (uint32_t)n_tokens, &budget);

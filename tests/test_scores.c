@@ -1,0 +1,306 @@
+/* test_scores.c: scores apart from budgets, on the shipped model: the sets of evictions that score themselves; probes
+ * held against the f64 reference, and nothing of them left behind. */
+#include "core/core.h"
+#include "support/capture.h"
+#include "support/reading.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#define CAPTURE "test_scores_capture.safetensors"
+
+enum { N = 300, PROBE = 24 };
+
+static laprox_scores *score_with(laprox_session *session, const laprox_score_info *info) {
+  laprox_scores *scores = NULL;
+  assert_int_equal(laprox_session_score(session, info, &scores), LAPROX_OK);
+  assert_non_null(scores);
+  return scores;
+}
+
+/* ---- budgets ---- */
+
+static const laprox_policy policies[] = {
+    {0},
+    {.gqa = LAPROX_GQA_JOINT, .floor = 2},
+    {.scope = LAPROX_SCOPE_HEAD, .sinks = 3, .window = 20},
+    {.kind = LAPROX_POLICY_SNAPKV, .scope = LAPROX_SCOPE_GLOBAL},
+    {.kind = LAPROX_POLICY_ADAKV},
+    {.kind = LAPROX_POLICY_PYRAMIDKV},
+    {.kind = LAPROX_POLICY_CRITICALKV},
+    {.kind = LAPROX_POLICY_CRITICALKV, .scope = LAPROX_SCOPE_LAYER},
+    {.kind = LAPROX_POLICY_VATP},
+    {.kind = LAPROX_POLICY_KEYDIFF},
+    {.kind = LAPROX_POLICY_STREAMING},
+    {.kind = LAPROX_POLICY_RANDOM, .seed = 5},
+    /* of equal heads only */
+    {.kind = LAPROX_POLICY_TOVA},
+    {.kind = LAPROX_POLICY_DEFENSIVEKV},
+    {.kind = LAPROX_POLICY_LAYER_DEFENSIVEKV},
+};
+enum { N_POLICIES = sizeof policies / sizeof *policies, N_FOR_ANY = N_POLICIES - 3 };
+
+/* One scoring for all budgets that it serves: as if each had been scored on its own. */
+static void expect_budgets(laprox_session *session, const laprox_policy *policy) {
+  static const uint32_t budgets[] = {250, 120, 60, 40, 37, 1000};
+  laprox_score_info info = {.policy = *policy};
+  laprox_scores *scores = score_with(session, &info);
+  for (size_t i = 0; i < sizeof budgets / sizeof *budgets; i++) {
+    const laprox_budget budget = {.tokens = budgets[i]};
+    laprox_session *direct = fork_of(session), *scored = fork_of(session);
+    laprox_eviction one, other;
+    info.policy.budget = budget;
+    const bool serves = laprox_scores_serve(scores, &budget);
+    if (policy->kind != LAPROX_POLICY_VATP && policy->kind != LAPROX_POLICY_STREAMING) assert_true(serves);
+    if (!serves) {
+      if (budgets[i] < 250)
+        assert_int_equal(laprox_session_evict_scored(scored, scores, &budget, NULL),
+                         LAPROX_ERROR_INVALID_ARGUMENT);
+      laprox_scores_destroy(scores);
+      scores = score_with(session, &info);
+    }
+    assert_int_equal(laprox_session_evict(direct, &info.policy, &one), LAPROX_OK);
+    assert_int_equal(laprox_session_evict_scored(scored, scores, &budget, &other), LAPROX_OK);
+    assert_int_equal(one.kept, other.kept);
+    assert_int_equal(one.bytes_after, other.bytes_after);
+    assert_int_equal(laprox_session_get_memory(direct).kv_bytes, laprox_session_get_memory(scored).kv_bytes);
+    expect_same_kept(direct, scored);
+    decode_tokens(direct, 1);
+    decode_tokens(scored, 1);
+    expect_same_logits(direct, scored);
+    laprox_session_destroy(direct);
+    laprox_session_destroy(scored);
+  }
+  laprox_scores_destroy(scores);
+}
+
+static void test_budgets(void **state) {
+  (void)state;
+  laprox_session *session = make_at(N);
+  for (size_t i = 0; i < N_POLICIES; i++) expect_budgets(session, &policies[i]);
+  laprox_session_destroy(session);
+}
+
+/* A ragged prefix and a tail. */
+static void test_budgets_again(void **state) {
+  (void)state;
+  laprox_session *session = make_at(N);
+  evict_to(session, 90);
+  read_tokens(session, 60);
+  for (size_t i = 0; i < N_FOR_ANY; i += 3) expect_budgets(session, &policies[i]);
+  laprox_session_destroy(session);
+}
+
+/* ---- probes ---- */
+
+/* A session with the document and a probe behind it, as the reference's cache. */
+static void capture_probed(const uint32_t *probe, laprox_dtype dtype, capture_cache *out) {
+  const laprox_session_info info = {.kv_dtype = dtype, .window = PROBE};
+  laprox_session *session = make_with(&info);
+  read_tokens(session, N);
+  assert_int_equal(laprox_session_prefill(session, probe, PROBE), LAPROX_OK);
+  assert_int_equal(laprox_session_capture(session, CAPTURE), LAPROX_OK);
+  laprox_model_description about;
+  laprox_model_describe(rig.model, &about);
+  const capture_options options = {.shape = about.shape,
+                                   .n_tokens = N + PROBE,
+                                   .window = PROBE,
+                                   .model_dim = about.model_dim,
+                                   .dtype = dtype};
+  capture_init(out, &options);
+  assert_int_equal(capture_read(out, &session->context->host, CAPTURE), LAPROX_OK);
+  laprox_session_destroy(session);
+}
+
+/* What is kept of the document, and the probe, which the reference's window is. */
+static ref_kept kept_with_probe(const laprox_session *session) {
+  uint32_t counts[N_HEADS], positions[N_HEADS * N];
+  ref_kept kept = {.n_heads = N_HEADS, .offsets = calloc(N_HEADS + 1, sizeof *kept.offsets)};
+  kept.entries = calloc((size_t)N_HEADS * (N + PROBE), sizeof *kept.entries);
+  assert_true(kept.offsets && kept.entries);
+  laprox_session_kept_per_head(session, counts);
+  size_t n = 0;
+  for (uint32_t l = 0, head = 0; l < N_LAYERS; l++) {
+    const uint32_t *from = positions;
+    laprox_session_kept_positions(session, l, positions);
+    for (uint32_t g = 0; g < N_HEADS / N_LAYERS; g++, head++) {
+      for (uint32_t i = 0; i < counts[head]; i++) {
+        assert_true(*from < N);
+        kept.entries[n++] = *from++;
+      }
+      for (uint32_t i = 0; i < PROBE; i++) kept.entries[n++] = N + i;
+      kept.offsets[head + 1] = n;
+    }
+  }
+  return kept;
+}
+
+/* The probes' own scores, averaged or maximised. */
+static void combine_scores(const capture_cache *worlds, size_t n, const ref_rules *rules,
+                           laprox_combine combine, ref_scores *out) {
+  ref_score(&worlds[0].cache, rules, out);
+  for (size_t w = 1; w < n; w++) {
+    ref_scores more;
+    ref_score(&worlds[w].cache, rules, &more);
+    for (size_t i = 0; i < out->offsets[N_HEADS]; i++)
+      if (combine != LAPROX_COMBINE_MAX)
+        out->values[i] += more.values[i];
+      else if (more.values[i] > out->values[i])
+        out->values[i] = more.values[i];
+    ref_scores_finish(&more);
+  }
+}
+
+static void expect_probed(laprox_session *session, const laprox_score_info *info,
+                          const capture_cache *worlds) {
+  static const uint32_t budgets[] = {5, 40, 120};
+  char message[REF_MESSAGE_BYTES];
+  laprox_policy policy = info->policy;
+  laprox_scores *scores = score_with(session, info);
+  ref_scores truth;
+  policy.window = PROBE;
+  ref_rules rules = ref_rules_decide(&policy);
+  combine_scores(worlds, info->n_probes, &rules, info->combine, &truth);
+  for (size_t i = 0; i < sizeof budgets / sizeof *budgets; i++) {
+    const laprox_budget budget = {.tokens = budgets[i]};
+    laprox_session *evicted = fork_of(session);
+    laprox_eviction out;
+    assert_int_equal(laprox_session_evict_scored(evicted, scores, &budget, &out), LAPROX_OK);
+    assert_int_equal(out.kept, budgets[i] * N_HEADS);
+    assert_int_equal(count_kept(evicted), out.kept);
+    assert_int_equal(laprox_session_n_tokens(evicted), N);
+    ref_kept kept = kept_with_probe(evicted);
+    const char *complaint = ref_check_kept(&truth, &rules, budgets[i] + PROBE, 1e-3, &kept, NULL, message);
+    if (complaint) fail_msg("budget %u: %s", budgets[i], complaint);
+    ref_kept_finish(&kept);
+    laprox_session_destroy(evicted);
+  }
+  ref_scores_finish(&truth);
+  laprox_scores_destroy(scores);
+}
+
+static void test_probes(void **state) {
+  (void)state;
+  static const laprox_policy tried[] = {{0},
+                                        {.gqa = LAPROX_GQA_JOINT, .sinks = 2},
+                                        {.kind = LAPROX_POLICY_SNAPKV},
+                                        {.kind = LAPROX_POLICY_TOVA}};
+  capture_cache worlds[2];
+  const laprox_probe probes[] = {{rig.tokens + 500, PROBE}, {rig.tokens + 900, PROBE}};
+  for (int i = 0; i < 2; i++) capture_probed(probes[i].tokens, LAPROX_DTYPE_F16, &worlds[i]);
+  laprox_session *session = make_at(N);
+  for (size_t i = 0; i < sizeof tried / sizeof *tried; i++) {
+    laprox_score_info info = {.policy = tried[i], .probes = probes, .n_probes = 1};
+    expect_probed(session, &info, worlds);
+    info.n_probes = 2;
+    expect_probed(session, &info, worlds);
+    info.combine = LAPROX_COMBINE_MAX;
+    expect_probed(session, &info, worlds);
+  }
+  laprox_session_destroy(session);
+  for (int i = 0; i < 2; i++) capture_finish(&worlds[i]);
+}
+
+/* K, V, queries and logits are those of a session that never was probed, and so is its memory. */
+static void test_nothing_left(void **state) {
+  (void)state;
+  const laprox_probe probes[] = {{rig.tokens + 500, PROBE}, {rig.tokens + 700, 7}};
+  const laprox_score_info info = {.probes = probes, .n_probes = 2};
+  laprox_session *session = make_at(N), *untouched = fork_of(session);
+  laprox_scores *scores = score_with(session, &info); /* makes the value factors, which stay */
+  laprox_scores_destroy(scores);
+  const uint64_t bytes = device_bytes();
+  scores = score_with(session, &info);
+  laprox_scores_destroy(scores);
+  assert_int_equal(device_bytes(), bytes);
+  for (int turn = 0; turn < 3; turn++) {
+    assert_int_equal(laprox_session_n_tokens(session), laprox_session_n_tokens(untouched));
+    assert_int_equal(laprox_session_get_memory(session).kv_bytes,
+                     laprox_session_get_memory(untouched).kv_bytes);
+    expect_same_logits(session, untouched);
+    expect_near_queries(session, untouched, 0);
+    expect_same_kept(session, untouched);
+    if (turn == 0) {
+      evict_to(session, 80);
+      evict_to(untouched, 80);
+    } else {
+      read_tokens(session, 40);
+      read_tokens(untouched, 40);
+      scores = score_with(session, &info);
+      laprox_scores_destroy(scores);
+    }
+  }
+  laprox_session_destroy(session);
+  laprox_session_destroy(untouched);
+}
+
+/* A failure somewhere in the middle leaves the session as it was, too. */
+static void test_context_full(void **state) {
+  (void)state;
+  laprox_model_description about;
+  laprox_model_describe(rig.model, &about);
+  const laprox_probe probe = {rig.tokens, PROBE};
+  const laprox_score_info info = {.probes = &probe, .n_probes = 1};
+  laprox_scores *scores = NULL;
+  laprox_session *session = make();
+  uint32_t *tokens = malloc(about.context_length * sizeof *tokens);
+  assert_non_null(tokens);
+  for (uint32_t i = 0; i < about.context_length; i++) tokens[i] = rig.tokens[i % rig.n_tokens];
+  assert_int_equal(laprox_session_prefill(session, tokens, about.context_length - PROBE + 1), LAPROX_OK);
+  laprox_session *untouched = fork_of(session);
+  assert_int_equal(laprox_session_score(session, &info, &scores), LAPROX_ERROR_INVALID_ARGUMENT);
+  assert_null(scores);
+  expect_same_logits(session, untouched);
+  expect_near_queries(session, untouched, 0);
+  evict_to(session, 60);
+  evict_to(untouched, 60);
+  expect_same_kept(session, untouched);
+  laprox_session_destroy(session);
+  laprox_session_destroy(untouched);
+  free(tokens);
+}
+
+static void test_refusals(void **state) {
+  (void)state;
+  const laprox_probe probe = {rig.tokens, PROBE}, longer = {rig.tokens, 33}, none = {rig.tokens, 0};
+  const laprox_score_info cases[] = {
+      {.probes = &longer, .n_probes = 1},
+      {.probes = &none, .n_probes = 1},
+      {.policy.window = 16, .probes = &probe, .n_probes = 1},
+      {.policy.kind = LAPROX_POLICY_KNORM, .probes = &probe, .n_probes = 1},
+      {.policy.kind = LAPROX_POLICY_STREAMING, .probes = &probe, .n_probes = 1},
+      {.policy.kind = LAPROX_POLICY_KNORM, .policy.pool_width = 3}};
+  laprox_session *session = make_at(N);
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    laprox_scores *scores = NULL;
+    assert_int_equal(laprox_session_score(session, &cases[i], &scores), LAPROX_ERROR_INVALID_ARGUMENT);
+    assert_null(scores);
+  }
+  const laprox_score_info info = {0};
+  laprox_scores *scores = score_with(session, &info);
+  read_tokens(session, 1);
+  assert_int_equal(laprox_session_evict_scored(session, scores, &(laprox_budget){.tokens = 50}, NULL),
+                   LAPROX_ERROR_INVALID_ARGUMENT);
+  laprox_scores_destroy(scores);
+  laprox_scores_destroy(NULL);
+  laprox_session_destroy(session);
+}
+
+static int finish(void **state) {
+  remove(CAPTURE);
+  return reading_teardown(state);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_budgets),      cmocka_unit_test(test_budgets_again),
+      cmocka_unit_test(test_probes),       cmocka_unit_test(test_nothing_left),
+      cmocka_unit_test(test_context_full), cmocka_unit_test(test_refusals),
+  };
+  return cmocka_run_group_tests(tests, reading_setup, finish);
+}
