@@ -253,6 +253,28 @@ static void test_segments(void **state) {
   kernel_test_end(&test);
 }
 
+/* Blocks, in heads that begin at odd words and at every place of a range. */
+static void test_blocks(void **state) {
+  kernel_test test = kernel_test_begin(state, 6);
+  static const uint32_t dims[] = {64, 128, 192, 256}, groups[] = {3, 1, 4, 16};
+  static const uint32_t rows[] = {65, 2, 3, 33}, before[] = {63, 0, 130, 1};
+  for (size_t i = 0; i < COUNT(dims); i++)
+    for (size_t j = 0; j < 2; j++) {
+      attention_case c = {.dtype = j ? LAPROX_DTYPE_Q8_0 : LAPROX_DTYPE_Q4_0,
+                          .head_dim = dims[i],
+                          .n_kv_heads = 3,
+                          .group = groups[i],
+                          .n_rows = rows[(i + j) % COUNT(rows)],
+                          .prefix = {129, (uint32_t)i % 2, 7 + (uint32_t)j}};
+      c.n_tail = c.n_rows + before[i];
+      c.head_rows = c.n_tail + (uint32_t)j;
+      run_prefill(&test, &c);
+      c.n_rows = 1;
+      run_decode(&test, &c);
+    }
+  kernel_test_end(&test);
+}
+
 /* Decode over nothing but a prefix, where some head, or every one, has no entry at all: zeros. */
 static void test_heads_without_entries(void **state) {
   kernel_test test = kernel_test_begin(state, 3);
@@ -284,6 +306,20 @@ static void test_ranges(void **state) {
   run_prefill(&test, &c);
   c.n_rows = 1;
   run_decode(&test, &c);
+  for (laprox_dtype dtype = LAPROX_DTYPE_Q8_0; dtype <= LAPROX_DTYPE_Q4_0; dtype++) {
+    c = (attention_case){.dtype = dtype,
+                         .head_dim = 64,
+                         .n_kv_heads = 4,
+                         .group = 1,
+                         .n_rows = 9,
+                         .prefix = {1290, 3, 1301, 0},
+                         .n_tail = 1290,
+                         .head_rows = 1301,
+                         .max_range = (VkDeviceSize)(dtype == LAPROX_DTYPE_Q8_0 ? 190 : 102) << 10};
+    run_prefill(&test, &c);
+    c.n_rows = 1;
+    run_decode(&test, &c);
+  }
   kernel_test_end(&test);
 }
 
@@ -337,11 +373,9 @@ static void test_bad_arguments(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_shapes),
-      cmocka_unit_test(test_segments),
-      cmocka_unit_test(test_heads_without_entries),
-      cmocka_unit_test(test_ranges),
-      cmocka_unit_test(test_decode_is_deterministic),
+      cmocka_unit_test(test_shapes),        cmocka_unit_test(test_segments),
+      cmocka_unit_test(test_blocks),        cmocka_unit_test(test_heads_without_entries),
+      cmocka_unit_test(test_ranges),        cmocka_unit_test(test_decode_is_deterministic),
       cmocka_unit_test(test_bad_arguments),
   };
   return cmocka_run_group_tests(tests, test_gpu_setup, test_gpu_teardown);

@@ -239,7 +239,6 @@ static const bad_case bad_usage[] = {
     {2, RUN("--budget", "5%", "--policy", "random", "--no-normalize"), OUTPUT_KEPT},
     {2, RUN("--floor", "0", "--policy", "full"), OUTPUT_KEPT},
     {2, RUN("--policy", "laprox"), OUTPUT_KEPT},
-    {2, RUN("--kv", "q8_0"), OUTPUT_KEPT},
     {2, RUN("--kv", "f64"), OUTPUT_KEPT},
     {2, RUN("--probe", "text"), OUTPUT_KEPT},
     {2, RUN("--prefill", "backwards"), OUTPUT_KEPT},

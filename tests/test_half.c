@@ -1,4 +1,4 @@
-/* test_half.c: every f16 and bf16 there and back, rounding to nearest even, Q8_0, sizes. */
+/* test_half.c: every f16 and bf16 there and back, rounding to nearest even, blocks, sizes. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -84,6 +84,26 @@ static void bf16_round_trips_and_rounds(void **state) {
   assert_true(isnan(lpx_bf16_to_f32(lpx_f32_to_bf16(low_payload_nan))));
 }
 
+static void q4_0_blocks(void **state) {
+  (void)state;
+  uint8_t raw[1 + 2 * 18];
+  float values[64];
+  for (unsigned block = 0; block < 2; block++) {
+    uint8_t *at = raw + 1 + 18 * block;
+    const uint16_t scale = lpx_f32_to_f16(block == 0 ? 0.5f : -2.0f);
+    memcpy(at, &scale, 2);
+    for (unsigned i = 0; i < 16; i++) at[2 + i] = (uint8_t)(i | (15 - i) << 4);
+  }
+  lpx_to_f32(LAPROX_DTYPE_Q4_0, raw + 1, 64, values);
+  for (int i = 0; i < 32; i++) {
+    const int number = i < 16 ? i - 8 : 23 - i;
+    assert_true(values[i] == 0.5f * (float)number);
+    assert_true(values[32 + i] == -2.0f * (float)number);
+  }
+  assert_int_equal(laprox_dtype_bytes(LAPROX_DTYPE_Q4_0, 96), 54);
+  assert_int_equal(laprox_dtype_bytes(LAPROX_DTYPE_Q4_0, 80), 0);
+}
+
 /* Source addresses are odd on purpose: data of files is aligned to nothing. */
 static void arrays_of_every_type(void **state) {
   (void)state;
@@ -132,9 +152,13 @@ static void sizes(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(f16_round_trips),      cmocka_unit_test(f16_rounds_to_nearest_even),
-      cmocka_unit_test(f16_extremes),         cmocka_unit_test(bf16_round_trips_and_rounds),
-      cmocka_unit_test(arrays_of_every_type), cmocka_unit_test(sizes),
+      cmocka_unit_test(f16_round_trips),
+      cmocka_unit_test(f16_rounds_to_nearest_even),
+      cmocka_unit_test(f16_extremes),
+      cmocka_unit_test(bf16_round_trips_and_rounds),
+      cmocka_unit_test(arrays_of_every_type),
+      cmocka_unit_test(q4_0_blocks),
+      cmocka_unit_test(sizes),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

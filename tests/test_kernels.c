@@ -1,5 +1,6 @@
 /* Every kernel of the forward pass but attention against f64. */
 #include "runtime/kernels.h"
+#include "support/blocks.h"
 #include "support/kernel.h"
 
 #include <math.h>
@@ -437,6 +438,33 @@ static void check_rotated(const rope_case *c, const float *x, const float *y, si
   }
 }
 
+/* Blocks of what was stored: within a number that stands for them of the nearest there is. What the device has rotated
+ * errs, so its scale does. */
+static void check_blocks(const rope_case *c, const float *x, const float *y, size_t row, bool rotate) {
+  enum { BLOCK = 32 };
+  for (size_t first = 0; first < c->head_dim; first += BLOCK) {
+    float want[BLOCK];
+    double largest = 0.0, slack = 0.0;
+    for (size_t i = 0; i < BLOCK; i += 2) {
+      const double a = (double)x[first + i], b = (double)x[first + i + 1];
+      const double angle = rotate ? (double)(c->first_position + row) * frequency(c, (first + i) / 2) : 0.0;
+      want[i] = (float)(a * cos(angle) - b * sin(angle));
+      want[i + 1] = (float)(a * sin(angle) + b * cos(angle));
+      largest = fmax(largest, fmax(fabs((double)want[i]), fabs((double)want[i + 1])));
+      slack = fmax(slack, rotate ? (fabs(a) + fabs(b)) * 0x1p-11 : 0.0);
+    }
+    const double scale = (double)block_scale(c->cache_dtype, want);
+    const double low = c->cache_dtype == LAPROX_DTYPE_Q8_0 ? -127.0 : -8.0;
+    const double high = c->cache_dtype == LAPROX_DTYPE_Q8_0 ? 127.0 : 7.0;
+    for (size_t i = 0; i < BLOCK; i++) {
+      const double nearest = scale != 0.0 ? fmax(low, fmin(high, round((double)want[i] / scale))) : 0.0;
+      const double error = fabs((double)want[i] - nearest * scale);
+      kernel_assert_close((double)y[first + i], (double)want[i], error + 3.0 * slack + largest * 0x1p-10,
+                          "stored in blocks", first + i);
+    }
+  }
+}
+
 /* What K or V holds: rows that were stored, and all others untouched. */
 static void check_cache(kernel_test *test, const rope_case *c, const float *x, const lpx_buffer *buffer,
                         bool is_value) {
@@ -453,7 +481,9 @@ static void check_cache(kernel_test *test, const rope_case *c, const float *x, c
     for (size_t i = 0; i < c->head_rows; i++) {
       const float *stored = cache + (head * c->head_rows + i) * d;
       const size_t row = i - c->first_row;
-      if (i >= c->first_row && row < c->n_rows)
+      if (i >= c->first_row && row < c->n_rows && lpx_dtype_is_blocks(c->cache_dtype))
+        check_blocks(c, x + (row * row_heads + first_head + head) * d, stored, row, !is_value);
+      else if (i >= c->first_row && row < c->n_rows)
         check_rotated(c, x + (row * row_heads + first_head + head) * d, stored, row, !is_value,
                       c->cache_dtype == LAPROX_DTYPE_F16, "stored");
       else
@@ -531,7 +561,13 @@ static void test_rope(void **state) {
       {LAPROX_DTYPE_F32, 3, 2, 2, 64, 131069, 9, 1, 1, 0, false, 0},
       {LAPROX_DTYPE_F16, 1, 7, 7, 128, 1000003, 3, 2, 0, 5, true, 0},
       {LAPROX_DTYPE_F32, 2, 1, 1, 256, 77, 2, 0, 0, 1, true, 0},
+      {LAPROX_DTYPE_Q8_0, 1, 1, 1, 64, 0, 1, 0, 0, 0, false, 0},
+      {LAPROX_DTYPE_Q8_0, 65, 6, 3, 128, 1, 70, 5, 33, 2, false, 0},
+      {LAPROX_DTYPE_Q4_0, 3, 2, 2, 64, 131069, 9, 1, 1, 0, true, 0},
+      {LAPROX_DTYPE_Q4_0, 66, 3, 1, 192, 1, 67, 1, 33, 2, false, 0},
       /* two heads of the cache a binding */
+      {LAPROX_DTYPE_Q8_0, 17, 5, 5, 64, 20, 1000, 713, 0, 0, false, (VkDeviceSize)150 << 10},
+      {LAPROX_DTYPE_Q4_0, 17, 5, 5, 64, 20, 1000, 713, 0, 0, false, (VkDeviceSize)90 << 10},
       {LAPROX_DTYPE_F16, 17, 5, 5, 96, 20, 200, 13, 0, 0, false, (VkDeviceSize)110 << 10},
   };
   for (size_t i = 0; i < COUNT(cases); i++) run_rope(&test, &cases[i]);

@@ -239,7 +239,7 @@ static void unknown_types_fail_when_used(void **state) {
   const lpx_st_tensor *tensor;
   test_host_init(&host);
   write_st("{\"a\":{\"dtype\":\"F8_E4M3_OF_A_LONG_KIND\",\"shape\":[2],\"data_offsets\":[0,3]},"
-           "\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[3,4]}}",
+           "\"b\":{\"dtype\":\"I8\",\"shape\":[1],\"data_offsets\":[3,4]}}",
            4);
   assert_int_equal(lpx_safetensors_open(&host.host, PATH, &file), LAPROX_OK);
   assert_non_null(lpx_safetensors_find(file, "a"));

@@ -72,7 +72,7 @@ static void test_context_limit(void **state) {
 static void test_bad_infos(void **state) {
   (void)state;
   static const laprox_session_info infos[] = {
-      {.window = 257}, {.chunk = 65537}, {.kv_dtype = LAPROX_DTYPE_Q8_0}, {.kv_dtype = (laprox_dtype)77}};
+      {.window = 257}, {.chunk = 65537}, {.kv_dtype = LAPROX_DTYPE_BF16}, {.kv_dtype = (laprox_dtype)77}};
   for (size_t i = 0; i < sizeof infos / sizeof *infos; i++) {
     laprox_session *session = (laprox_session *)1;
     const unsigned n_errors = rig.gpu->n_errors;

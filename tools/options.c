@@ -127,7 +127,8 @@ static const option_spec specs[] = {
     {OPTION_TOP_K, 0, "top-k", "N", COMMAND_RUN, 0, "draw from the N likeliest tokens; 0 = all [0]"},
     {OPTION_TOP_P, 0, "top-p", "P", COMMAND_RUN, 0,
      "draw from the likeliest tokens of this much probability [1]"},
-    {OPTION_KV, 0, "kv", "f16|f32", PROMPTED | COMMAND_EVAL, 0, "element type of the KV cache [f16]"},
+    {OPTION_KV, 0, "kv", "f16|f32|q8_0|q4_0", PROMPTED | COMMAND_EVAL, 0,
+     "element type of the KV cache [f16]"},
     {OPTION_PREFILL, 0, "prefill", "HOW", COMMAND_RUN, 0,
      "evict after every layer (layerwise) or at the end (oneshot); the result is the same [layerwise; with "
      "--scope token oneshot]"},
@@ -251,8 +252,11 @@ static const word gqa_words[] = {{"mean", LAPROX_GQA_MEAN},
                                  {"attention-mean", LAPROX_GQA_ATTENTION_MEAN},
                                  {NULL, 0}};
 static const word prefill_words[] = {{"layerwise", 0}, {"oneshot", 1}, {NULL, 0}};
-static const word kv_words[] = {
-    {"f16", LAPROX_DTYPE_F16}, {"f32", LAPROX_DTYPE_F32}, {"q8_0", -1}, {"q4_0", -1}, {NULL, 0}};
+static const word kv_words[] = {{"f16", LAPROX_DTYPE_F16},
+                                {"f32", LAPROX_DTYPE_F32},
+                                {"q8_0", LAPROX_DTYPE_Q8_0},
+                                {"q4_0", LAPROX_DTYPE_Q4_0},
+                                {NULL, 0}};
 
 static const word question_words[] = {
     {"known", QUESTION_KNOWN}, {"unknown", QUESTION_UNKNOWN}, {"both", QUESTION_BOTH}, {NULL, 0}};
@@ -261,11 +265,9 @@ static const word wording_words[] = {{"model", 0}, {"ruler", 1}, {NULL, 0}};
 const char *const option_family_names[N_FAMILY_NAMES] = {
     "niah_single", "niah_multikey", "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe", "passkey"};
 
-/* A negative value is a word of a later version. */
 static int need_word(const option_spec *spec, const char *text, const word *words, int *out) {
   for (; words->text; words++) {
     if (strcmp(text, words->text) != 0) continue;
-    if (words->value < 0) return fail_usage("--%s %s is not available in this version", spec->name, text);
     *out = words->value;
     return EXIT_DONE;
   }

@@ -175,7 +175,8 @@ static void make_plans(laprox_context *context, const laprox_shape *shape) {
 }
 
 static void make_runtime(laprox_context *context) {
-  static const laprox_dtype caches[] = {LAPROX_DTYPE_F16, LAPROX_DTYPE_F32};
+  static const laprox_dtype caches[] = {LAPROX_DTYPE_F16, LAPROX_DTYPE_F32, LAPROX_DTYPE_Q8_0,
+                                        LAPROX_DTYPE_Q4_0};
   const uint32_t weights =
       1u << LAPROX_DTYPE_F32 | 1u << LAPROX_DTYPE_F16 | 1u << LAPROX_DTYPE_BF16 | 1u << LAPROX_DTYPE_Q8_0;
   for (size_t c = 0; c < sizeof caches / sizeof *caches; c++) {

@@ -99,10 +99,13 @@ typedef enum laprox_dtype {
   LAPROX_DTYPE_F32 = 1,
   LAPROX_DTYPE_F16 = 2,
   LAPROX_DTYPE_BF16 = 3,
-  LAPROX_DTYPE_Q8_0 = 4 /**< GGUF blocks of 32: one f16 scale, 32 int8. Weights only. */
+  LAPROX_DTYPE_Q8_0 = 4, /**< GGUF blocks of 32: one f16 scale, 32 int8. Weights and caches. */
+  /** GGUF blocks of 32: one f16 scale, 16 bytes with elements 0 … 15 in their low and 16 … 31 in their high halves, each
+   *  plus 8. Caches only. */
+  LAPROX_DTYPE_Q4_0 = 5
 } laprox_dtype;
 
-/** Bytes of `n` elements stored as `dtype` (Q8_0: n must be a multiple of 32). 0 for an unknown type, on overflow
+/** Bytes of `n` elements stored as `dtype` (Q8_0, Q4_0: n must be a multiple of 32). 0 for an unknown type, on overflow
  *  or for a bad n. Thread-safe. */
 LAPROX_API size_t laprox_dtype_bytes(laprox_dtype dtype, size_t n);
 /** "F32", "F16", … as safetensors spells it; "?" for an unknown type. Thread-safe. */

@@ -127,7 +127,7 @@ LAPROX_API void laprox_model_release(const laprox_model *model, void *pointer);
 typedef struct laprox_session laprox_session;
 
 typedef struct laprox_session_info {
-  laprox_dtype kv_dtype; /**< F16 or F32; AUTO = F16 */
+  laprox_dtype kv_dtype; /**< F16, F32, or, where head_dim is a multiple of 64, Q8_0 or Q4_0; AUTO = F16 */
   uint32_t window;       /**< last queries kept for scoring, at least the window of every eviction; 0 = 32 */
   uint32_t chunk;        /**< prompt tokens that run through a layer at once; 0 = a good size */
   bool keep_logits;      /**< keep the logits of every prompt token on the host, not only of the last */

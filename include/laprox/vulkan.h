@@ -154,7 +154,8 @@ typedef struct laprox_segment {
 typedef struct laprox_plan_info {
   laprox_shape shape;
   laprox_policy policy;
-  laprox_dtype cache_dtype; /**< of K and V: F32, F16 or BF16; AUTO = F16 */
+  /** of K and V: F32, F16, BF16, or, where head_dim is a multiple of 64, Q8_0 or Q4_0; AUTO = F16 */
+  laprox_dtype cache_dtype;
   /** 1 or 2; a head's entries are those of segment 0, then those of segment 1, which may be dense with
    *  n_entries 0 */
   uint32_t n_segments;
@@ -206,8 +207,8 @@ LAPROX_API void laprox_plan_destroy(laprox_plan *plan);
 /** What a plan needs and does. All buffers need VK_BUFFER_USAGE_STORAGE_BUFFER_BIT, scratch and result TRANSFER_DST too,
  *  scores TRANSFER_SRC. What the application copies itself is its own matter. */
 typedef struct laprox_requirements {
-  /** of the offsets of scratch, scores, result, query and factor; K and V, packed ones too, and the keep-mask may
-   *  begin at any multiple of 4 */
+  /** of the offsets of scratch, scores, result, query and factor, and of K and V of type Q8_0 or Q4_0; other K and V,
+   *  packed ones of all types, and the keep-mask may begin at any multiple of 4 */
   VkDeviceSize alignment;
   VkDeviceSize scratch_bytes; /**< device-local; contents are worthless before and after */
   /** f32, candidates layer-major then head, each head's from a multiple of 1,024 on; pooled, not yet divided

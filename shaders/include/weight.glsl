@@ -4,12 +4,15 @@
 
 #include "dtype.glsl"
 
-// Four of an array of uvec2 from element INDEX, a multiple of 4: F32, F16 and BF16.
+// Four of an array of uvec2 from element INDEX, a multiple of 4.
+#define WORD_OF_PAIRS(BUFFER, i) BUFFER[(i) >> 1][(i) & 1u]
 #define LOAD_QUAD(BUFFER, DTYPE, INDEX)                                                                              \
   ((DTYPE) == DTYPE_F32 ? uintBitsToFloat(uvec4(BUFFER[(INDEX) >> 1], BUFFER[((INDEX) >> 1) + 1u]))                  \
    : (DTYPE) == DTYPE_F16                                                                                            \
        ? vec4(unpackHalf2x16(BUFFER[(INDEX) >> 2].x), unpackHalf2x16(BUFFER[(INDEX) >> 2].y))                        \
-       : vec4(unpack_bf16(BUFFER[(INDEX) >> 2].x), unpack_bf16(BUFFER[(INDEX) >> 2].y)))
+   : (DTYPE) == DTYPE_BF16                                                                                           \
+       ? vec4(unpack_bf16(BUFFER[(INDEX) >> 2].x), unpack_bf16(BUFFER[(INDEX) >> 2].y))                              \
+       : LOAD_BLOCK(WORD_OF_PAIRS, BUFFER, DTYPE, INDEX))
 
 // Weights: the includer defines WEIGHT_TYPE and WEIGHT_DATA, an array of uvec4 with rows as lpx_weight_pack makes them.
 // `first` is a row's first uvec4, `depth` the row's length.
@@ -17,11 +20,6 @@
 
 vec2 unpack_halves(uint word) {
   return WEIGHT_TYPE == DTYPE_F16 ? unpackHalf2x16(word) : unpack_bf16(word);
-}
-
-vec4 unpack_bytes(uint word) {
-  const int bits = int(word);
-  return vec4(ivec4(bits << 24, bits << 16, bits << 8, bits) >> 24);
 }
 
 // Of Q8_0: the scale of a row's block of 32.

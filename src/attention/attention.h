@@ -2,7 +2,7 @@
  * tiled, with online softmax. Decode: one query row over up to two segments at once, split into chunks and
  * merged in order.
  *
- * Queries and outputs are f32 [rows, n_heads, head_dim]; K and V rows are f16 or f32. Logits are scaled by
+ * Queries and outputs are f32 [rows, n_heads, head_dim]; K and V rows are f16, f32 or blocks. Logits are scaled by
  * 1 / sqrt(head_dim).
  */
 #ifndef LPX_ATTENTION_H
@@ -22,7 +22,7 @@ typedef enum lpx_prefill_kind {
 typedef struct lpx_attention {
   laprox_context *context;
   laprox_shape shape;
-  laprox_dtype cache_dtype; /* F16 or F32 */
+  laprox_dtype cache_dtype; /* F16, F32, Q8_0 or Q4_0 */
   lpx_pipeline prefill, lse, decode, merge;
   uint32_t prefill_rows;    /* query rows of a workgroup */
   uint32_t prefill_parts;   /* workgroups among which the dimensions of the values are divided */
@@ -108,6 +108,7 @@ laprox_result lpx_decode_attention_init(lpx_attention *attention);
 /* The binding that covers rows [first, first + count) of a segment's K or V, and its first element there. */
 laprox_buffer lpx_attention_rows(const lpx_attention *attention, laprox_buffer rows, uint64_t first,
                                  uint64_t count, uint32_t *first_element);
+uint64_t lpx_attention_row_bytes(const lpx_attention *attention);
 uint32_t lpx_attention_first_row(const lpx_attention_segment *segment, uint32_t head);
 uint32_t lpx_attention_n_rows(const lpx_attention_segment *segment, uint32_t head);
 /* How many KV heads from `first` on fit one binding; at least 1. */

@@ -128,12 +128,10 @@ void lpx_decode_table_append(lpx_program *program, const lpx_attention *attentio
  * it fits, so that the ranges stay as they are while it does. */
 static uint64_t bound_rows(const lpx_attention *attention, const lpx_attention_segment *segment,
                            uint64_t begin, uint64_t end, uint32_t n) {
-  const laprox_context *context = attention->context;
-  const uint64_t row_bytes =
-      attention->shape.head_dim * (uint64_t)laprox_dtype_bytes(attention->cache_dtype, 1);
+  const uint64_t row_bytes = lpx_attention_row_bytes(attention);
   const uint64_t whole = (uint64_t)n * segment->head_rows;
   if (segment->head_n_rows || (begin + whole) * row_bytes > segment->key.size ||
-      whole * row_bytes > context->max_range - context->range_alignment)
+      whole * row_bytes > lpx_buffer_units_room(attention->context, lpx_dtype_unit(attention->cache_dtype)))
     return end - begin;
   return whole;
 }

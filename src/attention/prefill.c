@@ -25,10 +25,10 @@ typedef struct lse_push {
 _Static_assert(sizeof(lse_push) == 24, "lse.comp reads 6 words");
 
 static laprox_result check(laprox_context *context, const laprox_shape *shape, laprox_dtype cache_dtype) {
-  if (cache_dtype != LAPROX_DTYPE_F16 && cache_dtype != LAPROX_DTYPE_F32)
-    return lpx_fail(&context->host, LAPROX_ERROR_UNSUPPORTED,
-                    "attention over a cache of %s: only F16 and F32", laprox_dtype_name(cache_dtype));
-  return lpx_shape_check(&context->host, shape);
+  if (cache_dtype == LAPROX_DTYPE_BF16)
+    return lpx_fail(&context->host, LAPROX_ERROR_UNSUPPORTED, "attention over a cache of BF16");
+  const laprox_result result = lpx_shape_check(&context->host, shape);
+  return result ? result : lpx_check_cache_dtype(&context->host, "attention", cache_dtype, shape->head_dim);
 }
 
 laprox_result lpx_prefill_attention_choose(lpx_attention *attention, lpx_prefill_kind kind) {
@@ -87,22 +87,21 @@ uint32_t lpx_attention_n_rows(const lpx_attention_segment *segment, uint32_t hea
 
 laprox_buffer lpx_attention_rows(const lpx_attention *attention, laprox_buffer rows, uint64_t first,
                                  uint64_t count, uint32_t *first_element) {
-  const uint64_t element_bytes = laprox_dtype_bytes(attention->cache_dtype, 1);
-  const uint64_t row_bytes = attention->shape.head_dim * element_bytes;
-  VkDeviceSize residual = 0;
+  const uint64_t row_bytes = lpx_attention_row_bytes(attention);
   /* A head without entries still needs something to be bound. */
-  const laprox_buffer part = lpx_buffer_aligned_part(attention->context, rows, count ? first * row_bytes : 0,
-                                                     (count ? count : 1) * row_bytes, &residual);
-  *first_element = (uint32_t)(residual / element_bytes);
-  return part;
+  return lpx_buffer_aligned_units(attention->context, lpx_dtype_unit(attention->cache_dtype), rows,
+                                  count ? first * row_bytes : 0, (count ? count : 1) * row_bytes,
+                                  first_element);
+}
+
+uint64_t lpx_attention_row_bytes(const lpx_attention *attention) {
+  return laprox_dtype_bytes(attention->cache_dtype, attention->shape.head_dim);
 }
 
 uint32_t lpx_attention_heads_in_range(const lpx_attention *attention, const lpx_attention_segment *segment,
                                       uint32_t first) {
-  const laprox_context *context = attention->context;
-  const uint64_t row_bytes =
-      attention->shape.head_dim * (uint64_t)laprox_dtype_bytes(attention->cache_dtype, 1);
-  const uint64_t room = context->max_range - context->range_alignment;
+  const uint64_t row_bytes = lpx_attention_row_bytes(attention);
+  const uint64_t room = lpx_buffer_units_room(attention->context, lpx_dtype_unit(attention->cache_dtype));
   const uint32_t begin = lpx_attention_first_row(segment, first);
   uint32_t n = 1;
   while (first + n < attention->shape.n_kv_heads) {

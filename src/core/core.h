@@ -39,7 +39,17 @@ uint16_t lpx_f32_to_f16(float value);
 float lpx_f16_to_f32(uint16_t bits);
 uint16_t lpx_f32_to_bf16(float value);
 float lpx_bf16_to_f32(uint16_t bits);
-/* n elements of any laprox_dtype (Q8_0 included) to f32. */
+/* What elements are stored in: so many in so many bytes. Blocks count by twos, because one alone is no whole number of
+   32-bit words. */
+typedef struct lpx_unit {
+  uint32_t elements, bytes;
+} lpx_unit;
+lpx_unit lpx_dtype_unit(laprox_dtype dtype);
+bool lpx_dtype_is_blocks(laprox_dtype dtype);
+/* Fails where K and V of such heads can't be stored as `dtype`; `where` begins the message. */
+laprox_result lpx_check_cache_dtype(const laprox_host *host, const char *where, laprox_dtype dtype,
+                                    uint32_t head_dim);
+/* n elements of any laprox_dtype to f32; of blocks, whole ones. */
 void lpx_to_f32(laprox_dtype dtype, const void *from, size_t n, float *to);
 
 /* A policy with every AUTO decided and everything checked against a shape. */

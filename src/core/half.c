@@ -1,10 +1,11 @@
-/* half.c: f16, bf16 and Q8_0 against f32, in integer arithmetic so that no rounding mode matters. */
+/* half.c: f16, bf16 and blocks against f32, in integer arithmetic so that no rounding mode matters. */
 #include "core/core.h"
 
 #include <string.h>
 
-#define Q8_0_ELEMENTS 32
-#define Q8_0_BYTES    34
+#define BLOCK_ELEMENTS 32
+#define Q8_0_BYTES     34
+#define Q4_0_BYTES     18
 
 size_t laprox_dtype_bytes(laprox_dtype dtype, size_t n) {
   size_t bytes = 0;
@@ -18,12 +19,35 @@ size_t laprox_dtype_bytes(laprox_dtype dtype, size_t n) {
     fits = lpx_multiply(n, 2, &bytes);
     break;
   case LAPROX_DTYPE_Q8_0:
-    fits = n % Q8_0_ELEMENTS == 0 && lpx_multiply(n / Q8_0_ELEMENTS, Q8_0_BYTES, &bytes);
+    fits = n % BLOCK_ELEMENTS == 0 && lpx_multiply(n / BLOCK_ELEMENTS, Q8_0_BYTES, &bytes);
+    break;
+  case LAPROX_DTYPE_Q4_0:
+    fits = n % BLOCK_ELEMENTS == 0 && lpx_multiply(n / BLOCK_ELEMENTS, Q4_0_BYTES, &bytes);
     break;
   case LAPROX_DTYPE_AUTO:
     break;
   }
   return fits ? bytes : 0;
+}
+
+bool lpx_dtype_is_blocks(laprox_dtype dtype) {
+  return dtype == LAPROX_DTYPE_Q8_0 || dtype == LAPROX_DTYPE_Q4_0;
+}
+
+lpx_unit lpx_dtype_unit(laprox_dtype dtype) {
+  const uint32_t elements = lpx_dtype_is_blocks(dtype) ? 2 * BLOCK_ELEMENTS : 1;
+  return (lpx_unit){elements, (uint32_t)laprox_dtype_bytes(dtype, elements)};
+}
+
+laprox_result lpx_check_cache_dtype(const laprox_host *host, const char *where, laprox_dtype dtype,
+                                    uint32_t head_dim) {
+  const lpx_unit unit = lpx_dtype_unit(dtype);
+  if (!unit.bytes)
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "%s: a cache of type %d", where, (int)dtype);
+  if (head_dim % unit.elements == 0) return LAPROX_OK;
+  return lpx_fail(host, LAPROX_ERROR_UNSUPPORTED,
+                  "%s: a cache of type %s takes a head_dim that is a multiple of %u, not %u", where,
+                  laprox_dtype_name(dtype), unit.elements, head_dim);
 }
 
 static uint32_t bits_of(float value) {
@@ -81,12 +105,22 @@ static uint16_t half_at(const unsigned char *from) {
 }
 
 static void q8_0_to_f32(const unsigned char *from, size_t n, float *to) {
-  for (size_t i = 0; i + Q8_0_ELEMENTS <= n; i += Q8_0_ELEMENTS, from += Q8_0_BYTES) {
+  for (size_t i = 0; i + BLOCK_ELEMENTS <= n; i += BLOCK_ELEMENTS, from += Q8_0_BYTES) {
     float scale = lpx_f16_to_f32(half_at(from));
-    for (size_t j = 0; j < Q8_0_ELEMENTS; j++) {
+    for (size_t j = 0; j < BLOCK_ELEMENTS; j++) {
       int8_t quant;
       memcpy(&quant, from + 2 + j, 1);
       to[i + j] = scale * (float)quant;
+    }
+  }
+}
+
+static void q4_0_to_f32(const unsigned char *from, size_t n, float *to) {
+  for (size_t i = 0; i + BLOCK_ELEMENTS <= n; i += BLOCK_ELEMENTS, from += Q4_0_BYTES) {
+    float scale = lpx_f16_to_f32(half_at(from));
+    for (size_t j = 0; j < BLOCK_ELEMENTS / 2; j++) {
+      to[i + j] = scale * (float)((from[2 + j] & 15) - 8);
+      to[i + BLOCK_ELEMENTS / 2 + j] = scale * (float)((from[2 + j] >> 4) - 8);
     }
   }
 }
@@ -105,6 +139,9 @@ void lpx_to_f32(laprox_dtype dtype, const void *from, size_t n, float *to) {
     break;
   case LAPROX_DTYPE_Q8_0:
     q8_0_to_f32(bytes, n, to);
+    break;
+  case LAPROX_DTYPE_Q4_0:
+    q4_0_to_f32(bytes, n, to);
     break;
   case LAPROX_DTYPE_AUTO:
     break;

@@ -44,6 +44,8 @@ const char *laprox_dtype_name(laprox_dtype dtype) {
     return "BF16";
   case LAPROX_DTYPE_Q8_0:
     return "Q8_0";
+  case LAPROX_DTYPE_Q4_0:
+    return "Q4_0";
   case LAPROX_DTYPE_AUTO:
     break;
   }

@@ -127,7 +127,7 @@ static void append_pass(laprox_binding *binding, const lpx_pipeline *pipeline, u
     push->first_head = group.first_head;
     push->end_head = group.end_head;
     laprox_buffer key = lpx_head_group_range(plan, layer, &group, buffers->key[group.segment],
-                                             lpx_element_bytes(plan), &push->rows);
+                                             lpx_dtype_unit(plan->dtype), &push->rows);
     /* Where nobody has a row, nothing is read, but the sums must be written: any buffer will do. */
     if (!key.size) key = query;
     const laprox_buffer ranges[] = {query, key, binding->state, binding->work};

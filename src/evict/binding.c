@@ -39,9 +39,9 @@ static laprox_result check_layer(const laprox_plan *plan, const laprox_requireme
   for (uint32_t s = 0; s < plan->n_segments && !result; s++) {
     const VkDeviceSize bytes = lpx_segment_bytes(plan, layer, s);
     if (!bytes) continue;
-    result = check_buffer(plan, "key", buffers->key[s], bytes, 4);
+    result = check_buffer(plan, "key", buffers->key[s], bytes, lpx_plan_cache_alignment(plan));
     if (!result && lpx_rules_use_values(rules))
-      result = check_buffer(plan, "value", buffers->value[s], bytes, 4);
+      result = check_buffer(plan, "value", buffers->value[s], bytes, lpx_plan_cache_alignment(plan));
   }
   return result;
 }

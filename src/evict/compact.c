@@ -20,6 +20,8 @@ typedef struct scores_push {
 
 enum { WIDE_WORDS = 4 }; /* that a thread copies at once where rows allow it */
 
+static const lpx_unit word_unit = {1, 4}, wide_unit = {1, 4 * WIDE_WORDS};
+
 static uint32_t row_words(const laprox_plan *plan) {
   return (uint32_t)lpx_plan_row_bytes(plan) / 4;
 }
@@ -68,7 +70,7 @@ static void append_in_place(laprox_compaction *compaction, const laprox_compacti
                         .cu_seqlens = plan->result.cu_seqlens + first,
                         .indices = plan->result.indices,
                         .first_head = group->first_head};
-  const laprox_buffer range = lpx_head_group_range(plan, info->layer, group, rows, 4, &push.rows);
+  const laprox_buffer range = lpx_head_group_range(plan, info->layer, group, rows, word_unit, &push.rows);
   if (!range.size) return;
   const laprox_buffer ranges[] = {range,
                                   lpx_buffer_part(info->result, 0, (VkDeviceSize)plan->result.n_words * 4)};
@@ -91,7 +93,8 @@ static void append_rows(laprox_compaction *compaction, const laprox_compaction_i
                        .end_head = group->end_head,
                        .to_row = row,
                        .to_end = end};
-  const laprox_buffer source_range = lpx_head_group_range(plan, info->layer, group, source, 4, &push.rows);
+  const laprox_buffer source_range =
+      lpx_head_group_range(plan, info->layer, group, source, word_unit, &push.rows);
   if (!source_range.size) return;
   VkDeviceSize to_before = 0;
   const laprox_buffer to_range = lpx_buffer_aligned_part(
@@ -102,7 +105,7 @@ static void append_rows(laprox_compaction *compaction, const laprox_compaction_i
                         WIDE_WORDS ==
                     0;
   if (wide) {
-    (void)lpx_head_group_range(plan, info->layer, group, source, 4 * WIDE_WORDS, &push.rows);
+    (void)lpx_head_group_range(plan, info->layer, group, source, wide_unit, &push.rows);
     push.to_residual /= WIDE_WORDS;
   }
   const laprox_buffer ranges[] = {
@@ -138,8 +141,10 @@ static laprox_result check_buffers(const laprox_plan *plan, const laprox_compact
   for (uint32_t s = 0; s < plan->n_segments && !result; s++) {
     const VkDeviceSize bytes = lpx_segment_bytes(plan, info->layer, s);
     if (!bytes) continue;
-    result = check_buffer(plan, "source key", info->source.key[s], bytes, 4);
-    if (!result) result = check_buffer(plan, "source value", info->source.value[s], bytes, 4);
+    result = check_buffer(plan, "source key", info->source.key[s], bytes, lpx_plan_cache_alignment(plan));
+    if (!result)
+      result =
+          check_buffer(plan, "source value", info->source.value[s], bytes, lpx_plan_cache_alignment(plan));
   }
   if (result || info->in_place || !packed_bytes) return result;
   result = check_buffer(plan, "key", info->key, packed_bytes, 4);

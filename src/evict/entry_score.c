@@ -87,7 +87,7 @@ static void append_anchors(laprox_binding *binding, uint32_t layer) {
     push.first_head = group.first_head;
     push.end_head = group.end_head;
     laprox_buffer rows = lpx_head_group_range(plan, layer, &group, buffers->key[group.segment],
-                                              lpx_element_bytes(plan), &push.rows);
+                                              lpx_dtype_unit(plan->dtype), &push.rows);
     /* Where nobody has a row, nothing is read, but the sums must be written: any buffer will do. */
     if (!rows.size) rows = binding->state;
     const laprox_buffer ranges[] = {rows, binding->state, binding->work};
@@ -117,8 +117,8 @@ static void append_entries(laprox_binding *binding, uint32_t layer, const laprox
   while (lpx_head_group_next(plan, layer, HEAD_FIRST_TILE, 0, plan->layers[layer].n_tiles, &group)) {
     push.first_head = group.first_head;
     push.end_head = group.end_head;
-    const laprox_buffer range =
-        lpx_head_group_range(plan, layer, &group, rows[group.segment], lpx_element_bytes(plan), &push.rows);
+    const laprox_buffer range = lpx_head_group_range(plan, layer, &group, rows[group.segment],
+                                                     lpx_dtype_unit(plan->dtype), &push.rows);
     if (!range.size) continue;
     const laprox_buffer ranges[] = {range, binding->state, binding->work};
     for (uint32_t item = group.first_item, count; item < group.end_item; item += count) {

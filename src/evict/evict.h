@@ -145,11 +145,9 @@ bool lpx_head_group_next(const laprox_plan *plan, uint32_t layer, uint32_t item_
 /* Whether it holds a part of a head. */
 bool lpx_head_group_is_cut(const lpx_head_group *group);
 /* The binding for a group, of size 0 where no head has a row in it; its buffer may be missing then. `rows` tells the
-   kernel where they stand in it, in units of so many bytes. */
+   kernel where they stand in it, in elements of such units. */
 laprox_buffer lpx_head_group_range(const laprox_plan *plan, uint32_t layer, const lpx_head_group *group,
-                                   laprox_buffer whole, uint32_t unit_bytes, lpx_row_layout *rows);
-/* Bytes of the unit in which the scoring kernels count. */
-uint32_t lpx_element_bytes(const laprox_plan *plan);
+                                   laprox_buffer whole, lpx_unit unit, lpx_row_layout *rows);
 
 /* A segment as the application describes it; a head's rows and the first of them; the plan's strides; whether bindings
    can hold them. */
@@ -164,6 +162,8 @@ uint32_t lpx_items_at_once(const laprox_plan *plan, uint64_t item_cost);
 
 /* Of one entry of K or V. */
 VkDeviceSize lpx_plan_row_bytes(const laprox_plan *plan);
+/* Of the ranges that K and V are in. */
+VkDeviceSize lpx_plan_cache_alignment(const laprox_plan *plan);
 
 /* Whether the policy looks at attention, and at values through the value factor. */
 bool lpx_plan_uses_attention(const laprox_plan *plan);

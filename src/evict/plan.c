@@ -39,6 +39,10 @@ VkDeviceSize lpx_plan_row_bytes(const laprox_plan *plan) {
   return laprox_dtype_bytes(plan->dtype, plan->shape.head_dim);
 }
 
+VkDeviceSize lpx_plan_cache_alignment(const laprox_plan *plan) {
+  return lpx_dtype_is_blocks(plan->dtype) ? plan->context->range_alignment : 4;
+}
+
 /* ---- tables ---- */
 
 /* Fills one head's row except the running numbers; fails where the head can't hold window and sinks. */
@@ -422,9 +426,9 @@ static laprox_result check_info(laprox_context *context, const laprox_plan_info 
   if (info->n_segments < 1 || info->n_segments > LAPROX_MAX_SEGMENTS)
     return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "laprox_plan_info: n_segments is %u, not 1 or 2",
                     info->n_segments);
-  if (info->cache_dtype > LAPROX_DTYPE_BF16)
-    return lpx_fail(host, LAPROX_ERROR_UNSUPPORTED, "laprox_plan_info: a cache of type %s",
-                    laprox_dtype_name(info->cache_dtype));
+  if (info->cache_dtype)
+    result = lpx_check_cache_dtype(host, "laprox_plan_info", info->cache_dtype, info->shape.head_dim);
+  if (result) return result;
   if (info->query_rows && info->query_rows < rules->window)
     return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "laprox_plan_info: %u query rows for a window of %u",
                     info->query_rows, rules->window);

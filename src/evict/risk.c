@@ -102,7 +102,7 @@ static void append_projection(laprox_binding *binding, uint32_t layer) {
     push.first_head = group.first_head;
     push.end_head = group.end_head;
     const laprox_buffer value = lpx_head_group_range(plan, layer, &group, buffers->value[group.segment],
-                                                     lpx_element_bytes(plan), &push.rows);
+                                                     lpx_dtype_unit(plan->dtype), &push.rows);
     if (!value.size) continue;
     const laprox_buffer ranges[] = {value, factor, binding->state, binding->work};
     for (uint32_t item = group.first_item, count; item < group.end_item; item += count) {

@@ -28,16 +28,14 @@ uint32_t lpx_segment_rows(const laprox_plan_info *info, uint32_t segment, uint32
 static laprox_result check_stride(const laprox_host *host, const laprox_plan_info *info, uint32_t segment,
                                   const char *name, uint64_t stride, uint64_t limit) {
   const laprox_dtype dtype = info->cache_dtype ? info->cache_dtype : LAPROX_DTYPE_F16;
-  const bool whole = stride % 32 == 0 || laprox_dtype_bytes(dtype, stride % 32);
-  if (!stride ||
-      (stride >= info->shape.head_dim && stride <= limit && whole && element_bytes(dtype, stride) % 4 == 0))
-    return LAPROX_OK;
+  const lpx_unit unit = lpx_dtype_unit(dtype);
+  const uint32_t step = unit.bytes < 4 ? 4 / unit.bytes : unit.elements;
+  if (!stride || (stride >= info->shape.head_dim && stride <= limit && stride % step == 0)) return LAPROX_OK;
   return lpx_fail(
       host, LAPROX_ERROR_INVALID_ARGUMENT,
-      "laprox_plan_info: segment %u has %s %llu; %s takes from head_dim (%u) to %llu, in multiples of "
-      "4 bytes",
+      "laprox_plan_info: segment %u has %s %llu; %s takes from head_dim (%u) to %llu, in multiples of %u",
       segment, name, (unsigned long long)stride, laprox_dtype_name(dtype), info->shape.head_dim,
-      (unsigned long long)limit);
+      (unsigned long long)limit, step);
 }
 
 static laprox_result check_dense(const laprox_host *host, const laprox_plan_info *info, uint32_t segment) {
@@ -127,31 +125,31 @@ VkDeviceSize lpx_segment_bytes(const laprox_plan *plan, uint32_t layer, uint32_t
   return group_span(plan, layer, &all).end;
 }
 
-uint32_t lpx_element_bytes(const laprox_plan *plan) {
-  return (uint32_t)laprox_dtype_bytes(plan->dtype, 1);
+static uint32_t elements(uint64_t bytes, lpx_unit unit) {
+  return (uint32_t)(bytes / unit.bytes * unit.elements);
 }
 
 laprox_buffer lpx_head_group_range(const laprox_plan *plan, uint32_t layer, const lpx_head_group *group,
-                                   laprox_buffer whole, uint32_t unit_bytes, lpx_row_layout *rows) {
+                                   laprox_buffer whole, lpx_unit unit, lpx_row_layout *rows) {
   const span part = group_span(plan, layer, group);
   const lpx_strides *strides = &plan->strides[group->segment];
   *rows = (lpx_row_layout){.segment = group->segment,
                            .begin_entry = group->begin_entry,
                            .end_entry = group->end_entry,
-                           .entry_stride = (uint32_t)(strides->entry_bytes / unit_bytes),
-                           .head_stride = (uint32_t)(strides->head_bytes / unit_bytes)};
+                           .entry_stride = elements(strides->entry_bytes, unit),
+                           .head_stride = elements(strides->head_bytes, unit)};
   if (!part.end) return (laprox_buffer){0};
-  VkDeviceSize before = 0;
+  uint32_t before = 0;
   const laprox_buffer range =
-      lpx_buffer_aligned_part(plan->context, whole, part.begin, part.end - part.begin, &before);
-  rows->origin = (uint32_t)(part.begin / unit_bytes) - (uint32_t)(before / unit_bytes);
+      lpx_buffer_aligned_units(plan->context, unit, whole, part.begin, part.end - part.begin, &before);
+  rows->origin = elements(part.begin, unit) - before;
   return range;
 }
 
 /* ---- head groups ---- */
 
 static VkDeviceSize room(const laprox_plan *plan) {
-  return plan->context->max_range - plan->context->range_alignment;
+  return lpx_buffer_units_room(plan->context, lpx_dtype_unit(plan->dtype));
 }
 
 static bool fits(const laprox_plan *plan, span part) {
@@ -228,7 +226,7 @@ laprox_result lpx_rows_check(const laprox_plan *plan) {
       for (uint32_t s = 0; s < plan->n_segments; s++) {
         const uint32_t first = segment_begin(lpx_head_row(plan, layer, head), s);
         const span part = head_span(plan, layer, s, head, first, first + SPLIT_ENTRIES);
-        const uint64_t bytes = part.end - part.begin + plan->context->range_alignment;
+        const uint64_t bytes = part.end - part.begin + plan->context->max_range - room(plan);
         if (bytes > plan->context->max_range)
           return lpx_fail(&plan->context->host, LAPROX_ERROR_UNSUPPORTED,
                           "%d entries of one KV head span %llu bytes, the device's maxStorageBufferRange is "

@@ -77,7 +77,7 @@ void lpx_value_norm_append(laprox_binding *binding, uint32_t layer, uint32_t til
     push.first_head = group.first_head;
     push.end_head = group.end_head;
     const laprox_buffer value = lpx_head_group_range(plan, layer, &group, buffers->value[group.segment],
-                                                     lpx_element_bytes(plan), &push.rows);
+                                                     lpx_dtype_unit(plan->dtype), &push.rows);
     if (!value.size) continue;
     for (uint32_t item = group.first_item, count; item < group.end_item; item += count) {
       count = group.end_item - item < at_once ? group.end_item - item : at_once;

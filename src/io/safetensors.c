@@ -30,7 +30,7 @@ typedef struct dtype_row {
 /* Types without a lpx_st_dtype are here for their size. */
 static const dtype_row dtypes[] = {
     {"F32", 4, LPX_ST_F32},         {"F16", 2, LPX_ST_F16},      {"BF16", 2, LPX_ST_BF16},
-    {"I32", 4, LPX_ST_I32},         {"BOOL", 1, LPX_ST_UNKNOWN}, {"U8", 1, LPX_ST_UNKNOWN},
+    {"I32", 4, LPX_ST_I32},         {"BOOL", 1, LPX_ST_UNKNOWN}, {"U8", 1, LPX_ST_U8},
     {"I8", 1, LPX_ST_UNKNOWN},      {"I16", 2, LPX_ST_UNKNOWN},  {"U16", 2, LPX_ST_UNKNOWN},
     {"U32", 4, LPX_ST_UNKNOWN},     {"I64", 8, LPX_ST_UNKNOWN},  {"U64", 8, LPX_ST_UNKNOWN},
     {"F64", 8, LPX_ST_UNKNOWN},     {"C64", 8, LPX_ST_UNKNOWN},  {"F8_E4M3", 1, LPX_ST_UNKNOWN},
@@ -46,6 +46,7 @@ laprox_dtype lpx_st_to_dtype(lpx_st_dtype dtype) {
   case LPX_ST_BF16:
     return LAPROX_DTYPE_BF16;
   case LPX_ST_I32:
+  case LPX_ST_U8:
   case LPX_ST_UNKNOWN:
     break;
   }
@@ -61,6 +62,7 @@ lpx_st_dtype lpx_st_from_dtype(laprox_dtype dtype) {
   case LAPROX_DTYPE_BF16:
     return LPX_ST_BF16;
   case LAPROX_DTYPE_Q8_0:
+  case LAPROX_DTYPE_Q4_0:
   case LAPROX_DTYPE_AUTO:
     break;
   }

@@ -15,10 +15,11 @@ typedef enum lpx_st_dtype {
   LPX_ST_F32 = 1,
   LPX_ST_F16 = 2,
   LPX_ST_BF16 = 3,
-  LPX_ST_I32 = 4
+  LPX_ST_I32 = 4,
+  LPX_ST_U8 = 5
 } lpx_st_dtype;
 
-/* LAPROX_DTYPE_AUTO for UNKNOWN and I32. */
+/* LAPROX_DTYPE_AUTO for UNKNOWN, I32 and U8. */
 laprox_dtype lpx_st_to_dtype(lpx_st_dtype dtype);
 /* LPX_ST_UNKNOWN for types that safetensors does not have. */
 lpx_st_dtype lpx_st_from_dtype(laprox_dtype dtype);

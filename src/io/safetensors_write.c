@@ -18,7 +18,7 @@ struct lpx_st_writer {
 };
 
 static const char *dtype_name(lpx_st_dtype dtype) {
-  return dtype == LPX_ST_I32 ? "I32" : laprox_dtype_name(lpx_st_to_dtype(dtype));
+  return dtype == LPX_ST_I32 ? "I32" : dtype == LPX_ST_U8 ? "U8" : laprox_dtype_name(lpx_st_to_dtype(dtype));
 }
 
 laprox_result lpx_st_writer_create(const laprox_host *host, const char *path, lpx_st_writer **out) {
@@ -83,14 +83,15 @@ static json_t *describe(lpx_st_dtype dtype, uint32_t n_dims, const uint64_t *dim
 
 laprox_result lpx_st_writer_declare(lpx_st_writer *writer, const char *name, lpx_st_dtype dtype,
                                     uint32_t n_dims, const uint64_t *dims) {
-  uint64_t n_elements, bytes, element_bytes = dtype == LPX_ST_F32 || dtype == LPX_ST_I32 ? 4 : 2;
+  const uint64_t element_bytes = dtype == LPX_ST_F32 || dtype == LPX_ST_I32 ? 4 : dtype == LPX_ST_U8 ? 1 : 2;
+  uint64_t n_elements, bytes;
   if (writer->header_written) {
     return fail_writer(writer, LAPROX_ERROR_INVALID_ARGUMENT, name, "declared after the first data");
   }
   if (strcmp(name, METADATA_KEY) == 0 || json_object_get(writer->header, name)) {
     return fail_writer(writer, LAPROX_ERROR_INVALID_ARGUMENT, name, "declared twice, or a reserved name");
   }
-  if (dtype < LPX_ST_F32 || dtype > LPX_ST_I32 || n_dims > LPX_ST_MAX_DIMS) {
+  if (dtype < LPX_ST_F32 || dtype > LPX_ST_U8 || n_dims > LPX_ST_MAX_DIMS) {
     return fail_writer(writer, LAPROX_ERROR_INVALID_ARGUMENT, name, "unknown type or more than 8 dimensions");
   }
   for (uint32_t i = 0; i < n_dims; i++) {

@@ -28,7 +28,7 @@ typedef struct lpx_cache {
   uint64_t bytes, peak_bytes; /* device memory of K and V */
 } lpx_cache;
 
-/* `dtype`: F32, F16 or BF16. */
+/* `dtype`: one that lpx_check_cache_dtype takes. */
 laprox_result lpx_cache_init(laprox_device *device, const laprox_shape *shape, laprox_dtype dtype,
                              lpx_cache *out);
 void lpx_cache_finish(lpx_cache *cache);
@@ -53,6 +53,9 @@ uint32_t lpx_cache_head_entries(const lpx_cache *cache, uint32_t layer, uint32_t
 /* True position of an entry of a head. */
 uint32_t lpx_cache_position(const lpx_cache *cache, uint32_t layer, uint32_t head, uint32_t entry);
 uint64_t lpx_cache_row_bytes(const lpx_cache *cache);
+
+/* Rows as a file holds them: the type, and how many of it. Blocks are bytes there. */
+lpx_st_dtype lpx_cache_file_row(const lpx_cache *cache, uint64_t *n_columns);
 
 /* A layer's cu_seqlens and indices (true positions) as tensors, in this order. */
 laprox_result lpx_cache_declare_lists(const lpx_cache *cache, uint32_t layer, lpx_st_writer *writer);

@@ -7,6 +7,12 @@ static uint32_t layer_rows(const lpx_cache *cache, uint32_t layer) {
   return cache->layers[layer].cu_seqlens[cache->shape.n_kv_heads] + cache->n_tail * cache->shape.n_kv_heads;
 }
 
+lpx_st_dtype lpx_cache_file_row(const lpx_cache *cache, uint64_t *n_columns) {
+  const bool blocks = lpx_dtype_is_blocks(cache->dtype);
+  *n_columns = blocks ? lpx_cache_row_bytes(cache) : cache->shape.head_dim;
+  return blocks ? LPX_ST_U8 : lpx_st_from_dtype(cache->dtype);
+}
+
 laprox_result lpx_cache_declare_lists(const lpx_cache *cache, uint32_t layer, lpx_st_writer *writer) {
   const uint64_t n_offsets = (uint64_t)cache->shape.n_kv_heads + 1, n_rows = layer_rows(cache, layer);
   char name[64];

@@ -111,7 +111,8 @@ laprox_result lpx_kernels_init(laprox_context *context, uint32_t dtypes, laprox_
   if (!result) result = lpx_pipeline_get(context, "rmsnorm", 3, &few, 1, &out->norm);
   if (!result) result = lpx_pipeline_get(context, "rmsnorm", 3, &all, 1, &out->norm_single);
   if (!result) result = lpx_pipeline_get(context, "swiglu", 1, NULL, 0, &out->swiglu);
-  if (!result) result = lpx_pipeline_get(context, "rope", 4, &cache, 1, &out->rope);
+  const char *rope = lpx_dtype_is_blocks(cache_dtype) ? "rope_blocks" : "rope";
+  if (!result) result = lpx_pipeline_get(context, rope, 4, &cache, 1, &out->rope);
   return result;
 }
 

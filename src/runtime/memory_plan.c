@@ -23,8 +23,8 @@ typedef struct course {
 /* K and V of so many entries in each head of a layer. */
 static uint64_t layer_bytes(const estimate *e, uint64_t n_entries) {
   const laprox_shape *shape = &e->model->shape;
-  const uint64_t element_bytes = laprox_dtype_bytes(e->session.kv_dtype, 1);
-  return 2 * n_entries * shape->n_kv_heads * shape->head_dim * element_bytes;
+  const uint64_t row_bytes = laprox_dtype_bytes(e->session.kv_dtype, shape->head_dim);
+  return 2 * n_entries * shape->n_kv_heads * row_bytes;
 }
 
 static uint64_t cache_bytes(const estimate *e, uint64_t n_entries) {
@@ -291,7 +291,7 @@ laprox_result laprox_plan_memory(laprox_model *model, const laprox_memory_plan_i
   laprox_context noting;
   lpx_pipelines_note(model->device->context, &list, &noting);
   estimate e = {.model = model, .context = &noting, .info = info, .session = info->session};
-  laprox_result result = lpx_session_info_complete(host, &e.session);
+  laprox_result result = lpx_session_info_complete(host, &e.session, shape->head_dim);
   if (!result) result = lpx_rules_resolve(host, &info->policy, &e.rules);
   if (!result) result = check(model, info);
   if (result) return result;

@@ -81,14 +81,16 @@ static laprox_result create_buffers(laprox_session *session) {
   return result;
 }
 
-laprox_result lpx_session_info_complete(const laprox_host *host, laprox_session_info *info) {
+laprox_result lpx_session_info_complete(const laprox_host *host, laprox_session_info *info,
+                                        uint32_t head_dim) {
   if (!info->kv_dtype) info->kv_dtype = LAPROX_DTYPE_F16;
   if (!info->window) info->window = DEFAULT_WINDOW;
   if (!info->chunk) info->chunk = DEFAULT_CHUNK;
-  if (info->kv_dtype != LAPROX_DTYPE_F16 && info->kv_dtype != LAPROX_DTYPE_F32)
+  if (info->kv_dtype == LAPROX_DTYPE_BF16)
     return lpx_fail(host, LAPROX_ERROR_UNSUPPORTED,
-                    "laprox_session_info: a cache of type %s; F16 and F32 are there",
-                    laprox_dtype_name(info->kv_dtype));
+                    "laprox_session_info: a cache of type BF16; there are F16, F32, Q8_0 and Q4_0");
+  const laprox_result result = lpx_check_cache_dtype(host, "laprox_session_info", info->kv_dtype, head_dim);
+  if (result) return result;
   if (info->window > 256)
     return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
                     "laprox_session_info: a window of %u tokens; 256 at most", info->window);
@@ -113,7 +115,7 @@ laprox_result laprox_session_create(laprox_model *model, const laprox_session_in
   *out = NULL;
   const laprox_host *host = &model->device->context->host;
   laprox_session_info info = *given;
-  laprox_result result = lpx_session_info_complete(host, &info);
+  laprox_result result = lpx_session_info_complete(host, &info, model->shape.head_dim);
   if (!result && !model->has_weights)
     result = lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "a session on a model without weights");
   if (result) return result;

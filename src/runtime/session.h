@@ -47,7 +47,8 @@ struct laprox_session {
 };
 
 /* Fills in defaults and checks. */
-laprox_result lpx_session_info_complete(const laprox_host *host, laprox_session_info *info);
+laprox_result lpx_session_info_complete(const laprox_host *host, laprox_session_info *info,
+                                        uint32_t head_dim);
 /* Fails on an empty text, a token outside the vocabulary, and beyond the model's context. */
 laprox_result lpx_session_check_tokens(const laprox_session *session, const uint32_t *tokens, size_t count);
 /* A layer's softmax sums, f32 [n_heads, window]: those of position p in column p % window. */

@@ -109,13 +109,14 @@ static laprox_result save_metadata(const laprox_session *session, const laprox_p
 
 static laprox_result declare(const laprox_session *session, lpx_st_writer *writer) {
   const laprox_shape *shape = &session->cache.shape;
-  const lpx_st_dtype dtype = lpx_st_from_dtype(session->cache.dtype);
+  uint64_t n_columns;
+  const lpx_st_dtype dtype = lpx_cache_file_row(&session->cache, &n_columns);
   const uint64_t q[] = {shape->n_heads, n_queries(session), shape->head_dim};
   const uint64_t n_vocab = session->model->n_vocab;
   char name[64];
   laprox_result result = LAPROX_OK;
   for (uint32_t l = 0; l < shape->n_layers && !result; l++) {
-    uint64_t rows[] = {0, shape->head_dim};
+    uint64_t rows[] = {0, n_columns};
     for (uint32_t head = 0; head < shape->n_kv_heads; head++)
       rows[0] += lpx_cache_head_entries(&session->cache, l, head);
     layer_name(name, l, "k");
@@ -422,11 +423,12 @@ static laprox_result load_range(const loading *load, const lpx_st_tensor *tensor
 
 static laprox_result load_rows(const loading *load, uint32_t layer, bool is_value) {
   const lpx_cache *cache = &load->session->cache;
-  const uint64_t dims[] = {layer_rows(load, layer), cache->shape.head_dim};
+  uint64_t dims[] = {layer_rows(load, layer), 0};
+  const lpx_st_dtype dtype = lpx_cache_file_row(cache, &dims[1]);
   const lpx_st_tensor *tensor;
   char name[64];
   layer_name(name, layer, is_value ? "v" : "k");
-  laprox_result result = find_tensor(load, name, lpx_st_from_dtype(cache->dtype), 2, dims, &tensor);
+  laprox_result result = find_tensor(load, name, dtype, 2, dims, &tensor);
   uint64_t offset = 0;
   for (uint32_t head = 0; head < cache->shape.n_kv_heads; head++) {
     laprox_buffer parts[N_ROWS_PARTS];

@@ -23,7 +23,8 @@ static laprox_result declare_capture(const laprox_session *session, lpx_st_write
   const uint64_t q[] = {shape->n_heads, capture_window(session), shape->head_dim};
   const uint64_t kv[] = {shape->n_kv_heads, session->cache.n_tokens, shape->head_dim};
   const uint64_t o[] = {session->model->model_dim, (uint64_t)shape->n_heads * shape->head_dim};
-  const lpx_st_dtype dtype = lpx_st_from_dtype(session->cache.dtype);
+  const laprox_dtype own = session->cache.dtype;
+  const lpx_st_dtype dtype = lpx_dtype_is_blocks(own) ? LPX_ST_F32 : lpx_st_from_dtype(own);
   laprox_result result = LAPROX_OK;
   for (uint32_t l = 0; l < shape->n_layers && !result; l++) {
     result = declare(writer, l, "q", LPX_ST_F32, 3, q);
@@ -57,6 +58,21 @@ laprox_result lpx_session_write_queries(const laprox_session *session, lpx_st_wr
   return result;
 }
 
+/* Rows as the cache holds them; blocks as what they stand for. */
+static laprox_result write_head(const laprox_session *session, lpx_st_writer *writer, const uint8_t *rows,
+                                size_t bytes) {
+  const lpx_cache *cache = &session->cache;
+  if (!lpx_dtype_is_blocks(cache->dtype)) return lpx_st_writer_write(writer, rows, bytes);
+  const laprox_host *host = &session->context->host;
+  const size_t n = bytes / (size_t)lpx_cache_row_bytes(cache) * cache->shape.head_dim;
+  float *values = lpx_allocate(host, n, sizeof *values);
+  if (!values) return lpx_fail_memory(host, "a capture");
+  lpx_to_f32(cache->dtype, rows, n, values);
+  const laprox_result result = lpx_st_writer_write(writer, values, n * sizeof *values);
+  lpx_release(host, values);
+  return result;
+}
+
 /* K or V of a cache that has never been evicted: dense in the tail, or in a prefix with a dense tail behind.
  */
 static laprox_result write_rows(const laprox_session *session, lpx_st_writer *writer,
@@ -79,7 +95,7 @@ static laprox_result write_rows(const laprox_session *session, lpx_st_writer *wr
           session->device->queue,
           lpx_buffer_part(lpx_buffer_whole(tail), (uint64_t)head * from->tail_capacity * row_bytes, in_tail),
           rows + in_prefix, in_tail);
-    if (!result) result = lpx_st_writer_write(writer, rows, in_prefix + in_tail);
+    if (!result) result = write_head(session, writer, rows, in_prefix + in_tail);
   }
   lpx_release(&session->context->host, rows);
   return result;

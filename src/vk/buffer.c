@@ -106,6 +106,24 @@ laprox_buffer lpx_buffer_aligned_part(const laprox_context *context, laprox_buff
   return (laprox_buffer){.buffer = whole.buffer, .offset = begin - *residual, .size = size + *residual};
 }
 
+laprox_buffer lpx_buffer_aligned_units(const laprox_context *context, lpx_unit unit, laprox_buffer whole,
+                                       VkDeviceSize offset, VkDeviceSize size, uint32_t *residual) {
+  VkDeviceSize before = (whole.offset + offset) % context->range_alignment;
+  while (before % unit.bytes && before + context->range_alignment <= offset)
+    before += context->range_alignment;
+  *residual = (uint32_t)(before / unit.bytes * unit.elements);
+  return (laprox_buffer){
+      .buffer = whole.buffer, .offset = whole.offset + offset - before, .size = size + before};
+}
+
+VkDeviceSize lpx_buffer_units_room(const laprox_context *context, lpx_unit unit) {
+  /* A multiple of the alignment that is one of the unit, too, is reached in so many steps. */
+  const VkDeviceSize n_steps = unit.elements == 1 ? 1 : unit.bytes / 4;
+  const VkDeviceSize countable = UINT64_C(0xffffffff) / unit.elements * unit.bytes;
+  return (countable < context->max_range ? countable : context->max_range) -
+         n_steps * context->range_alignment;
+}
+
 uint64_t lpx_context_free_bytes(laprox_context *context) {
   VkPhysicalDeviceMemoryBudgetPropertiesEXT budget = {
       .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_BUDGET_PROPERTIES_EXT};

@@ -103,6 +103,12 @@ laprox_buffer lpx_buffer_part(laprox_buffer whole, VkDeviceSize offset, VkDevice
  *rounded down, residual receives the bytes that this adds in front. */
 laprox_buffer lpx_buffer_aligned_part(const laprox_context *context, laprox_buffer whole, VkDeviceSize offset,
                                       VkDeviceSize size, VkDeviceSize *residual);
+/* The same of a range of units. `residual` receives elements, and whole units stand before: where those are blocks, the
+ * range itself is aligned as bindings are. */
+laprox_buffer lpx_buffer_aligned_units(const laprox_context *context, lpx_unit unit, laprox_buffer whole,
+                                       VkDeviceSize offset, VkDeviceSize size, uint32_t *residual);
+/* Bytes that fit such a binding wherever they begin, and whose elements 32 bits can count. */
+VkDeviceSize lpx_buffer_units_room(const laprox_context *context, lpx_unit unit);
 
 /* What the device's own heap still has, by VK_EXT_memory_budget where it is enabled, else by our own count.
  */

@@ -2,6 +2,7 @@
 #include "support/capture.h"
 #include "core/core.h"
 #include "reference/allocate.h"
+#include "support/blocks.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -49,6 +50,11 @@ static void tensor_finish(capture_tensor *tensor) {
 
 /* Rounds the values to the tensor's type. */
 static void tensor_store(capture_tensor *tensor) {
+  if (lpx_dtype_is_blocks(tensor->dtype)) {
+    encode_blocks(tensor->dtype, tensor->values, tensor->n_elements, tensor->data);
+    lpx_to_f32(tensor->dtype, tensor->data, tensor->n_elements, tensor->values);
+    return;
+  }
   for (size_t i = 0; i < tensor->n_elements; i++) {
     uint16_t *half = (uint16_t *)tensor->data + i;
     if (tensor->dtype == LAPROX_DTYPE_F32)
@@ -179,16 +185,17 @@ void capture_init(capture_cache *capture, const capture_options *options) {
   const laprox_shape *shape = &options->shape;
   uint32_t d = shape->head_dim, model_dim = options->model_dim ? options->model_dim : DEFAULT_MODEL_DIM;
   uint64_t state = options->seed;
+  const laprox_dtype other = lpx_dtype_is_blocks(options->dtype) ? LAPROX_DTYPE_F32 : options->dtype;
   *capture = (capture_cache){.options = *options};
   capture->layers = ref_allocate(shape->n_layers, sizeof *capture->layers);
   capture->ref_layers = ref_allocate(shape->n_layers, sizeof *capture->ref_layers);
   capture->ref_heads = ref_allocate((size_t)shape->n_layers * shape->n_kv_heads, sizeof *capture->ref_heads);
   for (size_t l = 0; l < shape->n_layers; l++) {
     capture_layer *layer = &capture->layers[l];
-    tensor_init(&layer->query, options->dtype, 3, shape->n_heads, options->window, d);
+    tensor_init(&layer->query, other, 3, shape->n_heads, options->window, d);
     tensor_init(&layer->key, options->dtype, 3, shape->n_kv_heads, options->n_tokens, d);
     tensor_init(&layer->value, options->dtype, 3, shape->n_kv_heads, options->n_tokens, d);
-    tensor_init(&layer->output_weight, options->dtype, 2, model_dim, (uint64_t)shape->n_heads * d, 0);
+    tensor_init(&layer->output_weight, other, 2, model_dim, (uint64_t)shape->n_heads * d, 0);
     if (options->pattern == CAPTURE_EQUAL) state = options->seed;
     fill_layer(options, layer, model_dim, &state);
   }

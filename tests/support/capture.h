@@ -27,7 +27,7 @@ typedef struct capture_options {
   laprox_shape shape;
   uint32_t n_tokens, window; /* window: the queries that the capture holds */
   uint32_t model_dim;        /* 0 = 64 */
-  laprox_dtype dtype;        /* of everything: F32, F16 or BF16 */
+  laprox_dtype dtype;        /* F32, F16 or BF16, of everything; Q8_0 or Q4_0, of K and V, others F32 */
   double scale;              /* 0 = not given */
   capture_pattern pattern;
   unsigned spoil; /* of capture_spoil */

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "support/flow.h"
+#include "core/core.h"
 
 #include <cmocka.h>
 
@@ -166,7 +167,7 @@ static size_t range_elements(const flow *f, uint32_t segment, uint32_t layer) {
 }
 
 static laprox_buffer take_nan(flow *f, size_t bytes, VkDeviceSize odd) {
-  const laprox_buffer part = app_take(f->device, bytes, 64, odd);
+  const laprox_buffer part = app_take(f->device, bytes, 256, odd);
   memset(app_mapped(f->device, part), 0xff, bytes); /* NaN where nobody may look */
   return part;
 }
@@ -200,7 +201,8 @@ static void take_ranges(flow *f, uint32_t segment, uint32_t layer, laprox_layer_
     break;
   }
   default: {
-    const bool on_start = f->options.layout == FLOW_TOKEN_MAJOR || f->options.layout == FLOW_PADDED;
+    const bool on_start = f->options.layout == FLOW_TOKEN_MAJOR || f->options.layout == FLOW_PADDED ||
+                          lpx_dtype_is_blocks(dtype);
     const VkDeviceSize odd = on_start ? 0 : 4 + 8 * layer;
     to->key[segment] = take_nan(f, bytes, odd);
     to->value[segment] = take_nan(f, bytes, odd);
@@ -469,7 +471,8 @@ static ref_kept read_kept(const flow *f) {
 }
 
 void flow_expect(const flow *f) {
-  const double tolerance = f->options.capture.dtype == LAPROX_DTYPE_F32 ? 1e-5 : 1e-3;
+  const laprox_dtype dtype = f->options.capture.dtype;
+  const double tolerance = dtype == LAPROX_DTYPE_F32 || lpx_dtype_is_blocks(dtype) ? 1e-5 : 1e-3;
   const ref_rules rules = ref_rules_decide(&f->options.policy);
   char message[REF_MESSAGE_BYTES];
   ref_scores scores;

@@ -1,4 +1,5 @@
 #include "support/kernel.h"
+#include "support/blocks.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -61,18 +62,6 @@ float *kernel_random_floats(kernel_test *test, size_t n) {
   return values;
 }
 
-static void encode_q8_0(const float *values, uint8_t *block) {
-  float largest = 0.0f;
-  for (int i = 0; i < 32; i++) largest = fmaxf(largest, fabsf(values[i]));
-  const uint16_t scale = lpx_f32_to_f16(largest / 127.0f);
-  memcpy(block, &scale, 2);
-  for (int i = 0; i < 32; i++) {
-    const float scaled = largest > 0.0f ? roundf(values[i] / lpx_f16_to_f32(scale)) : 0.0f;
-    const int8_t number = (int8_t)fmaxf(-127.0f, fminf(127.0f, scaled));
-    memcpy(block + 2 + i, &number, 1);
-  }
-}
-
 void *kernel_encode(laprox_dtype dtype, float *values, size_t n) {
   const size_t bytes = laprox_dtype_bytes(dtype, n);
   uint8_t *data = malloc(bytes ? bytes : 1);
@@ -81,11 +70,10 @@ void *kernel_encode(laprox_dtype dtype, float *values, size_t n) {
     const uint16_t half = dtype == LAPROX_DTYPE_F16 ? lpx_f32_to_f16(values[i]) : lpx_f32_to_bf16(values[i]);
     if (dtype == LAPROX_DTYPE_F32)
       memcpy(data + 4 * i, &values[i], 4);
-    else if (dtype != LAPROX_DTYPE_Q8_0)
+    else if (!lpx_dtype_is_blocks(dtype))
       memcpy(data + 2 * i, &half, 2);
-    else if (i % 32 == 0)
-      encode_q8_0(values + i, data + i / 32 * 34);
   }
+  if (lpx_dtype_is_blocks(dtype)) encode_blocks(dtype, values, n, data);
   lpx_to_f32(dtype, data, n, values);
   return data;
 }

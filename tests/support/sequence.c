@@ -328,7 +328,9 @@ static float *spread_scores(const ref_scores *scores, const float *got) {
 
 static void expect_choice(const test_sequence *sequence, const ref_kept *held, const ref_kept *kept,
                           const ref_rules *rules, uint32_t budget, const float *got) {
-  const double tolerance = sequence->cache.dtype == LAPROX_DTYPE_F32 ? TOLERANCE_F32 : TOLERANCE_HALF;
+  const laprox_dtype dtype = sequence->cache.dtype;
+  const bool exact = dtype == LAPROX_DTYPE_F32 || lpx_dtype_is_blocks(dtype);
+  const double tolerance = exact ? TOLERANCE_F32 : TOLERANCE_HALF;
   char message[REF_MESSAGE_BYTES];
   reference_view view;
   ref_scores scores;
