@@ -203,12 +203,14 @@ static const cut_case cuts[] = {
       .policy = {.kind = LAPROX_POLICY_CRITICALKV, .window = 16, .budget.tokens = 100}},
      80 << 10},
     {"laprox, token-major, blocks of 8 bits",
-     {.capture = {{1, 4, 2, 64}, 1800, 16, .dtype = LAPROX_DTYPE_Q8_0, .pattern = CAPTURE_NEEDLES, .seed = 92},
+     {.capture =
+          {{1, 4, 2, 64}, 1800, 16, .dtype = LAPROX_DTYPE_Q8_0, .pattern = CAPTURE_NEEDLES, .seed = 92},
       .layout = FLOW_TOKEN_MAJOR,
       .policy = {.window = 16, .budget.tokens = 100}},
      80 << 10},
     {"defensivekv, token-major, blocks of 4 bits",
-     {.capture = {{1, 4, 2, 64}, 1800, 16, .dtype = LAPROX_DTYPE_Q4_0, .pattern = CAPTURE_NEEDLES, .seed = 93},
+     {.capture =
+          {{1, 4, 2, 64}, 1800, 16, .dtype = LAPROX_DTYPE_Q4_0, .pattern = CAPTURE_NEEDLES, .seed = 93},
       .layout = FLOW_TOKEN_MAJOR,
       .policy = {.kind = LAPROX_POLICY_DEFENSIVEKV, .window = 16, .budget.tokens = 100}},
      80 << 10},

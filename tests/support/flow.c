@@ -6,8 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "support/flow.h"
 #include "core/core.h"
+#include "support/flow.h"
 
 #include <cmocka.h>
 
