@@ -54,10 +54,12 @@ typedef struct matmul_case {
   bool accumulate;
 } matmul_case;
 
-/* K products and K sums round once each: |error| <= (K + 2) 2^-24 sum |x w|. */
-static void check_matmul(const matmul_case *c, const float *x, const float *w, const float *before,
-                         const float *y, size_t skip) {
+/* K products and K sums round once each: |error| <= (K + 2) 2^-24 sum |x w|. On matrices operands have been rounded to f16
+ * first, those that were not f16 before. */
+static void check_matmul(const matmul_case *c, bool on_matrix, const float *x, const float *w,
+                         const float *before, const float *y, size_t skip) {
   char what[96];
+  const double rounding = !on_matrix ? 0.0 : c->dtype == LAPROX_DTYPE_F16 ? 0x1.01p-11 : 0x1.01p-10;
   (void)snprintf(what, sizeof what, "matmul %s %u x %u x %u", laprox_dtype_name(c->dtype), c->n_rows,
                  c->n_outputs, c->depth);
   for (size_t row = 0; row < c->n_rows; row++)
@@ -69,8 +71,14 @@ static void check_matmul(const matmul_case *c, const float *x, const float *w, c
         sum += product;
         size += fabs(product);
       }
-      kernel_assert_close((double)y[at], sum, (c->depth + 2) * EPSILON * size, what, at);
+      kernel_assert_close((double)y[at], sum, ((c->depth + 2) * EPSILON + rounding) * size, what, at);
     }
+}
+
+static bool is_on_matrix(const lpx_kernels *kernels, laprox_dtype dtype) {
+  for (uint32_t i = 0; i < LPX_N_MATRIX_TILES; i++)
+    if (kernels->matmul_matrix[dtype][i].pipeline) return true;
+  return false;
 }
 
 static void run_matmul(kernel_test *test, const lpx_kernels *kernels, const matmul_case *c) {
@@ -91,7 +99,7 @@ static void run_matmul(kernel_test *test, const lpx_kernels *kernels, const matm
   lpx_linear_append(test->program, kernels, &product);
   kernel_run(test);
   kernel_download(test, &out, y, n_out * sizeof *y);
-  check_matmul(c, x, w, before, y, skip);
+  check_matmul(c, c->n_rows > 1 && is_on_matrix(kernels, c->dtype), x, w, before, y, skip);
   assert_memory_equal(y, before, skip * sizeof *y);
   assert_memory_equal(y + n_out - 1, before + n_out - 1, sizeof *y);
   kernel_release(test, &in);
@@ -121,9 +129,39 @@ static void run_matmuls(kernel_test *test, const lpx_kernels *kernels) {
       }
 }
 
+/* Every size of tile by itself. */
+static void test_matmul_matrix(void **state) {
+  kernel_test test = kernel_test_begin(state, 12);
+  lpx_kernels kernels = make_kernels(&test, LAPROX_DTYPE_F16);
+  static const uint32_t rows[] = {2, 33, 130}, outputs[] = {1, 127, 130}, depths[] = {32, 96, 288};
+  if (!lpx_shader_usable(test.context, "matmul_matrix")) {
+    kernel_test_end(&test);
+    skip();
+  }
+  for (uint32_t dtype = 1; dtype < LPX_N_DTYPES; dtype++)
+    assert_int_equal(lpx_kernels_use_matrix(&kernels, (laprox_dtype)dtype), LAPROX_OK);
+  const lpx_kernels all = kernels;
+  for (uint32_t tile = 0; tile < LPX_N_MATRIX_TILES; tile++) {
+    if (!all.matmul_matrix[LAPROX_DTYPE_F16][tile].pipeline) continue;
+    for (uint32_t dtype = 1; dtype < LPX_N_DTYPES; dtype++) {
+      memset(kernels.matmul_matrix[dtype], 0, sizeof kernels.matmul_matrix[dtype]);
+      kernels.matmul_matrix[dtype][tile] = all.matmul_matrix[dtype][tile];
+      for (size_t i = 0; i < 27; i++)
+        run_matmul(&test, &kernels,
+                   &(matmul_case){.dtype = (laprox_dtype)dtype,
+                                  .n_rows = rows[i % 3],
+                                  .n_outputs = outputs[i / 3 % 3],
+                                  .depth = depths[i / 9] - (dtype == LAPROX_DTYPE_Q8_0 ? 0 : 4),
+                                  .accumulate = i % 2 != 0});
+    }
+  }
+  kernel_test_end(&test);
+}
+
 static void test_matmul(void **state) {
   kernel_test test = kernel_test_begin(state, 1);
   lpx_kernels kernels = make_kernels(&test, LAPROX_DTYPE_F16);
+  memset(kernels.matmul_matrix, 0, sizeof kernels.matmul_matrix);
   static const char *const variants[] = {"matmul", "matmul_direct", "matmul_direct_subgroup"};
   for (size_t i = 0; i < COUNT(variants); i++) {
     if (!lpx_shader_usable(test.context, variants[i]) || (i == 2 && test.context->subgroup_size > 16))
@@ -576,10 +614,15 @@ static void test_rope(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_matmul),     cmocka_unit_test(test_matmul_in_parts),
-      cmocka_unit_test(test_single_row), cmocka_unit_test(test_parts),
-      cmocka_unit_test(test_embed),      cmocka_unit_test(test_norm),
-      cmocka_unit_test(test_swiglu),     cmocka_unit_test(test_rope),
+      cmocka_unit_test(test_matmul),
+      cmocka_unit_test(test_matmul_matrix),
+      cmocka_unit_test(test_matmul_in_parts),
+      cmocka_unit_test(test_single_row),
+      cmocka_unit_test(test_parts),
+      cmocka_unit_test(test_embed),
+      cmocka_unit_test(test_norm),
+      cmocka_unit_test(test_swiglu),
+      cmocka_unit_test(test_rope),
   };
   return cmocka_run_group_tests(tests, test_gpu_setup, test_gpu_teardown);
 }

@@ -94,6 +94,64 @@ static laprox_result init_matvec(lpx_kernels *kernels, uint32_t dtype) {
   return result;
 }
 
+/* Matrices of a subgroup, and subgroups of a workgroup, by rows and columns: with matrices of 16 x 16, 128, 64 and 32 rows
+ * by 128 columns. */
+static const struct {
+  uint32_t rows, columns, grid_rows, grid_columns;
+} matrix_tiles[LPX_N_MATRIX_TILES] = {{4, 2, 2, 4}, {2, 2, 2, 4}, {2, 1, 1, 8}};
+
+enum { MATRIX_SUBGROUPS = 8, MATRIX_DEPTH = 32, MATRIX_STRIDE_BYTES = 80 };
+
+static bool matrix_fits(const laprox_context *context, const lpx_matrix_tile *tile) {
+  const VkPhysicalDeviceLimits *limits = &context->properties.limits;
+  const uint32_t n = MATRIX_SUBGROUPS * context->subgroup_size;
+  const uint32_t bytes = 2 * (tile->rows + tile->columns) * MATRIX_STRIDE_BYTES +
+                         MATRIX_SUBGROUPS * context->matrix.m * context->matrix.n * 4;
+  return n <= limits->maxComputeWorkGroupInvocations && n <= limits->maxComputeWorkGroupSize[0] &&
+         bytes <= limits->maxComputeSharedMemorySize && tile->rows * (MATRIX_DEPTH / 4) % n == 0 &&
+         tile->columns * (MATRIX_DEPTH / 8) % n == 0;
+}
+
+laprox_result lpx_kernels_use_matrix(lpx_kernels *kernels, laprox_dtype dtype) {
+  laprox_context *context = kernels->context;
+  const bool software = context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
+  const char *shader = software ? "matmul_matrix_rolled" : "matmul_matrix";
+  const uint32_t m = context->matrix.m, n = context->matrix.n, k = context->matrix.k;
+  if (!lpx_shader_usable(context, shader) || k % 8 || MATRIX_DEPTH % k)
+    return lpx_fail(&context->host, LAPROX_ERROR_UNSUPPORTED, "matrices of %u x %u x %u for products", m, n,
+                    k);
+  laprox_result result = LAPROX_OK;
+  for (uint32_t i = 0; i < LPX_N_MATRIX_TILES && !result; i++) {
+    const lpx_matrix_tile tile = {matrix_tiles[i].rows * matrix_tiles[i].grid_rows * m,
+                                  matrix_tiles[i].columns * matrix_tiles[i].grid_columns * n};
+    if (!matrix_fits(context, &tile)) continue;
+    const uint32_t n_invocations = MATRIX_SUBGROUPS * context->subgroup_size;
+    const uint32_t constants[] = {(uint32_t)dtype,
+                                  m,
+                                  n,
+                                  k,
+                                  matrix_tiles[i].rows,
+                                  matrix_tiles[i].columns,
+                                  matrix_tiles[i].grid_rows,
+                                  matrix_tiles[i].grid_columns,
+                                  context->subgroup_size,
+                                  n_invocations,
+                                  n_invocations};
+    kernels->matrix_tiles[i] = tile;
+    result = lpx_pipeline_get(context, shader, 3, constants, 11, &kernels->matmul_matrix[dtype][i]);
+  }
+  return result;
+}
+
+/* As for the scorer: software devices are slower with matrices, but for contexts without subgroup kernels, as tests choose
+ * them. F32 weights keep their digits. */
+static bool matrix_is_worth_it(const laprox_context *context, uint32_t dtype) {
+  const bool software = context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
+  return dtype != LAPROX_DTYPE_F32 && lpx_shader_usable(context, "matmul_matrix") &&
+         context->matrix.k % 8 == 0 && MATRIX_DEPTH % context->matrix.k == 0 &&
+         (!software || !(context->variants & LAPROX_VARIANT_SUBGROUP));
+}
+
 laprox_result lpx_kernels_init(laprox_context *context, uint32_t dtypes, laprox_dtype cache_dtype,
                                lpx_kernels *out) {
   *out = (lpx_kernels){.context = context, .cache_dtype = cache_dtype};
@@ -105,6 +163,8 @@ laprox_result lpx_kernels_init(laprox_context *context, uint32_t dtypes, laprox_
     if (!(dtypes >> dtype & 1)) continue;
     result = lpx_pipeline_get(context, "embed", 3, &dtype, 1, &out->embed[dtype]);
     if (!result) result = lpx_pipeline_get(context, matmul, 3, &dtype, 1, &out->matmul[dtype]);
+    if (!result && matrix_is_worth_it(context, dtype))
+      result = lpx_kernels_use_matrix(out, (laprox_dtype)dtype);
     if (!result) result = init_matvec(out, dtype);
   }
   const uint32_t cache = (uint32_t)cache_dtype, few = FEW_LANES, all = 128;
@@ -205,6 +265,35 @@ static void append_single(lpx_program *program, const lpx_kernels *kernels, cons
                 2 * (uint64_t)push->depth * kernels->matvec_columns);
 }
 
+/* The tallest tile that leaves few rows empty and enough workgroups for a large device, else the lowest there is;
+ * LPX_N_MATRIX_TILES where matrices are of no use. */
+static uint32_t choose_tile(const lpx_kernels *kernels, laprox_dtype dtype, uint32_t n_rows,
+                            uint32_t n_columns) {
+  enum { ENOUGH_GROUPS = 192 };
+  uint32_t chosen = LPX_N_MATRIX_TILES;
+  for (uint32_t i = 0; i < LPX_N_MATRIX_TILES; i++) {
+    const lpx_matrix_tile *tile = &kernels->matrix_tiles[i];
+    if (!kernels->matmul_matrix[dtype][i].pipeline) continue;
+    chosen = i;
+    if (n_rows > tile->rows / 2 &&
+        divide_up(n_rows, tile->rows) * divide_up(n_columns, tile->columns) >= ENOUGH_GROUPS)
+      break;
+  }
+  return chosen;
+}
+
+static void append_tiles(lpx_program *program, const lpx_kernels *kernels, laprox_dtype dtype,
+                         const laprox_buffer *ranges, matmul_push *push) {
+  const uint32_t i = choose_tile(kernels, dtype, push->n_rows, push->n_columns);
+  const bool on_matrix = i < LPX_N_MATRIX_TILES;
+  const lpx_matrix_tile tile =
+      on_matrix ? kernels->matrix_tiles[i] : (lpx_matrix_tile){TILE_ROWS, TILE_COLUMNS};
+  append_pieces(program, kernels->context,
+                on_matrix ? &kernels->matmul_matrix[dtype][i] : &kernels->matmul[dtype], ranges, push,
+                divide_up(push->n_rows, tile.rows) * divide_up(push->n_columns, tile.columns),
+                2 * (uint64_t)push->depth * tile.rows * tile.columns);
+}
+
 /* One part of the matrix for rows that fit one binding of input and output. */
 static void append_part(lpx_program *program, const lpx_kernels *kernels, const lpx_linear *product,
                         const lpx_weight *part, uint32_t part_first, laprox_buffer from, laprox_buffer to,
@@ -223,9 +312,7 @@ static void append_part(lpx_program *program, const lpx_kernels *kernels, const 
     if (product->n_rows == 1)
       append_single(program, kernels, product, part, ranges, &push);
     else
-      append_pieces(program, context, &kernels->matmul[part->dtype], ranges, &push,
-                    divide_up(push.n_rows, TILE_ROWS) * divide_up(now, TILE_COLUMNS),
-                    2 * (uint64_t)push.depth * TILE_ROWS * TILE_COLUMNS);
+      append_tiles(program, kernels, part->dtype, ranges, &push);
   }
 }
 
