@@ -126,6 +126,8 @@ LAPROX_API void laprox_model_release(const laprox_model *model, void *pointer);
 /** One sequence with its KV cache. */
 typedef struct laprox_session laprox_session;
 
+/** Where a device has cooperative matrices (LAPROX_VARIANT_MATRIX), prompts are multiplied with weights other than F32 on
+ *  them: activations are rounded to f16, sums are f32. With a cache of F32 they are not used. */
 typedef struct laprox_session_info {
   laprox_dtype kv_dtype; /**< F16, F32, or, where head_dim is a multiple of 64, Q8_0 or Q4_0; AUTO = F16 */
   uint32_t window;       /**< last queries kept for scoring, at least the window of every eviction; 0 = 32 */

@@ -144,11 +144,13 @@ laprox_result lpx_kernels_use_matrix(lpx_kernels *kernels, laprox_dtype dtype) {
 }
 
 /* As for the scorer: software devices are slower with matrices, but for contexts without subgroup kernels, as tests choose
- * them. F32 weights keep their digits. */
-static bool matrix_is_worth_it(const laprox_context *context, uint32_t dtype) {
+ * them. F32 weights keep their digits, and so does everything beside a cache of F32. */
+static bool matrix_is_worth_it(const lpx_kernels *kernels, uint32_t dtype) {
+  const laprox_context *context = kernels->context;
   const bool software = context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
-  return dtype != LAPROX_DTYPE_F32 && lpx_shader_usable(context, "matmul_matrix") &&
-         context->matrix.k % 8 == 0 && MATRIX_DEPTH % context->matrix.k == 0 &&
+  return dtype != LAPROX_DTYPE_F32 && kernels->cache_dtype != LAPROX_DTYPE_F32 &&
+         lpx_shader_usable(context, "matmul_matrix") && context->matrix.k % 8 == 0 &&
+         MATRIX_DEPTH % context->matrix.k == 0 &&
          (!software || !(context->variants & LAPROX_VARIANT_SUBGROUP));
 }
 
@@ -163,8 +165,7 @@ laprox_result lpx_kernels_init(laprox_context *context, uint32_t dtypes, laprox_
     if (!(dtypes >> dtype & 1)) continue;
     result = lpx_pipeline_get(context, "embed", 3, &dtype, 1, &out->embed[dtype]);
     if (!result) result = lpx_pipeline_get(context, matmul, 3, &dtype, 1, &out->matmul[dtype]);
-    if (!result && matrix_is_worth_it(context, dtype))
-      result = lpx_kernels_use_matrix(out, (laprox_dtype)dtype);
+    if (!result && matrix_is_worth_it(out, dtype)) result = lpx_kernels_use_matrix(out, (laprox_dtype)dtype);
     if (!result) result = init_matvec(out, dtype);
   }
   const uint32_t cache = (uint32_t)cache_dtype, few = FEW_LANES, all = 128;
