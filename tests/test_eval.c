@@ -162,6 +162,44 @@ static void test_questions(void **state) {
       (const char *const[]){"eval", "MODEL", "--tasks", "x", "--policies", "laprox+window", NULL});
 }
 
+/* Cells of documents that a text's queries score. */
+static void test_probes(void **state) {
+  (void)state;
+  make_tasks("probed.jsonl", "niah_single", "300", "2");
+  json_t *root = tool_run_json(
+      (const char *const[]){"eval", "MODEL", "--tasks", "probed.jsonl", "--question", "both", "--budgets",
+                            "20%", "--policies", "laprox,laprox+probe,snapkv+probe", "--probe",
+                            " What is the secret number of the tree? Answer:", "--probe", " The access code",
+                            "--probe-combine", "max", "--json", NULL});
+  static const char *const settings[] = {"laprox", "laprox", "laprox+probe", "snapkv+probe"};
+  const json_t *results = json_object_get(root, "results");
+  assert_int_equal(json_array_size(results), 4);
+  for (size_t i = 0; i < 4; i++) {
+    const json_t *row = json_array_get(results, i);
+    assert_string_equal(string(row, "settings"), settings[i]);
+    assert_string_equal(string(row, "question"), i ? "unknown" : "known");
+    /* all budgets have equal bytes, whatever is protected; the document is shorter than the prompt */
+    if (i) assert_int_equal(number(row, "kv_bytes"), number(json_array_get(results, 1), "kv_bytes"));
+  }
+  /* nothing is protected, so that the end of a document without an answer in it is not kept whole */
+  const json_t *bins = json_object_get(json_array_get(results, 2), "kept_by_position");
+  const json_t *protected_bins = json_object_get(json_array_get(results, 1), "kept_by_position");
+  assert_true(json_number_value(json_array_get(bins, 31)) <
+              json_number_value(json_array_get(protected_bins, 31)));
+  const json_t *probes = json_object_get(root, "probes");
+  assert_string_equal(string(probes, "combine"), "max");
+  assert_int_equal(json_array_size(json_object_get(probes, "texts")), 2);
+  json_decref(root);
+#define REFUSED(...)                                                                                         \
+  tool_expect_failure(2, "probe", (const char *const[]){"eval", "MODEL", "--tasks", "x", __VA_ARGS__, NULL})
+  REFUSED("--probe", "a", "--question", "unknown");
+  REFUSED("--policies", "laprox+probe", "--question", "unknown");
+  REFUSED("--policies", "laprox+probe", "--probe", "a");
+  REFUSED("--policies", "laprox+probe+window=8", "--probe", "a", "--question", "unknown");
+  REFUSED("--policies", "streaming+probe", "--probe", "a", "--question", "unknown");
+#undef REFUSED
+}
+
 /* ---- files of others ---- */
 
 /* A shipped prompt in RULER's and in LongBench's layout. */
@@ -260,7 +298,7 @@ static size_t count_outcomes(void) {
   return n;
 }
 
-/* Starts the run and sends it `number` once there are n outcomes. */
+/* Starts the run; once there are n outcomes another one is refused, and it is sent `number`. */
 static int stop_after(size_t n, int number) {
   const char *all[MAX_ARGUMENTS];
   int status = 0;
@@ -277,6 +315,7 @@ static int stop_after(size_t n, int number) {
     assert_int_equal(waitpid(child, &status, WNOHANG), 0);
     nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
   }
+  if (n == 2) tool_expect_failure(1, "another run", resumable);
   kill(child, number);
   assert_int_equal(waitpid(child, &status, 0), child);
   return status;
@@ -339,7 +378,8 @@ static void test_stopped(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_eval),    cmocka_unit_test(test_bad_tasks), cmocka_unit_test(test_questions),
-      cmocka_unit_test(test_layouts), cmocka_unit_test(test_fidelity),  cmocka_unit_test(test_stopped),
+      cmocka_unit_test(test_probes),  cmocka_unit_test(test_layouts),   cmocka_unit_test(test_fidelity),
+      cmocka_unit_test(test_stopped),
   };
   return cmocka_run_group_tests(tests, tool_set_up, tool_tear_down);
 }

@@ -1,6 +1,7 @@
 /* cmd_eval.c: `laprox eval`: answers tasks under every policy and budget, each prompt read only once. */
 #include "eval.h"
 
+#include "core/core.h"
 #include "io/file.h"
 #include "runtime/fingerprint.h"
 
@@ -55,6 +56,7 @@ static void finish(eval *e) {
   free(e->outcomes);
   if (e->c->model) laprox_model_release(e->c->model, e->passages);
   eval_finish_items(e);
+  probes_finish(&e->probes);
   eval_journal_close(e);
   free(e);
 }
@@ -85,6 +87,17 @@ static int deliver(eval *e) {
   return status;
 }
 
+/* The probe is the window of what it scores. */
+static int check_probed(const eval *e, const cell *one) {
+  const char *text = one->policy.text;
+  lpx_rules rules;
+  laprox_result result = lpx_rules_resolve(&e->c->host, &one->policy.policy, &rules);
+  if (result) return cli_fail(e->c, result);
+  if (one->policy.policy.window) return fail_usage("--policies: %s: the probe is the window", text);
+  if (!lpx_rules_use_attention(&rules)) return fail_usage("--policies: %s looks at no queries", text);
+  return EXIT_DONE;
+}
+
 /* Policies and budgets that can't be are found before minutes of work. */
 static int check_cells(eval *e) {
   const laprox_policy given = e->c->opt.policy;
@@ -93,6 +106,7 @@ static int check_cells(eval *e) {
     uint32_t window = 0;
     e->c->opt.policy = e->cells[i].policy.policy;
     status = cli_check_policy(e->c, &window);
+    if (!status && e->cells[i].policy.is_probed) status = check_probed(e, &e->cells[i]);
     if (window > e->window) e->window = window;
   }
   e->c->opt.policy = given;
@@ -106,7 +120,9 @@ static int prepare(eval *e) {
   if (!status) status = eval_read_items(e);
   if (!status) status = cli_open_device(c);
   if (!status) status = cli_load_model(c, false);
+  if (!status) status = probes_read(c, &e->probes);
   if (status) return status;
+  if (e->probes.longest > e->window) e->window = e->probes.longest;
   laprox_model_describe(c->model, &e->model);
   laprox_result result = lpx_model_fingerprint(c->model, &e->fingerprint);
   if (result) return cli_fail(c, result);

@@ -22,7 +22,7 @@ static int read_prompt(run *r) {
   const cli_prompt *prompt = &r->prompt;
   const bool evicts = r->c->opt.has_budget;
   const size_t n_question = prompt->n - prompt->n_document;
-  if (!prompt->n) return evicts ? run_evict(r) : EXIT_DONE;
+  if (!prompt->n) return evicts ? run_evict_prompt(r) : EXIT_DONE;
   int status = run_read(r, prompt->tokens, prompt->n_document, evicts);
   if (!status && n_question) status = run_read(r, prompt->tokens + prompt->n_document, n_question, false);
   return status;
@@ -48,6 +48,8 @@ static int prepare(run *r, uint32_t window) {
   if (status) return status;
   laprox_model_describe(r->c->model, &r->model);
   status = cli_read_prompt(r->c, &r->prompt);
+  if (!status) status = probes_read(r->c, &r->probes);
+  if (r->probes.longest > window) window = r->probes.longest;
   if (!status) status = cli_check_budget(r->c, (uint32_t)r->prompt.n_document);
   r->session_info = (laprox_session_info){.kv_dtype = o->kv_dtype,
                                           .window = window,
@@ -74,6 +76,7 @@ int cmd_run(cli *c) {
   }
   laprox_session_destroy(r.session);
   cli_prompt_finish(&r.prompt);
+  probes_finish(&r.probes);
   free(r.kept);
   return status;
 }

@@ -4,6 +4,7 @@
 
 #include "cli.h"
 #include "eval_metrics.h"
+#include "probes.h"
 #include "text_buffer.h"
 
 enum { MAX_CELLS = 512, MAX_GROUPS = 256, N_BINS = 32, MAX_MAP_ROWS = 64, MAP_BINS = 64 };
@@ -84,7 +85,8 @@ typedef struct eval {
   uint64_t fingerprint;
   cell cells[MAX_CELLS];
   int n_cells;
-  uint32_t window; /* of the policy that looks at most queries */
+  uint32_t window; /* of the policy that looks at most queries, or the longest probe */
+  probe_list probes;
   task_group groups[MAX_GROUPS];
   int n_groups;
   task_item *items;
@@ -154,6 +156,8 @@ void eval_journal_close(eval *e);
 void eval_retain(eval *e, uint32_t row, int index, const uint32_t *kept, const uint32_t *bins);
 
 /* eval_results.c */
+/* How documents are probed: texts, and how their scores are combined. */
+json_t *eval_probes(const eval *e);
 json_t *eval_results(const eval *e);
 json_t *eval_timing(const eval *e);
 void eval_print(const eval *e);

@@ -9,7 +9,7 @@ static int add_cell(eval *e, const listed_policy *policy, const listed_budget *b
   if (e->n_cells == MAX_CELLS)
     return fail_usage("more than %d combinations of policies, budgets and questions", MAX_CELLS);
   cell *to = &e->cells[e->n_cells++];
-  *to = (cell){.policy = *policy, .knows = knows, .is_twin = is_twin};
+  *to = (cell){.policy = *policy, .knows = knows, .is_twin = is_twin && !policy->is_probed};
   to->policy.policy.budget = budget->amount;
   if (!to->policy.kv_dtype) to->policy.kv_dtype = e->c->opt.kv_dtype;
   snprintf(to->budget, sizeof to->budget, "%s", budget->text);
@@ -30,7 +30,7 @@ static int add_cells(eval *e, bool knows, bool is_twin) {
     if (o->policies[p].policy.kind == LAPROX_POLICY_FULL)
       status = add_cell(e, &o->policies[p], &all, knows, is_twin);
   for (uint32_t p = 0; p < o->n_policies; p++)
-    for (uint32_t b = 0; b < o->n_budgets && !status; b++)
+    for (uint32_t b = 0; b < o->n_budgets && !status && !(knows && o->policies[p].is_probed); b++)
       if (o->policies[p].policy.kind != LAPROX_POLICY_FULL && o->budgets[b].amount.share < 1.0)
         status = add_cell(e, &o->policies[p], &o->budgets[b], knows, is_twin);
   return status;

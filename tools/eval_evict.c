@@ -21,7 +21,8 @@ static laprox_result prepare_scores(const eval *e, eval_reading *r, int index) {
     return LAPROX_OK;
   const double start = now_ms();
   eval_reading_end(r);
-  const laprox_score_info info = {.policy = one->policy.policy};
+  laprox_score_info info = {.policy = one->policy.policy};
+  if (one->policy.is_probed) info = probes_info(e->c, &e->probes, &info.policy);
   const laprox_result result = laprox_session_score(r->session, &info, &r->scores);
   r->scored = index;
   r->score_ms = now_ms() - start;

@@ -1,6 +1,7 @@
 /* eval_journal.c: outcomes as JSON lines beside the results, so that a run that was killed goes on where it was. A line
  * that was being written then is no JSON object, and its cell is done again. */
 #include "eval.h"
+#include "file_lock.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -26,12 +27,13 @@ static json_t *make_header(const eval *e) {
     json_array_append_new(cells, json_pack("[s, s, s, i]", one->policy.text, one->budget,
                                            one->knows ? "known" : "unknown", (int)one->policy.kv_dtype));
   }
-  return json_pack("{s:i, s:s, s:s, s:o, s:s, s:o, s:o, s:i, s:I, s:I, s:o}", "journal", HEADER_VERSION,
-                   "version", LAPROX_VERSION, "device", laprox_device_name(e->c->device), "model",
-                   hash_json(e->fingerprint), "template",
-                   e->c->opt.prompt_template ? e->c->opt.prompt_template : "", "tasks", tasks, "policies",
-                   cells, "limit", (int)e->c->opt.limit, "passages", (json_int_t)e->n_passages,
-                   "passage tokens", (json_int_t)e->passage_tokens, "text", hash_json(e->passage_hash));
+  json_t *probes = eval_probes(e);
+  return json_pack(
+      "{s:i, s:s, s:s, s:o, s:s, s:o, s:o, s:o, s:i, s:I, s:I, s:o}", "journal", HEADER_VERSION, "version",
+      LAPROX_VERSION, "device", laprox_device_name(e->c->device), "model", hash_json(e->fingerprint),
+      "template", e->c->opt.prompt_template ? e->c->opt.prompt_template : "", "tasks", tasks, "policies",
+      cells, "probes", probes, "limit", (int)e->c->opt.limit, "passages", (json_int_t)e->n_passages,
+      "passage tokens", (json_int_t)e->passage_tokens, "text", hash_json(e->passage_hash));
 }
 
 /* The key in which two headers differ; NULL: none. */
@@ -134,9 +136,6 @@ static int take_lines(eval *e, char *text, json_t *header) {
 
 static int take_over(eval *e, json_t *header) {
   char *text = NULL;
-  FILE *there = fopen(e->journal_path, "rb");
-  if (!there) return EXIT_DONE;
-  fclose(there);
   int status = cli_read_text(e->journal_path, &text);
   if (!status) status = take_lines(e, text, header);
   free(text);
@@ -156,11 +155,13 @@ int eval_journal_open(eval *e) {
   }
   memcpy(e->journal_path, output, n);
   memcpy(e->journal_path + n, ".partial", sizeof ".partial");
-  int status = take_over(e, header);
-  if (!status) {
-    e->journal = fopen(e->journal_path, "ab");
-    if (!e->journal) status = fail_impossible("%s: %s", e->journal_path, strerror(errno));
-  }
+  int status = EXIT_DONE;
+  e->journal = fopen(e->journal_path, "ab");
+  if (!e->journal)
+    status = fail_impossible("%s: %s", e->journal_path, strerror(errno));
+  else if (!file_lock(e->journal))
+    status = fail_impossible("%s: another run is writing it; choose another --output", e->journal_path);
+  if (!status) status = take_over(e, header);
   /* An earlier run may have been stopped in the middle of a line. */
   if (!status && fputc('\n', e->journal) == EOF)
     status = fail_impossible("%s: %s", e->journal_path, strerror(errno));

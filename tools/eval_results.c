@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { N_DEPTHS = 10 };
 
@@ -159,6 +160,15 @@ static json_t *example_json(const eval *e) {
   return example;
 }
 
+json_t *eval_probes(const eval *e) {
+  const options *o = &e->c->opt;
+  json_t *texts = json_array();
+  for (uint32_t i = 0; i < o->n_probes; i++)
+    json_array_append_new(texts, json_text(o->probes[i], strlen(o->probes[i])));
+  return json_pack("{s:o, s:s}", "texts", texts, "combine",
+                   o->combine == LAPROX_COMBINE_MAX ? "max" : "mean");
+}
+
 json_t *eval_results(const eval *e) {
   const options *o = &e->c->opt;
   const laprox_shape *shape = &e->model.shape;
@@ -175,6 +185,7 @@ json_t *eval_results(const eval *e) {
                 "head_dim", (json_int_t)shape->head_dim, "results", results, "fidelity", fidelity);
   json_t *example = example_json(e);
   if (root && example) json_object_set_new(root, "example", example);
+  if (root && o->n_probes) json_object_set_new(root, "probes", eval_probes(e));
   return root;
 }
 

@@ -33,6 +33,8 @@ typedef enum option_id {
   OPTION_CHUNK_EVICT,
   OPTION_TAIL,
   OPTION_EVICT_BEFORE_QUESTION,
+  OPTION_PROBE,
+  OPTION_PROBE_COMBINE,
   OPTION_INTERACTIVE,
   OPTION_SAVE_CACHE,
   OPTION_LOAD_CACHE,
@@ -61,15 +63,8 @@ typedef enum option_id {
   OPTION_VARIANTS,
   OPTION_JSON,
   OPTION_VALIDATE,
-  OPTION_HELP,
-  OPTION_LATER /* promised, but not in this version */
+  OPTION_HELP
 } option_id;
-
-enum {
-  EVICTING = COMMAND_RUN | COMMAND_EVICT | COMMAND_BENCH,
-  PROMPTED = COMMAND_RUN | COMMAND_CAPTURE,
-  ANY = 255
-};
 
 #define POLICY(kind) (1u << LAPROX_POLICY_##kind)
 #define ALL_POLICIES UINT32_MAX
@@ -136,6 +131,13 @@ static const option_spec specs[] = {
      "evict after every N tokens of the prompt: least memory, but approximate"},
     {OPTION_EVICT_BEFORE_QUESTION, 0, "evict-before-question", NULL, COMMAND_RUN, 0,
      "evict the document of --file before --prompt is read"},
+    {OPTION_PROBE, 0, "probe", "TEXT", COMMAND_RUN, 0,
+     "evict the document of --file by this text's queries, a guess at the question; may be given several "
+     "times"},
+    {OPTION_PROBE, 0, "probe", "TEXT", COMMAND_EVAL, 0,
+     "for policies with +probe, whose documents this text's queries score; may be given several times"},
+    {OPTION_PROBE_COMBINE, 0, "probe-combine", "HOW", COMMAND_RUN | COMMAND_EVAL, 0,
+     "what becomes of the scores by several probes: mean or max [mean]"},
     {OPTION_TAIL, 0, "tail", "N", COMMAND_RUN, 0,
      "evict again when N entries have come since the last time; otherwise they pile up"},
     {OPTION_INTERACTIVE, 0, "interactive", NULL, COMMAND_RUN, 0,
@@ -197,7 +199,6 @@ static const option_spec specs[] = {
     {OPTION_VALIDATE, 0, "validate", NULL, ANY, 0, "with the Khronos validation layer"},
     {OPTION_JSON, 0, "json", NULL, ANY, 0, "the result as one JSON object on standard output"},
     {OPTION_HELP, 'h', "help", NULL, ANY, 0, "this text"},
-    {OPTION_LATER, 0, "probe", "TEXT", COMMAND_RUN, 0, NULL},
 };
 
 enum { N_SPECS = sizeof specs / sizeof *specs };
@@ -258,6 +259,7 @@ static const word kv_words[] = {{"f16", LAPROX_DTYPE_F16},
                                 {"q4_0", LAPROX_DTYPE_Q4_0},
                                 {NULL, 0}};
 
+static const word combine_words[] = {{"mean", LAPROX_COMBINE_MEAN}, {"max", LAPROX_COMBINE_MAX}, {NULL, 0}};
 static const word question_words[] = {
     {"known", QUESTION_KNOWN}, {"unknown", QUESTION_UNKNOWN}, {"both", QUESTION_BOTH}, {NULL, 0}};
 static const word wording_words[] = {{"model", 0}, {"ruler", 1}, {NULL, 0}};
@@ -382,6 +384,10 @@ static int add_policy_option(const char *text, listed_policy *to) {
   const size_t n = strcspn(text, "=");
   const char *value = text[n] ? text + n + 1 : NULL;
   const laprox_policy_kind kind = to->policy.kind;
+  if (strcmp(text, "probe") == 0) {
+    to->is_probed = true;
+    return EXIT_DONE;
+  }
   for (int i = 0; i < N_SPECS; i++) {
     const option_spec *spec = &specs[i];
     const bool is_own = (spec->commands & COMMAND_EVICT) && spec->policies && spec->id != OPTION_BUDGET &&
@@ -405,7 +411,7 @@ static int add_policy_option(const char *text, listed_policy *to) {
 static int add_policy(const option_spec *spec, const char *text, options *out) {
   char rest[sizeof out->policies[0].text];
   int picked = 0;
-  if (out->n_policies == MAX_LISTED) return fail_usage("--%s: more than %d", spec->name, MAX_LISTED);
+  if (out->n_policies == MAX_POLICIES) return fail_usage("--%s: more than %d", spec->name, MAX_POLICIES);
   listed_policy *to = &out->policies[out->n_policies++];
   *to = (listed_policy){0};
   snprintf(to->text, sizeof to->text, "%s", text);
@@ -483,6 +489,13 @@ static int set_run_option(const option_spec *spec, const char *value, options *o
   case OPTION_EVICT_BEFORE_QUESTION:
     out->evict_before_question = true;
     return EXIT_DONE;
+  case OPTION_PROBE:
+    if (out->n_probes == MAX_LISTED) return fail_usage("--%s: more than %d", spec->name, MAX_LISTED);
+    return need_text(spec, value, &out->probes[out->n_probes++]);
+  case OPTION_PROBE_COMBINE:
+    status = need_word(spec, value, combine_words, &picked);
+    out->combine = (laprox_combine)picked;
+    return status;
   case OPTION_INTERACTIVE:
     out->interactive = true;
     return EXIT_DONE;
@@ -546,6 +559,8 @@ static int set_option(const option_spec *spec, const char *value, options *out) 
   case OPTION_CHUNK_EVICT:
   case OPTION_TAIL:
   case OPTION_EVICT_BEFORE_QUESTION:
+  case OPTION_PROBE:
+  case OPTION_PROBE_COMBINE:
   case OPTION_INTERACTIVE:
   case OPTION_SAVE_CACHE:
   case OPTION_LOAD_CACHE:
@@ -583,8 +598,6 @@ static int set_option(const option_spec *spec, const char *value, options *out) 
   case OPTION_HELP:
     out->help = true;
     return EXIT_DONE;
-  case OPTION_LATER:
-    return fail_usage("--%s is not available in this version", spec->name);
   default:
     return set_policy_option(spec, value, &out->policy);
   }
@@ -623,95 +636,6 @@ static int check_policy_options(const options *o, const bool *given) {
   for (int i = 0; i < N_SPECS; i++) {
     if (given[i] && specs[i].policies && !(specs[i].policies & (1u << kind)))
       return fail_usage("--%s: policy %s has no such option", specs[i].name, laprox_policy_name(kind));
-  }
-  return EXIT_DONE;
-}
-
-/* --file and --prompt are one prompt; --ids another. */
-static int check_prompt(const options *o) {
-  if (o->ids && (o->prompt || o->prompt_file))
-    return fail_usage("give the prompt as text (--file, --prompt) or as --ids, not as both");
-  if (!o->ids && !o->prompt && !o->prompt_file && !o->interactive && !o->load_cache)
-    return fail_usage("give the prompt by --prompt, --file, both, or --ids");
-  return EXIT_DONE;
-}
-
-/* Pairs of which one makes the other pointless. */
-static int check_pairs(const options *o) {
-  const struct {
-    bool first, second;
-    const char *names;
-  } pairs[] = {
-      {o->has_prefill, o->chunk_evict != 0, "--prefill and --chunk-evict"},
-      {o->dump_logits != NULL, o->chunk_evict != 0, "--dump-logits and --chunk-evict"},
-      {o->dump_logits != NULL, o->evict_before_question, "--dump-logits and --evict-before-question"},
-      {o->dump_logits != NULL, o->load_cache != NULL, "--dump-logits and --load-cache"},
-      {o->dump_logits != NULL, o->interactive, "--dump-logits and --interactive"},
-      {o->dump_kept != NULL, o->interactive, "--dump-kept and --interactive"},
-      {o->save_cache != NULL, o->interactive, "--save-cache and --interactive"},
-      {o->dump_logits != NULL, o->dry_run, "--dump-logits and --dry-run"},
-      {o->dump_kept != NULL, o->dry_run, "--dump-kept and --dry-run"},
-      {o->save_cache != NULL, o->dry_run, "--save-cache and --dry-run"},
-      {o->load_cache != NULL, o->dry_run, "--load-cache and --dry-run"},
-      {o->load_cache != NULL, o->memory_bytes != 0, "--load-cache and --memory"},
-  };
-  for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++)
-    if (pairs[i].first && pairs[i].second) return fail_usage("%s do not go together", pairs[i].names);
-  return EXIT_DONE;
-}
-
-static int check_run(const options *o) {
-  const char *evicting = o->tail                    ? "--tail"
-                         : o->chunk_evict           ? "--chunk-evict"
-                         : o->evict_before_question ? "--evict-before-question"
-                                                    : NULL;
-  const bool keeps_all = o->policy.kind == LAPROX_POLICY_FULL;
-  const bool no_prompt = !o->prompt && !o->prompt_file && !o->ids;
-  if (evicting && keeps_all) return fail_usage("%s: policy full evicts nothing", evicting);
-  if ((evicting || o->has_policy_options) && !o->has_budget && !keeps_all)
-    return fail_usage("how much is to be kept? (--budget 5%%)");
-  if (o->evict_before_question && !o->interactive && !(o->prompt && o->prompt_file))
-    return fail_usage("--evict-before-question: give the document by --file and the question by --prompt");
-  if (o->interactive && o->prompt && o->prompt_file)
-    return fail_usage("--interactive: questions come from standard input; give --file or --prompt, not both");
-  if (o->interactive && o->prompt_file && strcmp(o->prompt_file, "-") == 0)
-    return fail_usage("--interactive: questions come from standard input, the document can't");
-  if (o->policy.scope == LAPROX_SCOPE_TOKEN && o->has_prefill && !o->oneshot)
-    return fail_usage(
-        "--prefill layerwise: --scope token needs the scores of all layers (--prefill oneshot)");
-  if (o->interactive && no_prompt && (o->dry_run || o->memory_bytes))
-    return fail_usage("--%s: there is no prompt to plan for", o->dry_run ? "dry-run" : "memory");
-  return check_pairs(o);
-}
-
-static int check_bench(const options *o) {
-  if (!o->compare) return o->output ? fail_usage("--output: only --compare writes a page") : EXIT_DONE;
-  if (!o->n_more_inputs) return fail_usage("--compare: give two results or more");
-  if (o->geometry || o->n_lengths || o->model)
-    return fail_usage("--compare: nothing is measured; --geometry, --tokens and --model say what");
-  return o->output ? EXIT_DONE : fail_usage("where to? (--output FILE)");
-}
-
-static int check_combinations(command which, options *o) {
-  if (!(which & (COMMAND_DEVICES | COMMAND_BENCH)) && !o->input)
-    return fail_usage("which %s? (see --help)", which == COMMAND_EVICT    ? "capture"
-                                                : which == COMMAND_REPORT ? "results"
-                                                                          : "model");
-  int status = which & PROMPTED ? check_prompt(o) : EXIT_DONE;
-  if (!status && which == COMMAND_RUN) status = check_run(o);
-  if (which == COMMAND_BENCH) status = check_bench(o);
-  if (status) return status;
-  if (o->policy.scope == LAPROX_SCOPE_TOKEN) o->oneshot = true;
-  if ((which & (COMMAND_CAPTURE | COMMAND_EVICT | COMMAND_TASKS | COMMAND_REPORT)) && !o->output)
-    return fail_usage("where to? (--output FILE)");
-  if (which == COMMAND_EVAL && !o->n_tasks && !o->n_fidelity)
-    return fail_usage("which tasks? (--tasks FILE)");
-  if (which == COMMAND_EVICT && !o->has_budget && o->policy.kind != LAPROX_POLICY_FULL)
-    return fail_usage("how much is to be kept? (--budget 5%%)");
-  if ((which & EVICTING) && o->policy.kind == LAPROX_POLICY_RANDOM) {
-    if (o->sampler.state > UINT32_MAX)
-      return fail_usage("--seed: the limit for --policy random is %u", UINT32_MAX);
-    o->policy.seed = (uint32_t)o->sampler.state;
   }
   return EXIT_DONE;
 }
@@ -768,7 +692,7 @@ int options_parse(command which, int argc, char **argv, options *out) {
     if (given[i] && specs[i].id == OPTION_SEED && !seeded)
       return fail_usage("--seed: policy %s has no such option", laprox_policy_name(out->policy.kind));
   int status = check_policy_options(out, given);
-  return status ? status : check_combinations(which, out);
+  return status ? status : options_check(which, out);
 }
 
 /* ---- help ---- */

@@ -19,7 +19,7 @@ typedef enum command {
   COMMAND_REPORT = 1 << 7
 } command;
 
-enum { MAX_LISTED = 16 };
+enum { MAX_LISTED = 16, MAX_POLICIES = 48 };
 
 /* A budget, and how it was written. */
 typedef struct listed_budget {
@@ -32,6 +32,7 @@ typedef struct listed_policy {
   char text[96];
   laprox_policy policy;
   laprox_dtype kv_dtype; /* AUTO: what --kv says */
+  bool is_probed;
 } listed_policy;
 
 typedef enum question_mode { QUESTION_KNOWN = 1, QUESTION_UNKNOWN = 2, QUESTION_BOTH = 3 } question_mode;
@@ -58,6 +59,9 @@ typedef struct options {
   uint32_t chunk_evict; /* 0: not in chunks */
   uint32_t tail;        /* 0: none given */
   bool evict_before_question, interactive, dry_run;
+  const char *probes[MAX_LISTED]; /* texts */
+  uint32_t n_probes;
+  laprox_combine combine;
   const char *save_cache, *load_cache;
   uint64_t memory_bytes; /* 0: what is free */
 
@@ -69,7 +73,7 @@ typedef struct options {
   uint32_t n_tasks;
   listed_budget budgets[MAX_LISTED];
   uint32_t n_budgets;
-  listed_policy policies[MAX_LISTED];
+  listed_policy policies[MAX_POLICIES];
   uint32_t n_policies;
   uint32_t limit;         /* prompts of a kind of task; 0: all */
   question_mode question; /* at eviction */
@@ -88,8 +92,17 @@ typedef struct options {
 enum { N_FAMILY_NAMES = 8 };
 extern const char *const option_family_names[N_FAMILY_NAMES];
 
+/* What else options are for. */
+enum {
+  EVICTING = COMMAND_RUN | COMMAND_EVICT | COMMAND_BENCH,
+  PROMPTED = COMMAND_RUN | COMMAND_CAPTURE,
+  ANY = 255
+};
+
 /* argv[0] is the subcommand. Returns EXIT_DONE or, after one line on standard error, EXIT_USAGE. */
 int options_parse(command which, int argc, char **argv, options *out);
+/* Whether the options go together; decides what follows from others. Returns likewise. */
+int options_check(command which, options *o);
 /* The table's lines for a subcommand, on standard output. */
 void options_describe(command which);
 

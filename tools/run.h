@@ -3,6 +3,7 @@
 #define TOOLS_RUN_H
 
 #include "cli.h"
+#include "probes.h"
 
 typedef struct run {
   cli *c;
@@ -10,6 +11,7 @@ typedef struct run {
   laprox_session_info session_info;
   laprox_session *session;
   cli_prompt prompt; /* in a conversation, the document */
+  probe_list probes;
   bool is_planned;
   laprox_memory_plan plan;
 
@@ -50,6 +52,8 @@ int run_open(run *r);
 /* Reads, and evicts afterwards (or while it reads) if wanted. */
 int run_read(run *r, const uint32_t *tokens, size_t n, bool evicts);
 int run_evict(run *r);
+/* The prompt: by the queries of probes where there are any. */
+int run_evict_prompt(run *r);
 /* Entries of a head on average, which most_entries remembers. */
 double run_count_entries(run *r);
 /* Counts what is there before the first generated token. */

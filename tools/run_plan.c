@@ -28,7 +28,7 @@ int run_make_plan(run *r) {
   const uint32_t n_question = (uint32_t)(prompt->n - prompt->n_document);
   const laprox_memory_plan_info info = {.session = r->session_info,
                                         .policy = o->policy,
-                                        .n_prompt = (uint32_t)prompt->n_document,
+                                        .n_prompt = (uint32_t)prompt->n_document + r->probes.longest,
                                         .n_question = n_question,
                                         .n_generate =
                                             lesser(o->n_predict, r->model.context_length - prompt->n),

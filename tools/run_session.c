@@ -60,6 +60,23 @@ int run_evict(run *r) {
   return EXIT_DONE;
 }
 
+int run_evict_prompt(run *r) {
+  const laprox_policy *policy = &r->c->opt.policy;
+  laprox_scores *scores = NULL;
+  laprox_eviction done = {0};
+  if (!r->probes.n) return run_evict(r);
+  const double start = now_ms();
+  const laprox_score_info info = probes_info(r->c, &r->probes, policy);
+  laprox_result result = laprox_session_score(r->session, &info, &scores);
+  if (!result) result = laprox_session_evict_scored(r->session, scores, &policy->budget, &done);
+  laprox_scores_destroy(scores);
+  r->evict_ms += now_ms() - start;
+  progress_clear(&r->c->bar);
+  if (result) return cli_fail(r->c, result);
+  count_eviction(r, &done);
+  return EXIT_DONE;
+}
+
 /* Layer by layer and chunk by chunk, evicting is part of the reading; its own clocks tell them apart. */
 static int read_evicting(run *r, const uint32_t *tokens, size_t n) {
   const options *o = &r->c->opt;
@@ -99,7 +116,7 @@ int run_read(run *r, const uint32_t *tokens, size_t n, bool evicts) {
     status = read_evicting(r, tokens, n);
   } else {
     status = read_whole(r, tokens, n);
-    if (!status && evicts) status = run_evict(r);
+    if (!status && evicts) status = run_evict_prompt(r);
   }
   if (!status) (void)run_count_entries(r);
   return status;
