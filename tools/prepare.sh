@@ -33,6 +33,14 @@ need() {
   "$@" || missing="$missing $package"
 }
 
+# want PACKAGE CHECK…: the same for what a test is skipped without.
+wanted=
+want() {
+  package=$1
+  shift
+  "$@" || wanted="$wanted $package"
+}
+
 need_for_building() {
   need gcc has_program cc
   need libc6-dev has_header stdio.h
@@ -56,6 +64,8 @@ need_for_testing() {
 }
 
 need_for_checking() {
+  want libopenmpi-dev has_library ompi-c
+  want openmpi-bin has_program mpirun
   need clang has_program clang
   need clang-format has_program clang-format
   need clang-tidy has_program clang-tidy
@@ -70,23 +80,33 @@ need_for_checking() {
   need curl has_program curl
 }
 
-install_missing() {
-  [ -n "$missing" ] || return 0
-  has_program apt-get || die "missing, and there is no apt-get to install it (Debian's names):$missing"
+# install_packages PACKAGE…: with apt-get, whose words go to $log.
+install_packages() {
   as_root=
   if [ "$(id -u)" -ne 0 ]; then
-    has_program sudo || die "missing, and neither root nor sudo to install it: apt-get install$missing"
+    has_program sudo || { echo "E: neither root nor sudo" >"$log" && return 1; }
     as_root=sudo
   fi
-  echo "installing:$missing"
+  $as_root env DEBIAN_FRONTEND=noninteractive apt-get update >"$log" 2>&1 &&
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@" >>"$log" 2>&1
+}
+
+install_missing() {
+  [ -n "$missing$wanted" ] || return 0
+  if ! has_program apt-get; then
+    [ -z "$missing" ] || die "missing, and there is no apt-get to install it (Debian's names):$missing"
+    return 0
+  fi
   log=$(mktemp) || die "no temporary file can be made"
   # shellcheck disable=SC2086
-  if ! { $as_root env DEBIAN_FRONTEND=noninteractive apt-get update &&
-         $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $missing; } >"$log" 2>&1
-  then
+  if [ -n "$missing" ] && echo "installing:$missing" && ! install_packages $missing; then
     reason=$(grep -E '^(E:|sudo:)' "$log" | head -n 1)
     rm -f "$log"
     die "could not install$missing: ${reason:-apt-get failed}"
+  fi
+  # shellcheck disable=SC2086
+  if [ -n "$wanted" ] && echo "installing:$wanted" && ! install_packages $wanted; then
+    echo "could not install$wanted: tests that need it are skipped"
   fi
   rm -f "$log"
 }

@@ -155,20 +155,21 @@ laprox_buffer app_take(app *a, VkDeviceSize bytes, float **host) {
   return part;
 }
 
-/* Every call is louder than the last, so that heads differ. */
-static void fill(float *values, size_t n) {
-  static unsigned state = 1, calls;
-  const float loudness = 1 + 0.02f * (float)calls++;
+/* Every tensor is louder than the last, so that heads differ. */
+static void fill(float *values, size_t n, uint32_t *tensor) {
+  const float loudness = 1 + 0.02f * (float)*tensor;
+  uint32_t state = ++*tensor * 2654435761u;
   for (size_t i = 0; i < n; i++) {
     state = state * 1664525u + 1013904223u;
     values[i] = loudness * ((float)(state >> 8) / 8388608.0f - 1);
   }
 }
 
-void app_fill_layer(app *a, const laprox_shape *shape, uint32_t n_tokens, const laprox_requirements *needs,
-                    laprox_layer_buffers *layer) {
+void app_fill_layer(app *a, const laprox_shape *shape, uint32_t number, uint32_t n_tokens,
+                    const laprox_requirements *needs, laprox_layer_buffers *layer) {
   const size_t head = (size_t)n_tokens * shape->head_dim;
   const size_t n_weights = (size_t)MODEL_DIM * shape->n_heads * shape->head_dim;
+  uint32_t tensor = number * (2 + 2 * shape->n_kv_heads);
   float *query, *key, *value, *factor, *weight = malloc(n_weights * sizeof *weight);
   must(!weight, "allocating weights");
   a->alignment = needs->alignment > a->alignment ? needs->alignment : a->alignment;
@@ -176,11 +177,11 @@ void app_fill_layer(app *a, const laprox_shape *shape, uint32_t n_tokens, const 
   layer->key[0] = app_take(a, shape->n_kv_heads * head * sizeof(float), &key);
   layer->value[0] = app_take(a, shape->n_kv_heads * head * sizeof(float), &value);
   layer->factor = app_take(a, needs->factor_bytes, &factor);
-  fill(query, (size_t)needs->query_bytes / sizeof(float));
-  fill(weight, n_weights);
+  fill(query, (size_t)needs->query_bytes / sizeof(float), &tensor);
+  fill(weight, n_weights, &tensor);
   for (size_t g = 0; g < shape->n_kv_heads; g++) {
-    fill(key + g * head, head);
-    fill(value + g * head, head);
+    fill(key + g * head, head, &tensor);
+    fill(value + g * head, head, &tensor);
   }
   must(laprox_value_factor(NULL, shape, LAPROX_GQA_AUTO, MODEL_DIM, weight, factor), "laprox_value_factor");
   free(weight);

@@ -30,9 +30,10 @@ laprox_context_info app_context_info(const app *a);
 
 /* A part of the arena, and where the host has the same part. */
 laprox_buffer app_take(app *a, VkDeviceSize bytes, float **host);
-/* What a forward pass would leave of a layer, f32 and made up, in the host's memory: queries, keys, values, factor. */
-void app_fill_layer(app *a, const laprox_shape *shape, uint32_t n_tokens, const laprox_requirements *needs,
-                    laprox_layer_buffers *layer);
+/* What a forward pass would leave of a layer, f32 and made up from its number, in the host's memory: queries, keys, values,
+ * factor. */
+void app_fill_layer(app *a, const laprox_shape *shape, uint32_t number, uint32_t n_tokens,
+                    const laprox_requirements *needs, laprox_layer_buffers *layer);
 
 /* One submitter's command buffer. */
 typedef struct app_commands {

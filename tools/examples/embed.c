@@ -46,7 +46,7 @@ static void evict(app *a, const app_commands *c, laprox_context *context) {
   must(laprox_plan_create(context, &plan_info, &plan), "laprox_plan_create");
   laprox_plan_requirements(plan, &needs);
   laprox_plan_result_layout(plan, &layout);
-  for (uint32_t l = 0; l < LAYERS; l++) app_fill_layer(a, &plan_info.shape, TOKENS, &needs, &layers[l]);
+  for (uint32_t l = 0; l < LAYERS; l++) app_fill_layer(a, &plan_info.shape, l, TOKENS, &needs, &layers[l]);
   const laprox_buffer uploads = {a->host, 0, a->used_bytes};
   float *host_result;
   const laprox_binding_info buffers = {.layers = layers,

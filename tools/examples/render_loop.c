@@ -185,7 +185,8 @@ static void prepare(loop *s) {
   must(laprox_plan_create(s->context, &info, &s->plan), "laprox_plan_create");
   laprox_plan_requirements(s->plan, &s->needs);
   laprox_plan_result_layout(s->plan, &s->layout);
-  for (uint32_t l = 0; l < LAYERS; l++) app_fill_layer(&s->a, &info.shape, TOKENS, &s->needs, &s->layers[l]);
+  for (uint32_t l = 0; l < LAYERS; l++)
+    app_fill_layer(&s->a, &info.shape, l, TOKENS, &s->needs, &s->layers[l]);
   const laprox_buffer uploads = {s->a.host, 0, s->a.used_bytes};
   s->result = app_take(&s->a, s->needs.result_bytes, &s->host_result);
   const laprox_binding_info buffers = {.layers = s->layers,
