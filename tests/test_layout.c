@@ -77,8 +77,7 @@ static outcome run(const flow_options *options, bool truth) {
   else
     flow_expect_rows(&f);
   const outcome out = outcome_of(&f);
-  if (!options->tail && context->max_range >= ARENA_BYTES)
-    assert_int_equal(flow_compact_in_place(&f), LAPROX_OK);
+  if (!options->tail) assert_int_equal(flow_compact_in_place(&f), LAPROX_OK);
   flow_finish(&f);
   if (shim.n_violations) fail_msg("%u violations, the first: %s", shim.n_violations, shim.violation);
   return out;
@@ -240,18 +239,6 @@ static void expect_failure(laprox_result got, laprox_result expected, const char
   host.n_errors = 0;
 }
 
-static void test_cut_in_place(void **state) {
-  (void)state;
-  flow f;
-  const VkDeviceSize whole = context->max_range;
-  limit_ranges(cuts[0].range);
-  start(&f, &cuts[0].options);
-  assert_int_equal(flow_run(&f), LAPROX_OK);
-  expect_failure(flow_compact_in_place(&f), LAPROX_ERROR_UNSUPPORTED, "maxStorageBufferRange");
-  flow_finish(&f);
-  limit_ranges(whole);
-}
-
 /* 512 entries are the least. */
 static void test_cut_too_small(void **state) {
   (void)state;
@@ -397,9 +384,9 @@ static int tear_down(void **state) {
 /* An argument names the one test to run. */
 int main(int argc, char **argv) {
   const struct CMUnitTest others[] = {
-      cmocka_unit_test(test_cut_in_place),       cmocka_unit_test(test_cut_too_small),
-      cmocka_unit_test(test_missing_buffers),    cmocka_unit_test(test_bad_strides),
-      cmocka_unit_test(test_keep_mask_mistakes), cmocka_unit_test(test_exact_ranges)};
+      cmocka_unit_test(test_cut_too_small), cmocka_unit_test(test_missing_buffers),
+      cmocka_unit_test(test_bad_strides), cmocka_unit_test(test_keep_mask_mistakes),
+      cmocka_unit_test(test_exact_ranges)};
   enum { N_OTHERS = sizeof others / sizeof *others };
   struct CMUnitTest tests[N_LAYOUTS + N_CUTS + N_OTHERS];
   for (size_t i = 0; i < N_LAYOUTS; i++) /* cmocka's state is not const */

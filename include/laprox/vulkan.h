@@ -184,7 +184,7 @@ typedef struct laprox_plan_info {
    *  retain_scores. */
   bool distributed;
   uint32_t layer_offset;
-  bool retain_scores;        /**< a last step packs the kept candidates' scores to the front of each head's */
+  bool retain_scores; /**< a last step packs the kept candidates' scores to the front of each head's */
   /** the selection also writes one bit for every entry of the cache into laprox_binding_info.keep_mask */
   bool keep_mask;
   /** n_layers x n_kv_heads: leading entries that are protected as sinks in each head; NULL = the policy's
@@ -218,7 +218,8 @@ typedef struct laprox_requirements {
   VkDeviceSize factor_bytes;    /**< of one layer's value factor; 0 where the policy has no use for it */
   VkDeviceSize query_bytes;     /**< of one layer's query ring, f32 */
   VkDeviceSize keep_mask_bytes; /**< 0 where the plan is not to write one */
-  uint64_t n_kept; /**< entries that survive in all; with several devices at most, here: cu_seqlens tell how many */
+  uint64_t
+      n_kept; /**< entries that survive in all; with several devices at most, here: cu_seqlens tell how many */
   uint32_t budget; /**< entries per (layer, KV head) on average; UINT32_MAX: everything is kept, there are
                                    no steps, and no buffer is needed */
 } laprox_requirements;
@@ -324,8 +325,7 @@ typedef struct laprox_compaction_info {
   laprox_buffer result;        /**< the result block, selection done */
   /** the result's cu_seqlens, n_layers * n_kv_heads + 1, read back by the application */
   const uint32_t *cu_seqlens;
-  /** rows move to the front of their head's own rows in the source, whose strides they keep; for plans of one segment,
-   *  each of whose heads spans at most the device's maxStorageBufferRange */
+  /** rows move to the front of their head's own rows in the source, whose strides they keep; for plans of one segment */
   bool in_place;
   laprox_buffer key, value; /**< destinations otherwise: rows of the layer x head_dim elements */
 } laprox_compaction_info;

@@ -2,6 +2,9 @@
 #extension GL_GOOGLE_include_directive : require
 // Moves the kept rows of K or V of a layer to the front of their head's own rows. Kept rows ascend, so that a chunk of
 // rows only overwrites rows that it, or chunks before it, have read. One workgroup per head and 64 bytes of a row.
+//
+// Of a head that takes several bindings, a dispatch moves the rows that stand in one of them and belong into one. ACROSS:
+// these are two, so that nothing that is read is overwritten.
 #include "index.glsl"
 #include "../evict/layout.glsl"
 
@@ -13,6 +16,12 @@ layout(constant_id = 0) const uint ROW_WORDS = 32;
 
 layout(set = 0, binding = 0) coherent buffer Rows { uint rows[]; };
 layout(set = 0, binding = 1) readonly buffer Result { uint result[]; };
+#ifdef ACROSS
+layout(set = 0, binding = 2) writeonly buffer Destination { uint to_rows[]; };
+#define DESTINATION to_rows
+#else
+#define DESTINATION rows
+#endif
 
 layout(push_constant) uniform Push {
   uint n_groups;
@@ -21,6 +30,8 @@ layout(push_constant) uniform Push {
   uint indices;
   uint first_head;
   RowLayout rows;  // in words
+  uint to_begin, to_end; // rows of every head that the destination takes
+  uint to_origin;        // of the destination, as rows.origin
 } push;
 
 uint head_word(uint head, uint word) {
@@ -28,6 +39,17 @@ uint head_word(uint head, uint word) {
 }
 
 #include "../evict/rows.glsl"
+
+// The first kept row of a head whose entry is `entry` or behind it.
+uint row_of(uint list, uint n_kept, uint entry) {
+  uint low = 0, high = n_kept;
+  while (low < high) {
+    const uint middle = (low + high) / 2;
+    if (result[list + middle] < entry) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
 
 shared uint barrier_keeper; // some drivers drop the barrier of a shader without shared memory
 
@@ -40,19 +62,22 @@ void main() {
   const uint list = push.indices + result[push.cu_seqlens + head];
   const uint n_kept = result[push.cu_seqlens + head + 1] - result[push.cu_seqlens + head];
   find_rows(head);
-  if (gl_LocalInvocationIndex == 0) barrier_keeper = n_kept;
+  const uint begin = max(row_of(list, n_kept, entries_begin), push.to_begin);
+  const uint end = min(row_of(list, n_kept, entries_end), push.to_end);
+  const uint to = head * push.rows.head_stride + head_word(head, HEAD_ROW) * push.rows.entry_stride - push.to_origin;
+  if (gl_LocalInvocationIndex == 0) barrier_keeper = end;
   barrier();
-  for (uint first = 0; first < barrier_keeper; first += LANES * ROWS_EACH) {
+  for (uint first = begin; first < barrier_keeper; first += LANES * ROWS_EACH) {
     uint held[ROWS_EACH];
     for (uint i = 0; i < ROWS_EACH; i++) {
       const uint row = first + lane + i * LANES;
-      if (row < n_kept && word < ROW_WORDS) held[i] = rows[row_start(result[list + row]) + word];
+      if (row < end && word < ROW_WORDS) held[i] = rows[row_start(result[list + row]) + word];
     }
     memoryBarrierBuffer();
     barrier();
     for (uint i = 0; i < ROWS_EACH; i++) {
       const uint row = first + lane + i * LANES;
-      if (row < n_kept && word < ROW_WORDS) rows[row_start(row) + word] = held[i];
+      if (row < end && word < ROW_WORDS) DESTINATION[to + row * push.rows.entry_stride + word] = held[i];
     }
     memoryBarrierBuffer();
     barrier();

@@ -11,8 +11,9 @@ _Static_assert(sizeof(compact_push) == 60, "push constants of shaders/evict/comp
 typedef struct in_place_push {
   uint32_t n_groups, heads, cu_seqlens, indices, first_head;
   lpx_row_layout rows;
+  uint32_t to_begin, to_end, to_origin;
 } in_place_push;
-_Static_assert(sizeof(in_place_push) == 44, "push constants of shaders/evict/compact_in_place.comp");
+_Static_assert(sizeof(in_place_push) == 56, "push constants of shaders/evict/compact_in_place.comp");
 
 typedef struct scores_push {
   uint32_t n_groups, heads, cu_seqlens, indices, layer_block, window;
@@ -26,6 +27,14 @@ static uint32_t row_words(const laprox_plan *plan) {
   return (uint32_t)lpx_plan_row_bytes(plan) / 4;
 }
 
+/* Whether some head takes several bindings. */
+static bool has_cuts(const laprox_plan *plan) {
+  for (uint32_t layer = 0; layer < plan->shape.n_layers; layer++)
+    for (lpx_head_group group = {0}; lpx_head_group_next(plan, layer, HEAD_FIRST_SPLIT, 0, 0, &group);)
+      if (lpx_head_group_is_cut(&group)) return true;
+  return false;
+}
+
 laprox_result lpx_compact_init(laprox_plan *plan) {
   const uint32_t words = row_words(plan);
   laprox_context *context = plan->context;
@@ -34,6 +43,8 @@ laprox_result lpx_compact_init(laprox_plan *plan) {
   if (!result && words % WIDE_WORDS == 0)
     result = lpx_pipeline_get(context, "compact_wide", 3, &vectors, 1, &plan->compact_wide);
   if (!result) result = lpx_pipeline_get(context, "compact_in_place", 2, &words, 1, &plan->compact_in_place);
+  if (!result && has_cuts(plan))
+    result = lpx_pipeline_get(context, "compact_across", 3, &words, 1, &plan->compact_across);
   if (!result && plan->retain_scores)
     result = lpx_pipeline_get(context, "compact_scores", 2, NULL, 0, &plan->compact_scores);
   return result;
@@ -61,22 +72,43 @@ void lpx_compact_append_scores(laprox_binding *binding) {
   lpx_program_mark_step(binding->program);
 }
 
-/* K or V of a group to the front of each head's rows. */
-static void append_in_place(laprox_compaction *compaction, const laprox_compaction_info *info,
-                            const lpx_head_group *group, laprox_buffer rows) {
+/* What stands in one group of K or V and belongs into another of the same heads. */
+static void append_move(laprox_compaction *compaction, const laprox_compaction_info *info,
+                        const lpx_head_group *from, const lpx_head_group *to, laprox_buffer rows) {
   const laprox_plan *plan = compaction->plan;
   const uint32_t first = info->layer * plan->shape.n_kv_heads, slice_words = 16;
+  const bool across = from->begin_entry != to->begin_entry;
+  lpx_row_layout to_layout;
   in_place_push push = {.heads = plan->result.heads + first * HEAD_WORDS,
                         .cu_seqlens = plan->result.cu_seqlens + first,
                         .indices = plan->result.indices,
-                        .first_head = group->first_head};
-  const laprox_buffer range = lpx_head_group_range(plan, info->layer, group, rows, word_unit, &push.rows);
+                        .first_head = from->first_head,
+                        .to_begin = to->begin_entry,
+                        .to_end = to->end_entry};
+  const laprox_buffer range = lpx_head_group_range(plan, info->layer, from, rows, word_unit, &push.rows);
+  const laprox_buffer to_range = lpx_head_group_range(plan, info->layer, to, rows, word_unit, &to_layout);
   if (!range.size) return;
-  const laprox_buffer ranges[] = {range,
-                                  lpx_buffer_part(info->result, 0, (VkDeviceSize)plan->result.n_words * 4)};
+  push.to_origin = to_layout.origin;
+  const laprox_buffer ranges[] = {
+      range, lpx_buffer_part(info->result, 0, (VkDeviceSize)plan->result.n_words * 4), to_range};
   const uint64_t n_slices = (row_words(plan) + slice_words - 1) / slice_words;
-  lpx_program_dispatch(compaction->program, &plan->compact_in_place, ranges, &push, sizeof push,
-                       (group->end_head - group->first_head) * n_slices, range.size);
+  lpx_program_dispatch(compaction->program, across ? &plan->compact_across : &plan->compact_in_place, ranges,
+                       &push, sizeof push, (from->end_head - from->first_head) * n_slices, range.size);
+}
+
+/* K or V of a group to the front of each head's rows, which is in groups before it where the head is cut. Their rows have
+   moved by then. */
+static void append_in_place(laprox_compaction *compaction, const laprox_compaction_info *info,
+                            const lpx_head_group *group, laprox_buffer rows) {
+  const laprox_plan *plan = compaction->plan;
+  lpx_head_group to = {0};
+  while (lpx_head_group_next(plan, info->layer, HEAD_FIRST_SPLIT, 0, 0, &to) &&
+         (to.first_head < group->first_head || to.begin_entry < group->begin_entry)) {
+    if (to.first_head < group->first_head) continue;
+    append_move(compaction, info, group, &to, rows);
+    lpx_program_barrier(compaction->program);
+  }
+  append_move(compaction, info, group, group, rows);
 }
 
 /* Rows [row, end) of the destination, as far as they come from a group of the source. */
@@ -151,20 +183,6 @@ static laprox_result check_buffers(const laprox_plan *plan, const laprox_compact
   return result ? result : check_buffer(plan, "value", info->value, packed_bytes, 4);
 }
 
-static laprox_result check_in_place(const laprox_plan *plan, uint32_t layer) {
-  if (plan->n_segments != 1)
-    return lpx_fail(&plan->context->host, LAPROX_ERROR_INVALID_ARGUMENT,
-                    "laprox_compaction_create: a cache of two segments can't be packed in place");
-  lpx_head_group group = {0};
-  while (lpx_head_group_next(plan, layer, HEAD_FIRST_SPLIT, 0, 0, &group))
-    if (lpx_head_group_is_cut(&group))
-      return lpx_fail(&plan->context->host, LAPROX_ERROR_UNSUPPORTED,
-                      "laprox_compaction_create: KV head %u of layer %u is longer than the device's "
-                      "maxStorageBufferRange (%llu bytes) and can't be packed in place",
-                      group.first_head, layer, (unsigned long long)plan->context->max_range);
-  return LAPROX_OK;
-}
-
 static laprox_result check_info(const laprox_plan *plan, const laprox_compaction_info *info) {
   const laprox_host *host = &plan->context->host;
   if (plan->budget == UINT32_MAX || info->layer >= plan->shape.n_layers)
@@ -178,10 +196,9 @@ static laprox_result check_info(const laprox_plan *plan, const laprox_compaction
           host, LAPROX_ERROR_INVALID_ARGUMENT,
           "laprox_compaction_create: cu_seqlens of layer %u, KV head %u are %u, %u; %llu entries are kept",
           info->layer, head, cu_seqlens[head], cu_seqlens[head + 1], (unsigned long long)plan->n_kept);
-  if (info->in_place) {
-    const laprox_result result = check_in_place(plan, info->layer);
-    if (result) return result;
-  }
+  if (info->in_place && plan->n_segments != 1)
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
+                    "laprox_compaction_create: a cache of two segments can't be packed in place");
   return check_buffers(plan, info,
                        (cu_seqlens[plan->shape.n_kv_heads] - cu_seqlens[0]) * lpx_plan_row_bytes(plan));
 }

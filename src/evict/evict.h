@@ -91,7 +91,7 @@ struct laprox_plan {
   lpx_pipeline matrix_prepare, window_softmax, window_merge, window_lse, attention_norm, attention_gram,
       value, synthetic, pool, layer_sum, token_sum;
   lpx_pipeline range, histogram, split, refine, count, tell_ties, take_ties, emit, promote, protect;
-  lpx_pipeline compact, compact_wide, compact_in_place, compact_scores, mask;
+  lpx_pipeline compact, compact_wide, compact_in_place, compact_across, compact_scores, mask;
   lpx_pipeline stage, entry_score, key_anchor, anchor_merge, head_mean;
   lpx_pipeline pool_before, projection, attention_risk, attention_pool, value_risk;
 };
