@@ -253,6 +253,57 @@ static void test_cut_too_small(void **state) {
   limit_ranges(whole);
 }
 
+/* ---- entries farther apart than 32 bits can say ---- */
+
+/* Where a kernel looks for an entry's row, in bytes of the buffer: rows.glsl in words of 32 bits, as there. */
+static uint64_t looked_for(const laprox_plan *plan, const lpx_row_layout *rows, laprox_buffer range,
+                           uint32_t head, uint32_t entry) {
+  const uint32_t *row = lpx_head_row(plan, 0, head);
+  const uint32_t first = rows->segment ? row[HEAD_ROWS] : 0;
+  const uint32_t element = head * rows->head_stride +
+                           (row[HEAD_ROW + 2 * rows->segment] + entry - first) * rows->entry_stride -
+                           rows->origin;
+  return range.offset + (uint64_t)element * 2;
+}
+
+static void test_far_heads(void **state) {
+  (void)state;
+  const uint64_t head_stride = (UINT64_C(1) << 34) + 192, offset = 4;
+  const uint32_t entry_stride = 1u << 21, n_entries = 3000, n_heads = 3;
+  const laprox_plan_info info = {
+      .shape = {1, 6, n_heads, 64},
+      .policy.budget.tokens = 60,
+      .n_segments = 1,
+      .segments = {{.n_entries = n_entries, .entry_stride = entry_stride, .head_stride = head_stride}}};
+  const laprox_buffer whole = {(VkBuffer)(uintptr_t)1, offset, UINT64_MAX / 2};
+  const VkDeviceSize limit = context->max_range;
+  laprox_plan *plan = NULL;
+  context->max_range = UINT32_MAX; /* 1,024 entries */
+  assert_int_equal(laprox_plan_create(context, &info, &plan), LAPROX_OK);
+  assert_int_equal(lpx_segment_bytes(plan, 0, 0),
+                   (2 * head_stride + (uint64_t)(n_entries - 1) * entry_stride + 64) * 2);
+  lpx_head_group group = {0};
+  unsigned n_groups = 0;
+  for (uint32_t next = 0; lpx_head_group_next(plan, 0, HEAD_FIRST_SPLIT, 0, 18, &group); n_groups++) {
+    lpx_row_layout rows;
+    const laprox_buffer range =
+        lpx_head_group_range(plan, 0, &group, whole, lpx_dtype_unit(plan->dtype), &rows);
+    const uint32_t head = group.first_head, begin = group.begin_entry;
+    const uint32_t end = group.end_entry < n_entries ? group.end_entry : n_entries;
+    assert_int_equal(group.end_head, head + 1);
+    assert_true(range.size <= UINT32_MAX && range.offset % context->range_alignment == 0);
+    assert_int_equal(looked_for(plan, &rows, range, head, begin),
+                     offset + (head * head_stride + (uint64_t)begin * entry_stride) * 2);
+    assert_int_equal(looked_for(plan, &rows, range, head, end - 1) + 128, range.offset + range.size);
+    assert_int_equal(group.first_item, next);
+    next = group.end_item;
+  }
+  assert_int_equal(group.end_item, 18);
+  assert_int_equal(n_groups, 9);
+  context->max_range = limit;
+  laprox_plan_destroy(plan);
+}
+
 /* ---- mistakes ---- */
 
 static void test_bad_strides(void **state) {
@@ -384,9 +435,9 @@ static int tear_down(void **state) {
 /* An argument names the one test to run. */
 int main(int argc, char **argv) {
   const struct CMUnitTest others[] = {
-      cmocka_unit_test(test_cut_too_small), cmocka_unit_test(test_missing_buffers),
-      cmocka_unit_test(test_bad_strides), cmocka_unit_test(test_keep_mask_mistakes),
-      cmocka_unit_test(test_exact_ranges)};
+      cmocka_unit_test(test_cut_too_small),      cmocka_unit_test(test_missing_buffers),
+      cmocka_unit_test(test_far_heads),          cmocka_unit_test(test_bad_strides),
+      cmocka_unit_test(test_keep_mask_mistakes), cmocka_unit_test(test_exact_ranges)};
   enum { N_OTHERS = sizeof others / sizeof *others };
   struct CMUnitTest tests[N_LAYOUTS + N_CUTS + N_OTHERS];
   for (size_t i = 0; i < N_LAYOUTS; i++) /* cmocka's state is not const */
