@@ -727,7 +727,8 @@ static int tear_down(void **state) {
   return (int)app_vulkan_finish(&vulkan);
 }
 
-int main(void) {
+/* Only the tests of a name, which may have * and ?, where it is given. */
+int main(int argc, char **argv) {
   const struct CMUnitTest others[] = {
       cmocka_unit_test(test_spreading),       cmocka_unit_test(test_small_steps),
       cmocka_unit_test(test_two_plans),       cmocka_unit_test(test_two_devices),
@@ -742,5 +743,6 @@ int main(void) {
     tests[i] = (struct CMUnitTest){scenario->name, test_scenario, NULL, NULL, scenario};
   }
   memcpy(tests + N_SCENARIOS, others, sizeof others);
+  if (argc > 1) cmocka_set_test_filter(argv[1]);
   return cmocka_run_group_tests_name("embed", tests, set_up, tear_down);
 }

@@ -9,11 +9,12 @@ shared uint lows[LOCAL_SIZE], highs[LOCAL_SIZE];
 
 uint low = NONE, high = 0u;
 
+// Without a branch: SwiftShader's compiler has no end where 32 of them follow each other.
 void add(float score, float scale) {
-  const uint key = score_key(score, scale);
-  if (!(score >= 0.0) || key == 0u || key >= INFINITE) return;
-  low = min(low, key);
-  high = max(high, key);
+  const uint any = score_key(score, scale);
+  const uint key = score >= 0.0 ? any : 0u;
+  low = min(low, key - 1u < INFINITE - 1u ? key : NONE);
+  high = max(high, key < INFINITE ? key : 0u);
 }
 
 #define ADD_SCORES(i)                                                                                                \
