@@ -536,6 +536,22 @@ static void test_run(void **state) {
   json_decref(root);
 }
 
+static void test_run_blocks(void **state) {
+  (void)state;
+  static const char *const names[] = {"q8_0", "q4_0"};
+  static const json_int_t row_bytes[] = {68, 36};
+  for (size_t i = 0; i < 2; i++) {
+    json_t *root = run_json((const char *const[]){"run", "MODEL", "-f", "DEMO", "--budget", "10%", "-n", "8",
+                                                  "--stop", ".", "--kv", names[i], "--json", NULL});
+    assert_string_equal(json_string_value(json_object_get(root, "text")), " 48213");
+    const json_t *bytes = json_object_get(root, "kv_bytes");
+    /* 2,000 tokens, 4 layers, 2 KV heads, K and V. */
+    assert_int_equal(integer_at(bytes, "full"), 2000 * 4 * 2 * 2 * row_bytes[i]);
+    assert_int_equal(integer_at(bytes, "kept"), 200 * 4 * 2 * 2 * row_bytes[i]);
+    json_decref(root);
+  }
+}
+
 /* What is printed for people: the text, and only the text, on standard output. */
 static void test_run_text(void **state) {
   (void)state;
@@ -658,6 +674,7 @@ int main(void) {
       cmocka_unit_test(test_old_output_stays),
       cmocka_unit_test(test_device_by_environment),
       cmocka_unit_test(test_run),
+      cmocka_unit_test(test_run_blocks),
       cmocka_unit_test(test_run_text),
       cmocka_unit_test(test_seed),
       cmocka_unit_test(test_ids),

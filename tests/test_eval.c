@@ -116,10 +116,10 @@ static double sum(const json_t *list) {
   return all;
 }
 
-static void check_row(const json_t *row, bool known, bool full, bool is_f32) {
+static void check_row(const json_t *row, bool known, bool full, bool is_q8_0) {
   const json_t *ends = json_object_get(row, "ci95");
   const double score = real(row, "score");
-  assert_string_equal(string(row, "settings"), full ? "full" : is_f32 ? "laprox+gqa=joint+kv=f32" : "laprox");
+  assert_string_equal(string(row, "settings"), full ? "full" : is_q8_0 ? "laprox+gqa=joint+kv=q8_0" : "laprox");
   assert_string_equal(string(row, "question"), known ? "known" : "unknown");
   assert_int_equal(number(row, "length"), 400);
   assert_in_range(number(row, "n_tokens"), 397, 400);
@@ -127,7 +127,7 @@ static void check_row(const json_t *row, bool known, bool full, bool is_f32) {
   assert_true(fabs(score - (double)number(row, "correct") / 2) < 1e-6);
   assert_true(json_number_value(json_array_get(ends, 0)) <= score);
   assert_true(json_number_value(json_array_get(ends, 1)) >= score);
-  if (!full) assert_int_equal(number(row, "kv_bytes"), 8 * 50 * 64 * 2 * (is_f32 ? 4 : 2));
+  if (!full) assert_int_equal(number(row, "kv_bytes"), 8 * 50 * 2 * (is_q8_0 ? 68 : 64 * 2));
   if (!full) assert_true(fabs(sum(json_object_get(row, "kept_per_head")) - 400) < 1e-3);
   assert_true(fabs(sum(json_object_get(row, "kept_by_position")) - 1) < 1e-4);
   assert_true(json_array_size(json_object_get(row, "depths")) > 0);
@@ -138,7 +138,7 @@ static void test_questions(void **state) {
   make_tasks("single.jsonl", "niah_single", "400", "2");
   json_t *root = tool_run_json((const char *const[]){
       "eval", "MODEL", "--tasks", "single.jsonl", "--question", "both", "--budgets", "100%,50", "--policies",
-      "laprox,laprox+gqa=joint+kv=f32", "-o", "both.json", "--timing", "times.json", "--json", NULL});
+      "laprox,laprox+gqa=joint+kv=q8_0", "-o", "both.json", "--timing", "times.json", "--json", NULL});
   const json_t *results = json_object_get(root, "results");
   assert_int_equal(json_array_size(results), 6);
   for (size_t i = 0; i < 6; i++) check_row(json_array_get(results, i), i < 3, i % 3 == 0, i % 3 == 2);
