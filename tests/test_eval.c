@@ -254,6 +254,10 @@ static void test_fidelity(void **state) {
     const json_t *row = json_array_get(rows, i);
     const double kl = real(row, "kl"), same = real(row, "top1_agreement");
     const double all = real(row, "perplexity_full"), some = real(row, "perplexity");
+    const double mass = real(row, "attention_kept"), error = real(row, "output_error");
+    assert_int_equal(json_array_size(json_object_get(row, "attention_kept_by_layer")), 4);
+    assert_int_equal(json_array_size(json_object_get(row, "output_error_by_layer")), 4);
+    assert_true(i ? mass > 0.1 && mass < 0.999 && error > 1e-3 && error < 2 : mass == 1 && error == 0);
     assert_int_equal(number(row, "n"), 2);
     assert_true(all > 1 && some > 1);
     if (i == 0)
@@ -261,8 +265,12 @@ static void test_fidelity(void **state) {
     else
       assert_true(kl > 0 && kl < 5 && same > 0.2 && same <= 1 && all != some);
   }
-  for (size_t i = 1; i < 5; i += 2)
-    assert_true(real(json_array_get(rows, i), "kl") < real(json_array_get(rows, i + 1), "kl"));
+  for (size_t i = 1; i < 5; i += 2) {
+    const json_t *more = json_array_get(rows, i), *fewer = json_array_get(rows, i + 1);
+    assert_true(real(more, "kl") < real(fewer, "kl"));
+    assert_true(real(more, "attention_kept") > real(fewer, "attention_kept"));
+    assert_true(real(more, "output_error") < real(fewer, "output_error"));
+  }
   json_decref(root);
   tool_expect_failure(2, "tokens",
                       (const char *const[]){"eval", "MODEL", "--fidelity", "1", "--tokens", "5000", NULL});

@@ -4,6 +4,7 @@
 #include "support/capture.h"
 #include "support/reading.h"
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -291,6 +292,98 @@ static void test_refusals(void **state) {
   laprox_session_destroy(session);
 }
 
+/* ---- what is lost ---- */
+
+/* By the reference's attention over the whole cache. */
+static laprox_attention_error expected_error(const capture_cache *world, const laprox_session *evicted,
+                                             uint32_t layer) {
+  const ref_layer *from = &world->ref_layers[layer];
+  const laprox_shape *shape = &world->cache.shape;
+  const size_t d = shape->head_dim, width = shape->n_heads * d, group = shape->n_heads / shape->n_kv_heads;
+  const ref_rules rules = {.window = PROBE};
+  static double attention[PROBE * N], difference[PROBE * 256], output[PROBE * 256];
+  uint32_t counts[N_HEADS], positions[N_HEADS * N];
+  laprox_attention_error out = {0};
+  assert_true(width <= 256);
+  memset(difference, 0, sizeof difference);
+  memset(output, 0, sizeof output);
+  laprox_session_kept_per_head(evicted, counts);
+  laprox_session_kept_positions(evicted, layer, positions);
+  for (size_t h = 0; h < shape->n_heads; h++) {
+    const size_t g = h / group;
+    const uint32_t *own = positions;
+    for (size_t before = 0; before < g; before++) own += counts[layer * shape->n_kv_heads + before];
+    const uint32_t n = counts[layer * shape->n_kv_heads + g];
+    ref_attention(&world->cache, &rules, layer, (uint32_t)h, attention);
+    for (size_t t = 0; t < PROBE; t++) {
+      double left = 0;
+      for (uint32_t i = 0; i < n; i++) left += attention[t * N + own[i]];
+      out.mass += left / (PROBE * shape->n_heads);
+      for (size_t x = 0; x < d; x++) {
+        double *to = &output[t * width + h * d + x], some = 0;
+        for (size_t i = 0; i < N; i++) *to += attention[t * N + i] * (double)from->heads[g].value[i * d + x];
+        for (uint32_t i = 0; i < n; i++)
+          some += attention[t * N + own[i]] / left * (double)from->heads[g].value[own[i] * d + x];
+        difference[t * width + h * d + x] = some - *to;
+      }
+    }
+  }
+  double error = 0, norm = 0;
+  for (size_t t = 0; t < PROBE; t++)
+    for (size_t row = 0; row < world->cache.model_dim; row++) {
+      double one = 0, all = 0;
+      for (size_t i = 0; i < width; i++) {
+        one += (double)from->output_weight[row * width + i] * difference[t * width + i];
+        all += (double)from->output_weight[row * width + i] * output[t * width + i];
+      }
+      error += one * one;
+      norm += all * all;
+    }
+  out.output = sqrt(error / norm);
+  return out;
+}
+
+static void test_compare(void **state) {
+  (void)state;
+  const laprox_session_info info = {.window = PROBE};
+  laprox_session *session = make_with(&info), *evicted, *other;
+  laprox_attention_error layers[N_LAYERS];
+  capture_cache world;
+  read_tokens(session, N - 60);
+  evicted = fork_of(session);
+  const laprox_policy policy = {.budget.tokens = 50, .window = PROBE};
+  evict(evicted, &policy);
+  other = fork_of(evicted);
+  read_tokens(evicted, 60);
+  assert_int_equal(laprox_session_compare(session, other, layers), LAPROX_OK);
+  decode_tokens(session, 60); /* the full cache in two pieces */
+  assert_int_equal(laprox_session_capture(session, CAPTURE), LAPROX_OK);
+  laprox_model_description about;
+  laprox_model_describe(rig.model, &about);
+  const capture_options options = {.shape = about.shape,
+                                   .n_tokens = N,
+                                   .window = PROBE,
+                                   .model_dim = about.model_dim,
+                                   .dtype = LAPROX_DTYPE_F16};
+  capture_init(&world, &options);
+  assert_int_equal(capture_read(&world, &session->context->host, CAPTURE), LAPROX_OK);
+  assert_int_equal(laprox_session_compare(session, session, layers), LAPROX_OK);
+  for (uint32_t l = 0; l < N_LAYERS; l++) assert_true(layers[l].mass == 1 && layers[l].output == 0);
+  assert_int_equal(laprox_session_compare(session, evicted, layers), LAPROX_OK);
+  for (uint32_t l = 0; l < N_LAYERS; l++) {
+    const laprox_attention_error expected = expected_error(&world, evicted, l);
+    assert_true(expected.mass < 0.999 && expected.output > 1e-3);
+    assert_true(fabs(layers[l].mass - expected.mass) < 1e-6);
+    assert_true(fabs(layers[l].output - expected.output) < 1e-5 * expected.output);
+  }
+  assert_int_equal(laprox_session_compare(evicted, session, layers), LAPROX_ERROR_INVALID_ARGUMENT);
+  assert_int_equal(laprox_session_compare(session, other, layers), LAPROX_ERROR_INVALID_ARGUMENT);
+  laprox_session_destroy(session);
+  laprox_session_destroy(evicted);
+  laprox_session_destroy(other);
+  capture_finish(&world);
+}
+
 static int finish(void **state) {
   remove(CAPTURE);
   return reading_teardown(state);
@@ -301,6 +394,7 @@ int main(void) {
       cmocka_unit_test(test_budgets),      cmocka_unit_test(test_budgets_again),
       cmocka_unit_test(test_probes),       cmocka_unit_test(test_nothing_left),
       cmocka_unit_test(test_context_full), cmocka_unit_test(test_refusals),
+      cmocka_unit_test(test_compare),
   };
   return cmocka_run_group_tests(tests, reading_setup, finish);
 }

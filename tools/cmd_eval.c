@@ -12,6 +12,11 @@ outcome *eval_outcome(const eval *e, uint32_t row, int index) {
   return &e->outcomes[(size_t)row * (size_t)e->n_cells + (size_t)index];
 }
 
+laprox_attention_error *eval_layers(const eval *e, uint32_t row, int index) {
+  const size_t outcomes = (size_t)(row - e->n_items) * (size_t)e->n_cells + (size_t)index;
+  return &e->layers[outcomes * e->model.shape.n_layers];
+}
+
 int eval_step(eval *e) {
   e->n_done++;
   const double fraction = (double)e->n_done / (double)e->n_all;
@@ -37,7 +42,8 @@ static int make_room(eval *e) {
   e->outcomes = calloc(n_rows * n_cells, sizeof *e->outcomes);
   e->retentions = calloc(n_sums + 1, sizeof *e->retentions);
   e->maps = calloc(n_cells, sizeof *e->maps);
-  good = e->outcomes && e->retentions && e->maps;
+  e->layers = calloc(e->n_passages * n_cells + 1, e->model.shape.n_layers * sizeof *e->layers);
+  good = e->outcomes && e->retentions && e->maps && e->layers;
   for (size_t i = 0; i < n_sums && good; i++) {
     e->retentions[i].heads = calloc(n_heads, sizeof(uint64_t));
     good = e->retentions[i].heads != NULL;
@@ -54,6 +60,7 @@ static void finish(eval *e) {
   free(e->retentions);
   free(e->maps);
   free(e->outcomes);
+  free(e->layers);
   if (e->c->model) laprox_model_release(e->c->model, e->passages);
   eval_finish_items(e);
   probes_finish(&e->probes);

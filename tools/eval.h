@@ -99,9 +99,10 @@ typedef struct eval {
   uint32_t n_passages, passage_tokens;
   uint64_t passage_hash;
 
-  outcome *outcomes;     /* [n_items + n_passages][n_cells] */
-  retention *retentions; /* [n_groups][n_cells] */
-  json_t **maps;         /* [n_cells], of the first item; NULL: none */
+  outcome *outcomes;              /* [n_items + n_passages][n_cells] */
+  retention *retentions;          /* [n_groups][n_cells] */
+  laprox_attention_error *layers; /* [n_passages][n_cells][n_layers] */
+  json_t **maps;                  /* [n_cells], of the first item; NULL: none */
   FILE *journal;
   char *journal_path;
   uint64_t n_done, n_all, n_resumed;
@@ -111,6 +112,8 @@ typedef struct eval {
 
 /* Outcome of item or, behind the items, passage `row`. */
 outcome *eval_outcome(const eval *e, uint32_t row, int index);
+/* Layers of a passage's outcome; `row` as there. */
+laprox_attention_error *eval_layers(const eval *e, uint32_t row, int index);
 /* Counts a finished outcome into progress; false where the program is asked to end. */
 int eval_step(eval *e);
 /* The session of a row's cache type; reads nothing. */

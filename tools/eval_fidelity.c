@@ -64,6 +64,7 @@ typedef struct comparison {
   float *full, *evicted;   /* log-probabilities [N_FORCED, n_vocab] */
   uint32_t best[N_FORCED]; /* with the full cache */
   double prefill_ms;
+  laprox_session *whole; /* the full cache, all tokens read */
 } comparison;
 
 /* What is predicted for each forced token: after the passage, and after those before it. */
@@ -104,6 +105,7 @@ static int compare_cell(comparison *c, int index, eval_reading *passage) {
   laprox_session *session = NULL;
   laprox_result result = eval_evict(e, passage, index, &session, &out);
   if (!result) result = predict(c, session, c->evicted);
+  if (!result) result = laprox_session_compare(c->whole, session, eval_layers(e, c->row, index));
   if (!result) compare(c, &out);
   laprox_session_destroy(session);
   if (result) return cli_fail(e->c, result);
@@ -126,12 +128,10 @@ static laprox_result read_passage(comparison *c, const uint32_t *tokens, laprox_
 }
 
 static laprox_result predict_full(comparison *c, const laprox_session *passage) {
-  laprox_session *session = NULL;
-  laprox_result result = laprox_session_fork(passage, &session);
-  if (!result) result = predict(c, session, c->full);
+  laprox_result result = laprox_session_fork(passage, &c->whole);
+  if (!result) result = predict(c, c->whole, c->full);
   for (uint32_t t = 0; t < N_FORCED && !result; t++)
     c->best[t] = log_softmax(c->full + (size_t)t * c->e->model.n_vocab, c->e->model.n_vocab);
-  laprox_session_destroy(session);
   return result;
 }
 
@@ -168,6 +168,8 @@ static int compare_passage(comparison *c, uint32_t passage) {
   int status = any ? compare_dtype(c, 0, tokens) : EXIT_DONE;
   for (int i = 0; i < e->n_cells && !status; i++)
     if (is_open(e, c->row, i)) status = compare_dtype(c, i, tokens);
+  laprox_session_destroy(c->whole);
+  c->whole = NULL;
   return status;
 }
 

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { HEADER_VERSION = 1 };
+enum { HEADER_VERSION = 2 };
 
 /* ---- what a run is ---- */
 
@@ -54,6 +54,27 @@ static bool take_counts(const json_t *list, size_t n, uint32_t *to) {
   return true;
 }
 
+/* Of a passage: [share of attention, error] of every layer. */
+static json_t *layers_json(const eval *e, uint32_t row, int index) {
+  const laprox_attention_error *layers = eval_layers(e, row, index);
+  json_t *list = json_array();
+  for (uint32_t l = 0; l < e->model.shape.n_layers; l++)
+    json_array_append_new(list, json_pack("[f, f]", layers[l].mass, layers[l].output));
+  return list;
+}
+
+static bool take_layers(const json_t *list, const eval *e, uint32_t row, int index) {
+  if (row < e->n_items) return true;
+  laprox_attention_error *to = eval_layers(e, row, index);
+  if (json_array_size(list) != e->model.shape.n_layers) return false;
+  for (uint32_t l = 0; l < e->model.shape.n_layers; l++) {
+    const json_t *one = json_array_get(list, l);
+    to[l].mass = json_number_value(json_array_get(one, 0));
+    to[l].output = json_number_value(json_array_get(one, 1));
+  }
+  return true;
+}
+
 static json_t *counts_json(const uint32_t *counts, size_t n) {
   json_t *list = json_array();
   for (size_t i = 0; i < n; i++) json_array_append_new(list, json_integer(counts[i]));
@@ -89,7 +110,8 @@ static void take_line(eval *e, const json_t *line) {
   const size_t n_heads = (size_t)e->model.shape.n_layers * e->model.shape.n_kv_heads;
   uint32_t positions[N_BINS], *heads = malloc(n_heads * sizeof *heads);
   if (heads && row >= 0 && row < (json_int_t)e->n_items + e->n_passages && index >= 0 && index < e->n_cells &&
-      take_counts(kept, n_heads, heads) && take_counts(bins, N_BINS, positions)) {
+      take_counts(kept, n_heads, heads) && take_counts(bins, N_BINS, positions) &&
+      take_layers(json_object_get(line, "layers"), e, (uint32_t)row, (int)index)) {
     outcome *to = eval_outcome(e, (uint32_t)row, (int)index);
     out.n_tokens = (uint32_t)n_tokens;
     out.n_decoded = (uint32_t)n_decoded;
@@ -184,6 +206,7 @@ int eval_journal_add(eval *e, uint32_t row, int index, const uint32_t *kept, con
                            (json_int_t)o->kv_bytes, "kv_full_bytes", (json_int_t)o->kv_full_bytes,
                            "prefill_ms", o->prefill_ms, "evict_ms", o->evict_ms, "decode_ms", o->decode_ms,
                            "kept", counts_json(kept, n_heads), "bins", counts_json(bins, N_BINS));
+  if (line && row >= e->n_items) json_object_set_new(line, "layers", layers_json(e, row, index));
   if (line && map) json_object_set_new(line, "map", json_deep_copy(map));
   return write_line(e, line);
 }

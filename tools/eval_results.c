@@ -123,6 +123,29 @@ static json_t *result_json(const eval *e, int group, int index) {
   return row;
 }
 
+/* Of each layer, mean over the passages, and of all layers. */
+static void add_attention(json_t *row, const eval *e, int index) {
+  const uint32_t n_layers = e->model.shape.n_layers;
+  json_t *masses = json_array(), *errors = json_array();
+  double mass_sum = 0, error_sum = 0;
+  for (uint32_t l = 0; l < n_layers; l++) {
+    double mass = 0, error = 0;
+    for (uint32_t p = 0; p < e->n_passages; p++) {
+      const laprox_attention_error *one = &eval_layers(e, e->n_items + p, index)[l];
+      mass += one->mass;
+      error += one->output;
+    }
+    json_array_append_new(masses, rounded(share(mass, e->n_passages)));
+    json_array_append_new(errors, rounded(share(error, e->n_passages)));
+    mass_sum += share(mass, e->n_passages);
+    error_sum += share(error, e->n_passages);
+  }
+  json_object_set_new(row, "attention_kept", rounded(share(mass_sum, n_layers)));
+  json_object_set_new(row, "output_error", rounded(share(error_sum, n_layers)));
+  json_object_set_new(row, "attention_kept_by_layer", masses);
+  json_object_set_new(row, "output_error_by_layer", errors);
+}
+
 /* A mean and 1.96 standard errors to both sides of it. */
 static json_t *fidelity_json(const eval *e, int index) {
   const total sum = add_passages(e, index);
@@ -137,6 +160,7 @@ static json_t *fidelity_json(const eval *e, int index) {
       rounded(exp(share(sum.nll, sum.n))), "perplexity_full", rounded(exp(share(sum.full_nll, sum.n))),
       "kv_bytes", mean(sum.kv_bytes, sum.n), "kv_full_bytes", mean(sum.kv_full_bytes, sum.n));
   if (row && numbers) json_object_update(row, numbers);
+  if (row) add_attention(row, e, index);
   json_object_del(row, "question");
   json_decref(numbers);
   return row;

@@ -211,6 +211,18 @@ LAPROX_API bool laprox_scores_serve(const laprox_scores *scores, const laprox_bu
 LAPROX_API laprox_result laprox_session_evict_scored(laprox_session *session, const laprox_scores *scores,
                                                      const laprox_budget *budget, laprox_eviction *out);
 
+/** What an eviction does to a layer's attention. */
+typedef struct laprox_attention_error {
+  double
+      mass; /**< share of attention that goes to entries that are kept, mean over queries and query heads */
+  double output; /**< |O' - O| / |O| of the attention's output behind the output projection */
+} laprox_attention_error;
+/** Takes the last queries of a session that holds everything it has read, as many as its window, and that session's K
+ *  and V; of the other one, which has read as many tokens, only which entries it still holds. Worked out on the host in
+ *  double precision: slow for large models. `layers`: n_layers of them. */
+LAPROX_API laprox_result laprox_session_compare(const laprox_session *full, const laprox_session *evicted,
+                                                laprox_attention_error *layers);
+
 /* ---- eviction while reading ---- */
 
 /** laprox_session_prefill and laprox_session_evict in one, in little memory: the first prompt of a session is cut after

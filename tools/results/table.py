@@ -1,0 +1,222 @@
+#!/usr/bin/env python3
+"""table.py RESULTS.json... prints what `laprox eval` has found as Markdown tables. With --readme README.md they replace
+those between the lines <!-- results --> and <!-- /results -->, with --svg OUT.svg accuracy against bytes is drawn."""
+import argparse
+import json
+import math
+import sys
+
+Z = 1.959963984540054
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM, KEY = 470, 300, 48, 14, 34, 44, 132
+# What the picture shows: more lines can't be told apart.
+DRAWN = ['laprox', 'laprox+gqa=joint', 'laprox+no-normalize', 'snapkv', 'adakv', 'layer-defensivekv', 'streaming',
+         'laprox+probe', 'full', 'full+kv=q8_0', 'full+kv=q4_0']
+
+
+def wilson(mean, n):
+    scale, middle = 1 + Z * Z / n, mean + Z * Z / (2 * n)
+    reach = Z * math.sqrt(max(mean * (1 - mean) / n + Z * Z / (4 * n * n), 0))
+    return max((middle - reach) / scale, 0), min((middle + reach) / scale, 1)
+
+
+def read(names):
+    results, fidelity, heads = [], [], []
+    for name in names:
+        with open(name, encoding='utf-8') as file:
+            root = json.load(file)
+        heads.append(root)
+        results += root['results']
+        fidelity += root['fidelity']
+    return heads, results, fidelity
+
+
+def together(rows):
+    """All tasks as one cell: mean, interval, prompts, bytes."""
+    n = sum(row['n'] for row in rows)
+    mean = sum(row['score'] * row['n'] for row in rows) / n
+    low, high = wilson(mean, n)
+    return {'score': mean, 'low': low, 'high': high, 'n': n,
+            'bytes': sum(row['kv_bytes'] * row['n'] for row in rows) / n,
+            'full': sum(row['kv_full_bytes'] * row['n'] for row in rows) / n}
+
+
+def in_order(values):
+    return list(dict.fromkeys(values))
+
+
+def percent(text):
+    return float(text.rstrip('%')) if text.endswith('%') else float(text)
+
+
+def group(results, question, length):
+    """{settings: {budget: cell}} in the order of the results."""
+    rows = [r for r in results if r['question'] == question and (length is None or r['length'] == length)]
+    return {s: {b: together([r for r in rows if (r['settings'], r['budget']) == (s, b)])
+                for b in in_order(r['budget'] for r in rows if r['settings'] == s)}
+            for s in in_order(r['settings'] for r in rows)}
+
+
+def shown(cell):
+    return f"{100 * cell['score']:.0f} ({100 * cell['low']:.0f}-{100 * cell['high']:.0f})" if cell else ''
+
+
+def accuracy_table(results, question, length):
+    cells = group(results, question, length)
+    budgets = sorted({b for row in cells.values() for b in row if b != '100%'}, key=percent, reverse=True)
+    about = f"{length} tokens, question {'known' if question == 'known' else 'not known'} at eviction"
+    lines = [f'| {about} | ' + ' | '.join(b.replace('%', ' %') for b in budgets) + ' |',
+             '|---|' + '---|' * len(budgets)]
+    for settings, row in cells.items():
+        if set(row) == {'100%'}:
+            cell = row['100%']
+            name = f"`{settings}` ({100 * cell['bytes'] / cell['full']:.0f} % of the bytes)"
+            lines.append(f'| {name} | {shown(cell)} |' + ' |' * (len(budgets) - 1))
+        else:
+            lines.append(f'| `{settings}` | ' + ' | '.join(shown(row.get(b)) for b in budgets) + ' |')
+    return lines
+
+
+def fidelity_table(fidelity):
+    rows = [r for r in fidelity if r['budget'] != '100%' and '+probe' not in r['settings']]
+    if not rows:
+        return []
+    budgets = sorted({r['budget'] for r in rows}, key=percent, reverse=True)
+    lines = [f"| KL from the full cache, nats a token; same best token, {rows[0]['n']} passages | "
+             + ' | '.join(b.replace('%', ' %') for b in budgets) + ' |', '|---|' + '---|' * len(budgets)]
+    for settings in in_order(r['settings'] for r in rows):
+        own = {r['budget']: r for r in rows if r['settings'] == settings}
+        lines.append(f'| `{settings}` | ' + ' | '.join(
+            f"{own[b]['kl']:.3f}; {100 * own[b]['top1_agreement']:.0f} %" if b in own else '' for b in budgets) + ' |')
+    return lines
+
+
+def is_own(settings):
+    return settings.split('+')[0] == 'laprox' and '+kv=' not in settings
+
+
+def verdicts(results):
+    """What follows: the best own setting, and whatever beats the default with intervals apart."""
+    lines = []
+    for question in in_order(r['question'] for r in results):
+        cells = group(results, question, None)
+        own = {s: sum(c['score'] for c in row.values()) / len(row) for s, row in cells.items()
+               if is_own(s) and '+probe' not in s}
+        if 'laprox' not in own:
+            continue
+        known = 'known' if question == 'known' else 'not known'
+        ranks = ', '.join(f'`{s}` {100 * v:.1f}' for s, v in sorted(own.items(), key=lambda x: -x[1]))
+        lines.append(f"- LaProx's settings, question {known}, mean over budgets and lengths: {ranks}.")
+        better = [f"`{s}` at {b.replace('%', ' %')} ({100 * c['score']:.0f} against "
+                  f"{100 * cells['laprox'][b]['score']:.0f})" for s, row in cells.items() for b, c in row.items()
+                  if not is_own(s) and b in cells['laprox'] and c['low'] > cells['laprox'][b]['high']]
+        lines.append(f"- Rivals beyond `laprox`, intervals apart, question {known}: "
+                     + (', '.join(better) if better else 'none') + '.')
+    return lines
+
+
+def tables(heads, results, fidelity):
+    n = max(sum(r['n'] for r in results if (r['settings'], r['budget'], r['question'], r['length']) == key)
+            for key in {(r['settings'], r['budget'], r['question'], r['length']) for r in results})
+    names = in_order(r['task'] for r in results)
+    lines = [f"{', '.join(names)} together, {n} prompts a cell, per cent right with 95 % intervals, on "
+             f"{heads[0]['device']}:", '']
+    for question in in_order(r['question'] for r in results):
+        for length in sorted({r['length'] for r in results if r['question'] == question}):
+            lines += accuracy_table(results, question, length) + ['']
+    for root in heads:
+        if 'probes' in root:
+            texts = ', '.join(f'"{text.strip()}"' for text in root['probes']['texts'])
+            lines += [f"`+probe`: the {root['probes']['combine']} of the scores by {texts}.", '']
+            break
+    lines += verdicts(results) + ['']
+    return '\n'.join(lines + fidelity_table(fidelity)).rstrip() + '\n'
+
+
+# ---- the picture ----
+
+STYLE = """<style>
+text{font:12px sans-serif;fill:#444}.title{font-weight:600;fill:#222}.grid{stroke:#ddd}.back{fill:#fff}
+@media(prefers-color-scheme:dark){text{fill:#bbb}.title{fill:#eee}.grid{stroke:#444}.back{fill:#16181c}}
+</style>"""
+COLOURS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#8a8a8a', '#7b5fd0', '#222222', '#a0522d',
+           '#4b7f2b']
+
+
+def panel(out, cells, title, left, names):
+    shares = [c['bytes'] / c['full'] for s in names if s in cells for c in cells[s].values()]
+    low, high = math.log(min(shares)), math.log(max(max(shares), 1.0))
+
+    def x(cell):
+        share = math.log(cell['bytes'] / cell['full'])
+        return left + LEFT + (share - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+
+    def y(score):
+        return TOP + (1 - score) * (HEIGHT - TOP - BOTTOM)
+
+    out.append(f'<text class="title" x="{left + LEFT}" y="20">{title}</text>')
+    for tick in range(0, 101, 25):
+        out.append(f'<path class="grid" d="M{left + LEFT} {y(tick / 100):.1f}H{left + WIDTH - RIGHT}"/>')
+        out.append(f'<text x="{left + LEFT - 6}" y="{y(tick / 100) + 4:.1f}" text-anchor="end">{tick}</text>')
+    for share in (0.025, 0.05, 0.1, 0.2, 0.4, 1):
+        if low - 0.05 <= math.log(share) <= high:
+            at = left + LEFT + max(math.log(share) - low, 0) / (high - low) * (WIDTH - LEFT - RIGHT)
+            out.append(f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{100 * share:g}</text>')
+    out.append(f'<text x="{left + (LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">'
+               'K and V, per cent of the full cache (logarithmic)</text>')
+    for settings in names:
+        if settings not in cells:
+            continue
+        colour = COLOURS[DRAWN.index(settings)]
+        points = sorted(cells[settings].values(), key=x)
+        path = ''.join(f"{'L' if i else 'M'}{x(c):.1f} {y(c['score']):.1f}" for i, c in enumerate(points))
+        out.append(f'<g stroke="{colour}" fill="none" stroke-width="2"><path d="{path}"/>' + ''.join(
+            f'<path stroke-width="1" d="M{x(c):.1f} {y(c["low"]):.1f}V{y(c["high"]):.1f}"/>'
+            f'<circle cx="{x(c):.1f}" cy="{y(c["score"]):.1f}" r="3" fill="{colour}" stroke="none"/>' for c in points)
+            + '</g>')
+
+
+def draw(results):
+    names = [s for s in DRAWN if any(r['settings'] == s for r in results)]
+    panes = [q for q in ('known', 'unknown') if any(r['question'] == q for r in results)]
+    width, out = WIDTH * len(panes) + KEY, []
+    for i, question in enumerate(panes):
+        title = f"Per cent right, question {'known' if question == 'known' else 'not known'} at eviction"
+        panel(out, group(results, question, None), title, i * WIDTH, names)
+    for i, settings in enumerate(names):
+        at = TOP + 10 + 20 * i
+        out.append(f'<path stroke="{COLOURS[DRAWN.index(settings)]}" stroke-width="3" '
+                   f'd="M{width - KEY + 4} {at - 4}h14"/><text x="{width - KEY + 23}" y="{at}">{settings}</text>')
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" font-size="12">{STYLE}'
+            f'<rect class="back" width="{width}" height="{HEIGHT}"/>' + ''.join(out) + '</svg>\n')
+
+
+def replace(name, text):
+    begin, end = '<!-- results -->\n', '<!-- /results -->\n'
+    with open(name, encoding='utf-8') as file:
+        old = file.read()
+    if begin not in old or end not in old:
+        sys.exit(f'{name} has no lines {begin.strip()} and {end.strip()}')
+    head, rest = old.split(begin, 1)
+    with open(name, 'w', encoding='utf-8') as file:
+        file.write(head + begin + text + end + rest.split(end, 1)[1])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('results', nargs='+')
+    parser.add_argument('--readme')
+    parser.add_argument('--svg')
+    options = parser.parse_args()
+    heads, results, fidelity = read(options.results)
+    text = tables(heads, results, fidelity)
+    if options.svg:
+        with open(options.svg, 'w', encoding='utf-8') as file:
+            file.write(draw(results))
+    if options.readme:
+        replace(options.readme, text)
+    else:
+        print(text, end='')
+
+
+if __name__ == '__main__':
+    main()
