@@ -119,6 +119,11 @@ struct laprox_compaction {
 laprox_result lpx_plan_create_scored(laprox_context *context, const laprox_plan_info *info, uint32_t window,
                                      laprox_plan **out);
 
+/* laprox_value_factor with the heads' factors made by for_each. */
+laprox_result lpx_value_factor(const laprox_host *host, const laprox_shape *shape, laprox_gqa gqa,
+                               uint32_t model_dim, const float *output_weight, float *factor,
+                               lpx_for_each_fn for_each);
+
 /* Holds a range that an application has given against what is needed; `where` names the struct it stands in.
  */
 laprox_result lpx_check_buffer(const laprox_plan *plan, const char *where, const char *what,

@@ -1,7 +1,6 @@
 /* factor.c: value factors on the host, in f64: Gram matrix and a Cholesky factorisation that bears singular
  * ones. */
-#include "core/core.h"
-#include "laprox/vulkan.h"
+#include "evict/evict.h"
 
 #include <float.h>
 #include <math.h>
@@ -58,25 +57,54 @@ static void cholesky(double *gram, size_t n) {
   }
 }
 
-laprox_result laprox_value_factor(const laprox_host *given, const laprox_shape *shape, laprox_gqa gqa,
-                                  uint32_t model_dim, const float *output_weight, float *factor) {
-  const laprox_host host = lpx_host_complete(given);
-  const laprox_result result = lpx_shape_check(&host, shape);
+typedef struct factorisation {
+  const float *weight;
+  float *factor;
+  double *grams;
+  uint32_t model_dim;
+  size_t row_length, n;
+} factorisation;
+
+static void factorise_block(void *user, uint32_t index) {
+  const factorisation *f = user;
+  const size_t n = f->n;
+  double *gram = f->grams + index * n * n;
+  float *factor = f->factor + index * n * n;
+  gram_matrix(f->weight, f->model_dim, f->row_length, index * n, n, gram);
+  cholesky(gram, n);
+  for (size_t i = 0; i < n * n; i++) factor[i] = i / n > i % n ? 0.0f : (float)gram[i];
+}
+
+laprox_result lpx_value_factor(const laprox_host *host, const laprox_shape *shape, laprox_gqa gqa,
+                               uint32_t model_dim, const float *output_weight, float *factor,
+                               lpx_for_each_fn for_each) {
+  const laprox_result result = lpx_shape_check(host, shape);
   if (result) return result;
   const size_t row_length = (size_t)shape->n_heads * shape->head_dim;
   for (size_t i = 0; i < row_length * model_dim; i++)
     if (!isfinite(output_weight[i]))
-      return lpx_fail(&host, LAPROX_ERROR_FORMAT, "output projection: element [%zu, %zu] is not finite",
+      return lpx_fail(host, LAPROX_ERROR_FORMAT, "output projection: element [%zu, %zu] is not finite",
                       i / row_length, i % row_length);
   const size_t group = shape->n_heads / shape->n_kv_heads;
-  const size_t n = (gqa == LAPROX_GQA_JOINT ? group : 1) * shape->head_dim;
-  double *gram = lpx_allocate(&host, n * n, sizeof *gram);
-  if (!gram) return lpx_fail_memory(&host, "a value factor");
-  for (size_t column = 0; column < row_length; column += n, factor += n * n) {
-    gram_matrix(output_weight, model_dim, row_length, column, n, gram);
-    cholesky(gram, n);
-    for (size_t i = 0; i < n * n; i++) factor[i] = i / n > i % n ? 0.0f : (float)gram[i];
-  }
-  lpx_release(&host, gram);
+  const size_t n = (gqa == LAPROX_GQA_JOINT ? group : 1) * shape->head_dim, n_blocks = row_length / n;
+  factorisation f = {.weight = output_weight,
+                     .factor = factor,
+                     .grams = lpx_allocate(host, n_blocks * n, n * sizeof *f.grams),
+                     .model_dim = model_dim,
+                     .row_length = row_length,
+                     .n = n};
+  if (!f.grams) return lpx_fail_memory(host, "a value factor");
+  for_each((uint32_t)n_blocks, factorise_block, &f);
+  lpx_release(host, f.grams);
   return LAPROX_OK;
+}
+
+static void one_after_another(uint32_t n, lpx_task_fn task, void *user) {
+  for (uint32_t i = 0; i < n; i++) task(user, i);
+}
+
+laprox_result laprox_value_factor(const laprox_host *given, const laprox_shape *shape, laprox_gqa gqa,
+                                  uint32_t model_dim, const float *output_weight, float *factor) {
+  const laprox_host host = lpx_host_complete(given);
+  return lpx_value_factor(&host, shape, gqa, model_dim, output_weight, factor, one_after_another);
 }

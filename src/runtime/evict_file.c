@@ -1,6 +1,8 @@
 /* evict_file.c: a policy over a captured cache, file to file. */
+#include "evict/evict.h"
 #include "io/safetensors.h"
 #include "runtime/cache.h"
+#include "runtime/parallel.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -184,7 +186,8 @@ static laprox_result upload_factor(capture *c, uint32_t layer, lpx_factor kind) 
   }
   const size_t bytes = laprox_value_factor_bytes(&c->shape, c->policy.gqa);
   float *factor = lpx_allocate(c->host, bytes, 1);
-  result = factor ? laprox_value_factor(c->host, &c->shape, c->policy.gqa, c->model_dim, weight, factor)
+  result = factor ? lpx_value_factor(c->host, &c->shape, c->policy.gqa, c->model_dim, weight, factor,
+                                     lpx_parallel_for_each)
                   : lpx_fail_memory(c->host, "a value factor");
   if (!result) result = upload_f32(c, factor, bytes, "value factor", &c->factors[layer]);
   lpx_release(c->host, factor);

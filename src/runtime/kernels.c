@@ -94,19 +94,29 @@ static laprox_result init_matvec(lpx_kernels *kernels, uint32_t dtype) {
   return result;
 }
 
-/* Matrices of a subgroup, and subgroups of a workgroup, by rows and columns: with matrices of 16 x 16, 128, 64 and 32 rows
- * by 128 columns. */
-static const struct {
+/* Matrices of a subgroup, and subgroups of a workgroup, by rows and columns. */
+typedef struct matrix_grid {
   uint32_t rows, columns, grid_rows, grid_columns;
-} matrix_tiles[LPX_N_MATRIX_TILES] = {{4, 2, 2, 4}, {2, 2, 2, 4}, {2, 1, 1, 8}};
+} matrix_grid;
 
-enum { MATRIX_SUBGROUPS = 8, MATRIX_DEPTH = 32, MATRIX_STRIDE_BYTES = 80 };
+enum { MATRIX_DEPTH = 32, MATRIX_STRIDE_BYTES = 80 };
 
-static bool matrix_fits(const laprox_context *context, const lpx_matrix_tile *tile) {
+/* With matrices of 16 x 16, 128, 64 and 32 rows by 128 columns. The lowest has work for 256 threads. */
+static matrix_grid choose_grid(const laprox_context *context, uint32_t tile) {
+  static const matrix_grid grids[LPX_N_MATRIX_TILES] = {{4, 2, 2, 4}, {2, 2, 2, 4}, {2, 1, 1, 8}};
+  matrix_grid grid = grids[tile];
+  if (context->subgroup_size > 32 && tile + 1 == LPX_N_MATRIX_TILES) {
+    grid.columns *= 2;
+    grid.grid_columns /= 2;
+  }
+  return grid;
+}
+
+static bool matrix_fits(const laprox_context *context, const lpx_matrix_tile *tile, uint32_t n_subgroups) {
   const VkPhysicalDeviceLimits *limits = &context->properties.limits;
-  const uint32_t n = MATRIX_SUBGROUPS * context->subgroup_size;
+  const uint32_t n = n_subgroups * context->subgroup_size;
   const uint32_t bytes = 2 * (tile->rows + tile->columns) * MATRIX_STRIDE_BYTES +
-                         MATRIX_SUBGROUPS * context->matrix.m * context->matrix.n * 4;
+                         n_subgroups * context->matrix.m * context->matrix.n * 4;
   return n <= limits->maxComputeWorkGroupInvocations && n <= limits->maxComputeWorkGroupSize[0] &&
          bytes <= limits->maxComputeSharedMemorySize && tile->rows * (MATRIX_DEPTH / 4) % n == 0 &&
          tile->columns * (MATRIX_DEPTH / 8) % n == 0;
@@ -122,18 +132,19 @@ laprox_result lpx_kernels_use_matrix(lpx_kernels *kernels, laprox_dtype dtype) {
                     k);
   laprox_result result = LAPROX_OK;
   for (uint32_t i = 0; i < LPX_N_MATRIX_TILES && !result; i++) {
-    const lpx_matrix_tile tile = {matrix_tiles[i].rows * matrix_tiles[i].grid_rows * m,
-                                  matrix_tiles[i].columns * matrix_tiles[i].grid_columns * n};
-    if (!matrix_fits(context, &tile)) continue;
-    const uint32_t n_invocations = MATRIX_SUBGROUPS * context->subgroup_size;
+    const matrix_grid grid = choose_grid(context, i);
+    const uint32_t n_subgroups = grid.grid_rows * grid.grid_columns;
+    const uint32_t n_invocations = n_subgroups * context->subgroup_size;
+    const lpx_matrix_tile tile = {grid.rows * grid.grid_rows * m, grid.columns * grid.grid_columns * n};
+    if (!matrix_fits(context, &tile, n_subgroups)) continue;
     const uint32_t constants[] = {(uint32_t)dtype,
                                   m,
                                   n,
                                   k,
-                                  matrix_tiles[i].rows,
-                                  matrix_tiles[i].columns,
-                                  matrix_tiles[i].grid_rows,
-                                  matrix_tiles[i].grid_columns,
+                                  grid.rows,
+                                  grid.columns,
+                                  grid.grid_rows,
+                                  grid.grid_columns,
                                   context->subgroup_size,
                                   n_invocations,
                                   n_invocations};

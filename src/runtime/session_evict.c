@@ -1,4 +1,6 @@
 /* session_evict.c: evicting a session's cache, and what can be said about it. */
+#include "evict/evict.h"
+#include "runtime/parallel.h"
 #include "runtime/session.h"
 
 /* Those of the policy's kind. */
@@ -13,8 +15,8 @@ static laprox_result make_factor(laprox_session *session, uint32_t layer, laprox
   const laprox_model *model = session->model;
   laprox_result result = lpx_model_output_weight_f32(model, layer, weight);
   if (!result && factor)
-    result =
-        laprox_value_factor(&session->context->host, &model->shape, gqa, model->model_dim, weight, factor);
+    result = lpx_value_factor(&session->context->host, &model->shape, gqa, model->model_dim, weight, factor,
+                              lpx_parallel_for_each);
   if (!result) result = lpx_buffer_init(session->context, LPX_MEMORY_DEVICE, bytes, "value factor", to);
   if (!result)
     result = lpx_queue_upload(session->device->queue, lpx_buffer_whole(to), factor ? factor : weight, bytes);
