@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # matrix.sh [quick|full]: laprox on many drivers, with no hardware and without root.
+# matrix.sh row PATTERN: of the full matrix only the rigs whose names match, such as 'Intel*'.
 #
 # EXECUTED rigs run tests: software drivers of several Mesa releases, SwiftShader, a device of Vulkan's minimum limits,
 # 64-bit Arm under emulation, Windows under Wine. COMPILED rigs make every pipeline with a vendor's real Mesa compiler
@@ -7,7 +8,7 @@
 #
 # Drivers are Debian packages, unpacked into ~/.cache/laprox-matrix (LAPROX_MATRIX_CACHE); results go to build-matrix
 # (LAPROX_MATRIX_OUT): results.tsv (one line a rig), kernels.tsv (one line a kernel and device) and logs. A full run also
-# renews tools/matrix/results.tsv and README.md's table. What can't be had here is listed as absent, which is no failure.
+# renews tools/matrix/results.tsv and README.md's table, single rows theirs. What can't be had here is listed as absent, which is no failure.
 # Exit status 1: something failed, or a hot kernel spills.
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -15,9 +16,12 @@ here=$root/tools/matrix
 export LAPROX_MATRIX_CACHE=${LAPROX_MATRIX_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/laprox-matrix}
 cache=$LAPROX_MATRIX_CACHE
 out=${LAPROX_MATRIX_OUT:-$root/build-matrix}
-mode=${1:-full}
-case $mode in quick | full) ;; *)
-  echo "usage: matrix.sh [quick|full]" >&2
+mode=${1:-full} only='*'
+case $mode:$# in
+quick:1 | full:[01]) ;;
+row:2) mode=full only=$2 ;;
+*)
+  echo "usage: matrix.sh [quick|full|row PATTERN]" >&2
   exit 2
   ;;
 esac
@@ -75,12 +79,16 @@ if fetch chromium bookworm amd64 --only chromium chromium-common && has bookworm
   mkdir -p "$cache/bookworm-amd64/root/usr/lib/swiftshader"
   cp "$cache/chromium/root/usr/lib/chromium/libvk_swiftshader.so" "$cache/bookworm-amd64/root/usr/lib/swiftshader/"
   execute SwiftShader bookworm-amd64 ../swiftshader/libvk_swiftshader.so \
-    "$small$([ $mode = quick ] || echo ' test_embed')"
+    "$small $([ $mode = quick ] && echo 'test_embed:one?segment*' || echo test_embed)"
 else
   absent executed SwiftShader
 fi
-"$here/arm64.sh" build && fetch sid-arm64 sid arm64 $libraries mesa-vulkan-drivers mesa-drm-shim \
-  vulkan-validationlayers && arm64=1 || arm64=
+arm64=
+if wanted 'lavapipe on 64-bit Arm (emulated)' 'Mali-G52 (PanVK)' 'Mali-G610 (PanVK)' 'Mali-G720 (PanVK)' \
+  'Raspberry Pi 5 (V3DV)' 'PowerVR (Mesa)'; then
+  "$here/arm64.sh" build && fetch sid-arm64 sid arm64 $libraries mesa-vulkan-drivers mesa-drm-shim \
+    vulkan-validationlayers && arm64=1
+fi
 if [ "$arm64" ]; then
   execute_arm64 'lavapipe on 64-bit Arm (emulated)' 'test_half test_policy' 'test_selftest test_vk test_kernels'
 else
@@ -106,7 +114,8 @@ else
   compile 'AMD RDNA2 (RADV)' radeon amdgpu AMDGPU_GPU_ID=navi21
   compile 'AMD RDNA3 (RADV)' radeon amdgpu AMDGPU_GPU_ID=navi31
   compile 'AMD RDNA4 (RADV)' radeon amdgpu AMDGPU_GPU_ID=gfx1201
-  if has trixie-amd64 && "$here/intel_shim.sh"; then
+  if fetch trixie-amd64 trixie amd64 $libraries mesa-vulkan-drivers vulkan-validationlayers &&
+    "$here/intel_shim.sh"; then
     intel=$cache/intel-shim/libintel_noop_drm_shim.so
     compile_on 'Intel Skylake (ANV)' trixie-amd64 intel "$intel" INTEL_STUB_GPU_PLATFORM=skl
     compile_on 'Intel Tiger Lake (ANV)' trixie-amd64 intel "$intel" INTEL_STUB_GPU_PLATFORM=tgl
@@ -138,7 +147,7 @@ fi
 python3 "$here/spills.py" --table "$out"/*.json >"$out/kernels.tsv" || bad=1
 python3 "$here/table.py" "$results"
 if [ $mode = full ]; then
-  cp "$results" "$here/results.tsv"
+  python3 "$here/table.py" --merge "$here/results.tsv" "$results"
   python3 "$here/table.py" --readme "$root/README.md" "$here/results.tsv"
 fi
 echo "$SECONDS s"

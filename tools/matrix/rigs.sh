@@ -63,6 +63,16 @@ build() {
   return 1
 }
 
+# Whether one of these rigs is asked for.
+wanted() {
+  local rig
+  for rig; do
+    # a pattern, unquoted
+    [[ $rig != $only ]] || return 0
+  done
+  return 1
+}
+
 # ---- results: kind, rig, status, device, driver, what, seconds ----
 
 result() {
@@ -70,7 +80,7 @@ result() {
   printf '%s: %s: %s: %s (%s s)\n' "$1" "$2" "$3" "$6" "$7"
   [ "$3" != FAILED ] || bad=1
 }
-absent() { result "$1" "$2" absent '' '' 'not to be had on this machine' 0; }
+absent() { ! wanted "$2" || result "$1" "$2" absent '' '' 'not to be had on this machine' 0; }
 
 # The device's name, its driver and its variants, from `laprox devices --json`.
 describe() {
@@ -114,6 +124,7 @@ finish_execute() {
 # execute RIG TREE ICD TESTS VARIABLE=VALUE…
 execute() {
   local rig=$1 tree=$2 driver=$3 tests=$4 start=$SECONDS log description
+  wanted "$rig" || return 0
   shift 4
   log=$out/$(echo "$rig" | tr -c 'A-Za-z0-9\n' _).log
   description=$(
@@ -153,6 +164,7 @@ version_of() { echo "Mesa $(sed -n 's/^mesa-vulkan-drivers //p' "$cache/$1/versi
 compile_on() {
   local rig=$1 tree=$2 driver=$3 shim=$4
   shift 4
+  wanted "$rig" || return 0
   has "$tree" || { absent compiled "$rig"; return; }
   compiler=$(version_of "$tree")
   export -f in_tree tree_libraries write_icd icd_library
@@ -166,6 +178,7 @@ compile_on() {
 # tree's C headers are not this machine's, so they come last; its libraries want a newer libc than is linked with here.
 execute_llama() {
   local rig=$1 tree=$2 start=$SECONDS libs log=$out/llama.log said status=ok
+  wanted "$1" || return 0
   libs=$(tree_libraries "$tree" x86_64)
   said=$(
     cc -std=c11 -O1 -I"$root/include" -idirafter "$cache/$tree/root/usr/include" "$root"/tools/examples/{llama,app,volk}.c \
@@ -188,6 +201,7 @@ in_arm64() { "$here/arm64.sh" run "$@"; }
 # On Debian 12's lavapipe the self-test fails under emulation: it unpacks f16 wrongly there.
 execute_arm64() {
   local rig=$1 tests=$2 start=$SECONDS log=$out/arm64.log description=$'qemu\tno driver\tnone, host tests only'
+  wanted "$rig" || return 0
   # Emulated, a driver takes minutes to compile the first kernels.
   if [ $mode = full ]; then
     tests="$tests $3"
@@ -201,6 +215,7 @@ execute_arm64() {
 
 compile_arm64() {
   local rig=$1 driver=$2 shim=$3
+  wanted "$rig" || return 0
   shift 3
   compiler=$(version_of sid-arm64)
   compile_with "$rig" env "$@" "$here/arm64.sh" run sid-arm64 "$driver" "$shim" tools/pipelines
@@ -210,6 +225,7 @@ compile_arm64() {
 
 execute_wine() {
   local start=$SECONDS said
+  wanted "$1" || return 0
   said=$("$here/wine.sh" 2>"$out/wine.log")
   case $? in
   0) result executed "$1" ok "$(echo "$said" | sed -n 's/^device: //p')" "$(echo "$said" | sed -n 's/^driver: //p')" \
