@@ -78,16 +78,17 @@ static void write_results(const char *name, const char *model) {
   for (int s = 0; s < N_SETTINGS; s++)
     for (int b = 0; b < (s ? N_BUDGETS : 1); b++) {
       json_t *row = about(s, b, true);
-      json_object_update_new(row,
-                             json_pack("{s:i, s:f, s:[f, f], s:f, s:f, s:f, s:f, s:f}", "n", 8, "kl",
-                                       0.01 * s * b, "ci95", 0.008 * s * b, 0.012 * s * b, "top1_agreement",
-                                       0.9, "perplexity", 31.0, "perplexity_full", 30.0, "kv_bytes",
-                                       1e6 * (s ? shares[b] : 1), "kv_full_bytes", 1e6));
+      json_object_update_new(row, json_pack("{s:i, s:f, s:[f, f], s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "n", 8,
+                                            "kl", 0.01 * s * b, "ci95", 0.008 * s * b, 0.012 * s * b,
+                                            "top1_agreement", 0.9, "attention_kept", 0.875, "output_error",
+                                            0.0625, "perplexity", 31.0, "perplexity_full", 30.0, "kv_bytes",
+                                            1e6 * (s ? shares[b] : 1), "kv_full_bytes", 1e6));
       json_array_append_new(fidelity, row);
     }
-  json_t *root = json_pack("{s:s, s:[s], s:s, s:o, s:o, s:o}", "model", model, "tasks", "tasks.jsonl",
-                           "device", "A device with <brackets>", "results", results, "fidelity", fidelity,
-                           "example", make_example());
+  json_t *root =
+      json_pack("{s:s, s:[s], s:s, s:{s:[s, s], s:s}, s:o, s:o, s:o}", "model", model, "tasks", "tasks.jsonl",
+                "device", "A device with <brackets>", "probes", "texts", "Which <one>?", "What?", "combine",
+                "max", "results", results, "fidelity", fidelity, "example", make_example());
   char *text = json_dumps(root, 0);
   assert_non_null(text);
   tool_write_file(name, text);
@@ -138,6 +139,8 @@ static void test_page(void **state) {
                                       "Where needles are found",
                                       "What is kept",
                                       "Fidelity",
+                                      "87.5&nbsp;%<td>0.062",
+                                      "the max of the scores by <q>Which &lt;one&gt;?</q>, <q>What?</q>.",
                                       "Time",
                                       "Numbers",
                                       "prefers-color-scheme:dark",

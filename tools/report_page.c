@@ -163,14 +163,19 @@ static void fidelity_chart(const report *r, const json_t *rows, text_buffer *out
 }
 
 static void fidelity(const report *r, text_buffer *out) {
-  text_addf(out, "<h2>Fidelity</h2><p>The rest of a text is read behind the evicted cache and behind the "
-                 "full one, and what "
-                 "they predict is compared token by token.</p>\n");
+  text_addf(
+      out,
+      "<h2>Fidelity</h2><p>The rest of a text is read behind the evicted cache and behind the "
+      "full one, and what "
+      "they predict is compared token by token. Attention kept is the share that the last queries pay to "
+      "entries that are still there, output error |O′ − O| / |O| behind the output projection, both in the "
+      "mean "
+      "over layers.</p>\n");
   for (int f = 0; f < r->n_fidelity; f++) {
     fidelity_chart(r, r->fidelity[f], out);
     text_addf(out, "<div class=\"scroll\"><table><tr><th>policy<th>budget<th>KV bytes<th>KL, "
                    "nats<th>95&nbsp;%%<th>same best "
-                   "token<th>perplexity<th>with all</tr>\n");
+                   "token<th>perplexity<th>with all<th>attention kept<th>output error</tr>\n");
     for (size_t i = 0; i < json_array_size(r->fidelity[f]); i++) {
       const json_t *row = json_array_get(r->fidelity[f], i), *ends = json_object_get(row, "ci95");
       text_addf(out, "<tr><td>");
@@ -179,13 +184,35 @@ static void fidelity(const report *r, text_buffer *out) {
       page_text(out, text_of(row, "budget"));
       text_addf(out, "<td>");
       page_bytes(out, number_of(row, "kv_bytes"));
-      text_addf(out, "<td>%.4f<td>%.4f to %.4f<td>%.1f&nbsp;%%<td>%.2f<td>%.2f</tr>\n", number_of(row, "kl"),
+      text_addf(out, "<td>%.4f<td>%.4f to %.4f<td>%.1f&nbsp;%%<td>%.2f<td>%.2f", number_of(row, "kl"),
                 json_number_value(json_array_get(ends, 0)), json_number_value(json_array_get(ends, 1)),
                 100 * number_of(row, "top1_agreement"), number_of(row, "perplexity"),
                 number_of(row, "perplexity_full"));
+      text_addf(out, "<td>%.1f&nbsp;%%<td>%.3f</tr>\n", 100 * number_of(row, "attention_kept"),
+                number_of(row, "output_error"));
     }
     text_addf(out, "</table></div>\n");
   }
+}
+
+/* ---- probes ---- */
+
+/* What +probe stands for: the texts of the first results that have them. */
+static void probes(const report *r, text_buffer *out) {
+  int i = 0;
+  while (i < r->n_roots && !json_object_get(r->roots[i], "probes")) i++;
+  if (i == r->n_roots) return;
+  const json_t *all = json_object_get(r->roots[i], "probes"), *texts = json_object_get(all, "texts");
+  text_addf(out,
+            "<p>+probe: a text was read behind the document, its queries scored the document, and its own "
+            "entries were dropped; ");
+  if (json_array_size(texts) > 1) text_addf(out, "the %s of the scores by ", text_of(all, "combine"));
+  for (size_t t = 0; t < json_array_size(texts); t++) {
+    text_addf(out, "%s<q>", t ? ", " : "");
+    page_text(out, json_string_value(json_array_get(texts, t)));
+    text_addf(out, "</q>");
+  }
+  text_addf(out, ".</p>\n");
 }
 
 /* ---- memory and time ---- */
@@ -302,6 +329,7 @@ void page_write(const report *r, text_buffer *out) {
                    "intervals, over the bytes "
                    "of K and V that are left. Policies at the same budget keep the same bytes and are drawn "
                    "side by side.</p>\n");
+  probes(r, out);
   for (int p = 0; p < n_panes; p++) accuracy(r, &panes[p], out);
   if (has_depths) {
     text_addf(out, "<h2>Where needles are found</h2><p>Per cent answered right by the depth of the first "

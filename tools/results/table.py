@@ -7,7 +7,7 @@ import math
 import sys
 
 Z = 1.959963984540054
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM, KEY = 470, 300, 48, 14, 34, 44, 132
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM, KEY = 470, 300, 48, 14, 34, 44, 160
 # What the picture shows: more lines can't be told apart.
 DRAWN = ['laprox', 'laprox+gqa=joint', 'laprox+no-normalize', 'snapkv', 'adakv', 'layer-defensivekv', 'streaming',
          'laprox+probe', 'full', 'full+kv=q8_0', 'full+kv=q4_0']
@@ -51,9 +51,15 @@ def percent(text):
 def group(results, question, length):
     """{settings: {budget: cell}} in the order of the results."""
     rows = [r for r in results if r['question'] == question and (length is None or r['length'] == length)]
-    return {s: {b: together([r for r in rows if (r['settings'], r['budget']) == (s, b)])
+    cells = {s: {b: together([r for r in rows if (r['settings'], r['budget']) == (s, b)])
                 for b in in_order(r['budget'] for r in rows if r['settings'] == s)}
             for s in in_order(r['settings'] for r in rows)}
+    # Quantised caches are held against the same full cache as the others.
+    full = cells['full']['100%']['bytes'] if 'full' in cells else None
+    for row in cells.values():
+        for cell in row.values():
+            cell['share'] = cell['bytes'] / (full or cell['full'])
+    return cells
 
 
 def shown(cell):
@@ -69,10 +75,13 @@ def accuracy_table(results, question, length):
     for settings, row in cells.items():
         if set(row) == {'100%'}:
             cell = row['100%']
-            name = f"`{settings}` ({100 * cell['bytes'] / cell['full']:.0f} % of the bytes)"
+            name = f"`{settings}` ({100 * cell['share']:.0f} % of the bytes)"
             lines.append(f'| {name} | {shown(cell)} |' + ' |' * (len(budgets) - 1))
         else:
-            lines.append(f'| `{settings}` | ' + ' | '.join(shown(row.get(b)) for b in budgets) + ' |')
+            less = next(iter(row.values()))
+            less = less['full'] * less['share'] / less['bytes']
+            name = f'`{settings}`' + (f' (bytes × {less:.2f})' if less < 0.99 else '')
+            lines.append(f'| {name} | ' + ' | '.join(shown(row.get(b)) for b in budgets) + ' |')
     return lines
 
 
@@ -81,12 +90,14 @@ def fidelity_table(fidelity):
     if not rows:
         return []
     budgets = sorted({r['budget'] for r in rows}, key=percent, reverse=True)
-    lines = [f"| KL from the full cache, nats a token; same best token, {rows[0]['n']} passages | "
+    lines = [f"| {rows[0]['n']} passages: KL from the full cache, nats a token; same best token; share of attention kept; "
+             'error of its output | '
              + ' | '.join(b.replace('%', ' %') for b in budgets) + ' |', '|---|' + '---|' * len(budgets)]
     for settings in in_order(r['settings'] for r in rows):
         own = {r['budget']: r for r in rows if r['settings'] == settings}
         lines.append(f'| `{settings}` | ' + ' | '.join(
-            f"{own[b]['kl']:.3f}; {100 * own[b]['top1_agreement']:.0f} %" if b in own else '' for b in budgets) + ' |')
+            f"{own[b]['kl']:.3f}; {100 * own[b]['top1_agreement']:.0f} %; {100 * own[b]['attention_kept']:.0f} %; "
+            f"{own[b]['output_error']:.2f}" if b in own else '' for b in budgets) + ' |')
     return lines
 
 
@@ -106,11 +117,15 @@ def verdicts(results):
         known = 'known' if question == 'known' else 'not known'
         ranks = ', '.join(f'`{s}` {100 * v:.1f}' for s, v in sorted(own.items(), key=lambda x: -x[1]))
         lines.append(f"- LaProx's settings, question {known}, mean over budgets and lengths: {ranks}.")
-        better = [f"`{s}` at {b.replace('%', ' %')} ({100 * c['score']:.0f} against "
-                  f"{100 * cells['laprox'][b]['score']:.0f})" for s, row in cells.items() for b, c in row.items()
-                  if not is_own(s) and b in cells['laprox'] and c['low'] > cells['laprox'][b]['high']]
-        lines.append(f"- Rivals beyond `laprox`, intervals apart, question {known}: "
-                     + (', '.join(better) if better else 'none') + '.')
+        for base, kind in (('laprox', ''), ('laprox+probe', '+probe')):
+            if base not in cells:
+                continue
+            rivals = {s: row for s, row in cells.items() if not is_own(s) and s.endswith('+probe') == bool(kind)}
+            better = [f"`{s}` at {b.replace('%', ' %')} ({100 * c['score']:.0f} against {100 * cells[base][b]['score']:.0f})"
+                      for s, row in rivals.items() for b, c in row.items()
+                      if b in cells[base] and c['low'] > cells[base][b]['high']]
+            lines.append(f'- Rivals beyond `{base}`, intervals apart, question {known}: '
+                         + (', '.join(better) if better else 'none') + '.')
     return lines
 
 
@@ -119,7 +134,8 @@ def tables(heads, results, fidelity):
             for key in {(r['settings'], r['budget'], r['question'], r['length']) for r in results})
     names = in_order(r['task'] for r in results)
     lines = [f"{', '.join(names)} together, {n} prompts a cell, per cent right with 95 % intervals, on "
-             f"{heads[0]['device']}:", '']
+             f"{heads[0]['device']}. Budgets below the window's 32 entries and one more are those 33: all of 5 % and 2.5 % "
+             'of 512 tokens.', '']
     for question in in_order(r['question'] for r in results):
         for length in sorted({r['length'] for r in results if r['question'] == question}):
             lines += accuracy_table(results, question, length) + ['']
@@ -138,16 +154,16 @@ STYLE = """<style>
 text{font:12px sans-serif;fill:#444}.title{font-weight:600;fill:#222}.grid{stroke:#ddd}.back{fill:#fff}
 @media(prefers-color-scheme:dark){text{fill:#bbb}.title{fill:#eee}.grid{stroke:#444}.back{fill:#16181c}}
 </style>"""
-COLOURS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#8a8a8a', '#7b5fd0', '#222222', '#a0522d',
+COLOURS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#8a8a8a', '#7b5fd0', '#c0392b', '#a0522d',
            '#4b7f2b']
 
 
 def panel(out, cells, title, left, names):
-    shares = [c['bytes'] / c['full'] for s in names if s in cells for c in cells[s].values()]
+    shares = [c['share'] for s in names if s in cells for c in cells[s].values()]
     low, high = math.log(min(shares)), math.log(max(max(shares), 1.0))
 
     def x(cell):
-        share = math.log(cell['bytes'] / cell['full'])
+        share = math.log(cell['share'])
         return left + LEFT + (share - low) / (high - low) * (WIDTH - LEFT - RIGHT)
 
     def y(score):
