@@ -496,8 +496,23 @@ static void test_kinds_in_turn(void **state) {
   laprox_session_destroy(document);
 }
 
+/* What depends on the weights alone is made once for a model, not again for every session. */
+static void test_factors_stay(void **state) {
+  (void)state;
+  laprox_session *first = make_at(100), *second = make_at(100);
+  evict_to(first, 50);
+  float *const factors = rig.model->value_factors[0];
+  assert_non_null(factors);
+  evict_to(second, 50);
+  assert_ptr_equal(rig.model->value_factors[0], factors);
+  expect_same_kept(first, second);
+  laprox_session_destroy(first);
+  laprox_session_destroy(second);
+}
+
 int main(void) {
   static const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_factors_stay),
       cmocka_unit_test(test_decode_after_prefill),
       cmocka_unit_test(test_chunk_lengths),
       cmocka_unit_test(test_short_prompts),

@@ -1,5 +1,7 @@
 /* model.c: weights on the device, and what callers may ask of a model. */
 #include "runtime/model.h"
+#include "evict/evict.h"
+#include "runtime/parallel.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -268,6 +270,39 @@ static void finish_matrix(laprox_context *context, lpx_matrix *matrix) {
   for (uint32_t i = 0; i < LPX_MAX_PARTS; i++) lpx_buffer_finish(context, &matrix->parts[i].buffer);
 }
 
+static laprox_result make_value_factors(const laprox_model *model, laprox_gqa gqa, size_t bytes, float *to) {
+  const laprox_shape *shape = &model->shape;
+  float *weight =
+      lpx_allocate(&model->host, model->model_dim, (size_t)shape->n_heads * shape->head_dim * sizeof *weight);
+  laprox_result result = weight ? LAPROX_OK : lpx_fail_memory(&model->host, "an output projection");
+  for (uint32_t l = 0; l < shape->n_layers && !result; l++) {
+    result = lpx_model_output_weight_f32(model, l, weight);
+    if (!result)
+      result = lpx_value_factor(&model->host, shape, gqa, model->model_dim, weight,
+                                to + l * (bytes / sizeof *to), lpx_parallel_for_each);
+  }
+  lpx_release(&model->host, weight);
+  return result;
+}
+
+laprox_result lpx_model_value_factor(laprox_model *model, uint32_t layer, laprox_gqa gqa, const float **out) {
+  const size_t bytes = laprox_value_factor_bytes(&model->shape, gqa);
+  float **slot = &model->value_factors[gqa == LAPROX_GQA_JOINT];
+  laprox_result result = LAPROX_OK;
+  if (!*slot) {
+    *slot = lpx_allocate(&model->host, model->shape.n_layers, bytes);
+    result =
+        *slot ? make_value_factors(model, gqa, bytes, *slot) : lpx_fail_memory(&model->host, "value factors");
+  }
+  if (result) {
+    lpx_release(&model->host, *slot);
+    *slot = NULL;
+    return result;
+  }
+  *out = *slot + layer * (bytes / sizeof **slot);
+  return LAPROX_OK;
+}
+
 void laprox_model_destroy(laprox_model *model) {
   if (!model) return;
   laprox_context *context = model->device->context;
@@ -286,6 +321,7 @@ void laprox_model_destroy(laprox_model *model) {
   lpx_tokenizer_destroy(model->tokenizer);
   lpx_gguf_close(model->file);
   lpx_release(&model->host, model->layers);
+  for (int i = 0; i < 2; i++) lpx_release(&model->host, model->value_factors[i]);
   lpx_release(&model->host, model);
 }
 

@@ -32,6 +32,8 @@ struct laprox_model {
   lpx_matrix output;                       /* empty where the token embedding serves as output too */
   uint64_t rope_turns[LPX_MAX_ROPE_TURNS]; /* head_dim / 2: turns per position as 64-bit fractions of one */
   lpx_model_layer *layers;                 /* shape.n_layers */
+  /* Value factors of all layers, of query heads and of whole groups (joint); each NULL before a session needs it */
+  float *value_factors[2];
 };
 
 /* [n_vocab, model_dim]. */
@@ -39,6 +41,10 @@ const lpx_matrix *lpx_model_output(const laprox_model *model);
 
 /* The output projection of a layer, [model_dim, n_heads * head_dim] f32, read from the file again. */
 laprox_result lpx_model_output_weight_f32(const laprox_model *model, uint32_t layer, float *out);
+
+/* A layer's value factor, f32 as laprox_value_factor writes it. Those of all layers are made at the first call and stay
+ * with the model. */
+laprox_result lpx_model_value_factor(laprox_model *model, uint32_t layer, laprox_gqa gqa, const float **out);
 
 /* ---- for this room only ---- */
 

@@ -1,6 +1,4 @@
 /* session_evict.c: evicting a session's cache, and what can be said about it. */
-#include "evict/evict.h"
-#include "runtime/parallel.h"
 #include "runtime/session.h"
 
 /* Those of the policy's kind. */
@@ -9,21 +7,18 @@ static lpx_buffer **find_factors(lpx_session_shared *shared, const lpx_rules *ru
   return &shared->factors[rules->gqa == LAPROX_GQA_JOINT ? LPX_FACTORS_OF_GROUPS : LPX_FACTORS_OF_HEADS];
 }
 
-/* Without `factor` the weights themselves. */
-static laprox_result make_factor(laprox_session *session, uint32_t layer, laprox_gqa gqa, float *weight,
-                                 float *factor, size_t bytes, lpx_buffer *to) {
-  const laprox_model *model = session->model;
-  laprox_result result = lpx_model_output_weight_f32(model, layer, weight);
-  if (!result && factor)
-    result = lpx_value_factor(&session->context->host, &model->shape, gqa, model->model_dim, weight, factor,
-                              lpx_parallel_for_each);
+/* `weight`: room for an output projection, where the policy takes that itself; else NULL. */
+static laprox_result upload_factor(laprox_session *session, uint32_t layer, laprox_gqa gqa, float *weight,
+                                   size_t bytes, lpx_buffer *to) {
+  const float *factor = weight;
+  laprox_result result = weight ? lpx_model_output_weight_f32(session->model, layer, weight)
+                                : lpx_model_value_factor(session->model, layer, gqa, &factor);
   if (!result) result = lpx_buffer_init(session->context, LPX_MEMORY_DEVICE, bytes, "value factor", to);
-  if (!result)
-    result = lpx_queue_upload(session->device->queue, lpx_buffer_whole(to), factor ? factor : weight, bytes);
+  if (!result) result = lpx_queue_upload(session->device->queue, lpx_buffer_whole(to), factor, bytes);
   return result;
 }
 
-/* Value factors depend on the weights alone; they are made at the first eviction that needs them. */
+/* Value factors depend on the weights alone; they come to the device at the first eviction that needs them. */
 static laprox_result prepare_factors(laprox_session *session, const lpx_rules *rules) {
   const laprox_model *model = session->model;
   const laprox_host *host = &session->context->host;
@@ -34,14 +29,12 @@ static laprox_result prepare_factors(laprox_session *session, const lpx_rules *r
   const size_t n_weights = (size_t)model->model_dim * model->shape.n_heads * model->shape.head_dim;
   const size_t bytes =
       are_weights ? n_weights * sizeof(float) : laprox_value_factor_bytes(&model->shape, rules->gqa);
-  float *weight = lpx_allocate(host, n_weights, sizeof *weight);
-  float *factor = are_weights ? NULL : lpx_allocate(host, bytes, 1);
-  const bool allocated = factors && weight && (factor || are_weights);
+  float *weight = are_weights ? lpx_allocate(host, n_weights, sizeof *weight) : NULL;
+  const bool allocated = factors && (weight || !are_weights);
   laprox_result result = allocated ? LAPROX_OK : lpx_fail_memory(host, "value factors");
   for (uint32_t l = 0; l < model->shape.n_layers && !result; l++)
-    result = make_factor(session, l, rules->gqa, weight, factor, bytes, &factors[l]);
+    result = upload_factor(session, l, rules->gqa, weight, bytes, &factors[l]);
   lpx_release(host, weight);
-  lpx_release(host, factor);
   if (result)
     lpx_session_finish_array(session, factors);
   else
