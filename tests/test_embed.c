@@ -423,7 +423,7 @@ typedef struct recorder {
   laprox_result result;
 } recorder;
 
-/* Plans, binds and records, at the same time as the other thread; many times, so that they do meet. */
+/* Plans, binds and records, at the same time as the other threads; many times, so that they do meet. */
 static void *record(void *argument) {
   recorder *self = argument;
   flow *f = &self->f;
@@ -442,43 +442,50 @@ static void *record(void *argument) {
   return NULL;
 }
 
+/* Two devices in one process, each with two threads that plan, bind and record beside each other. */
 static void test_threads(void **state) {
+  enum { N_DEVICES = 2, N_THREADS = 4 };
   (void)state;
-  rig r;
-  recorder recorders[2];
-  pthread_t threads[2];
+  rig r[N_DEVICES];
+  laprox_context *counted[N_DEVICES];
+  recorder recorders[N_THREADS];
+  pthread_t threads[N_THREADS];
   pthread_barrier_t start;
-  VkCommandBuffer commands[2];
-  rig_init(&r);
-  assert_int_equal(pthread_barrier_init(&start, NULL, 2), 0);
-  /* The allocator of the test counts without locks, so threads get the C library's. */
-  laprox_context *context = NULL;
-  const laprox_host plain = {0};
-  laprox_context_info info = app_context_info(&vulkan, &r.device, &plain);
-  assert_int_equal(laprox_context_create(&info, &context), LAPROX_OK);
-  laprox_context *counted = r.context;
-  r.context = context;
-  for (int i = 0; i < 2; i++) {
-    recorders[i] = (recorder){.r = &r, .start = &start};
-    flow_init(&recorders[i].f, i ? &other : &simple);
-    assert_int_equal(flow_prepare(&recorders[i].f, &r.device, context), LAPROX_OK);
-    recorders[i].pool = app_pool(&r.device, &recorders[i].commands);
+  assert_int_equal(pthread_barrier_init(&start, NULL, N_THREADS), 0);
+  for (int d = 0; d < N_DEVICES; d++) {
+    /* The allocator of the test counts without locks, so threads get the C library's. */
+    const laprox_host plain = {0};
+    rig_init(&r[d]);
+    counted[d] = r[d].context;
+    const laprox_context_info info = app_context_info(&vulkan, &r[d].device, &plain);
+    assert_int_equal(laprox_context_create(&info, &r[d].context), LAPROX_OK);
   }
-  for (int i = 0; i < 2; i++) assert_int_equal(pthread_create(&threads[i], NULL, record, &recorders[i]), 0);
-  for (int i = 0; i < 2; i++) {
+  for (int i = 0; i < N_THREADS; i++) {
+    rig *own = &r[i % N_DEVICES];
+    recorders[i] = (recorder){.r = own, .start = &start};
+    flow_init(&recorders[i].f, i < N_DEVICES ? &other : &simple);
+    assert_int_equal(flow_prepare(&recorders[i].f, &own->device, own->context), LAPROX_OK);
+    recorders[i].pool = app_pool(&own->device, &recorders[i].commands);
+  }
+  for (int i = 0; i < N_THREADS; i++)
+    assert_int_equal(pthread_create(&threads[i], NULL, record, &recorders[i]), 0);
+  for (int i = 0; i < N_THREADS; i++) {
     assert_int_equal(pthread_join(threads[i], NULL), 0);
     assert_int_equal(recorders[i].result, LAPROX_OK);
-    commands[i] = recorders[i].commands;
   }
-  app_submit_these(&r.device, 2, commands);
-  for (int i = 0; i < 2; i++) {
+  for (int d = 0; d < N_DEVICES; d++)
+    app_submit_these(&r[d].device, 2,
+                     (VkCommandBuffer[]){recorders[d].commands, recorders[d + N_DEVICES].commands});
+  for (int i = 0; i < N_THREADS; i++) {
     flow_expect(&recorders[i].f);
     flow_finish(&recorders[i].f);
-    vkDestroyCommandPool(r.device.device, recorders[i].pool, NULL);
+    vkDestroyCommandPool(recorders[i].r->device.device, recorders[i].pool, NULL);
   }
-  laprox_context_destroy(context);
-  r.context = counted;
-  rig_finish(&r);
+  for (int d = 0; d < N_DEVICES; d++) {
+    laprox_context_destroy(r[d].context);
+    r[d].context = counted[d];
+    rig_finish(&r[d]);
+  }
   (void)pthread_barrier_destroy(&start);
 }
 

@@ -52,13 +52,14 @@ static laprox_result run_phase(int phase, flow *f, laprox_context **context) {
   }
 }
 
-/* The whole of it with failure n somewhere inside; what failed is done again on the same objects. */
-static bool evict_with_failure(failing_source from, flow *f, unsigned n) {
+/* The whole of it with failure n somewhere inside; what failed is done again on the same objects. `briefly`: no more
+ * than that. */
+static bool evict_with_failure(failing_source from, flow *f, unsigned n, unsigned choice, bool briefly) {
   laprox_context *context = NULL;
   device.used_bytes = 0;
   memset(f->packed_keys, 0, f->options.capture.shape.n_layers * sizeof *f->packed_keys);
-  failing_arm(&host, from, n, failing_error(n));
-  for (int phase = 0; phase < N_PHASES; phase++) {
+  failing_arm(&host, from, n, choice);
+  for (int phase = 0; phase < N_PHASES && !(briefly && failing_has_struck(&host, from)); phase++) {
     if (phase == PHASE_BIND) flow_place(f, &device);
     const bool had_struck = failing_has_struck(&host, from);
     laprox_result result = run_phase(phase, f, &context);
@@ -75,20 +76,35 @@ static bool evict_with_failure(failing_source from, flow *f, unsigned n) {
     }
   }
   const bool struck = failing_has_struck(&host, from);
-  if (n % 8 == 0) flow_expect(f);
+  if (n % 8 == 0 && !briefly) flow_expect(f);
   flow_release(f);
   laprox_context_destroy(context);
   failing_expect_nothing_left(&host);
   return struck;
 }
 
+/* Whether this function has failed for the first time in this sweep. */
+static bool is_new(const char *function, const char **seen, unsigned *n_seen) {
+  for (unsigned i = 0; i < *n_seen; i++)
+    if (!strcmp(seen[i], function)) return false;
+  seen[(*n_seen)++] = function;
+  return true;
+}
+
+/* Every call, in one way after the other; the first of each function in every way that it can fail. */
 static void sweep_eviction(failing_source from, unsigned least) {
   flow f;
-  unsigned n = 1;
+  const char *seen[64];
+  unsigned n = 1, n_failures = 0, n_seen = 0;
   flow_init(&f, &small);
-  while (evict_with_failure(from, &f, n)) n++;
+  for (; evict_with_failure(from, &f, n, n, false); n++, n_failures++) {
+    if (from != FAIL_VULKAN || !is_new(shim.failed, seen, &n_seen)) continue;
+    const unsigned n_choices = shim.n_choices;
+    for (unsigned choice = 0; choice < n_choices; choice++, n_failures++)
+      assert_true(evict_with_failure(from, &f, n, choice, true));
+  }
   flow_expect(&f);
-  print_message("%u failures\n", n - 1);
+  print_message("%u failures of %u calls\n", n_failures, n - 1);
   assert_true(n > least);
   flow_finish(&f);
 }
@@ -110,7 +126,7 @@ static void test_missing_functions(void **state) {
 #undef NAME
   for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
     laprox_context *context = NULL;
-    failing_arm(&host, FAIL_VULKAN, 0, VK_SUCCESS);
+    failing_arm(&host, FAIL_VULKAN, 0, 0);
     shim.hidden = names[i];
     const laprox_context_info info = shimmed_info();
     assert_int_equal(laprox_context_create(&info, &context), LAPROX_ERROR_UNSUPPORTED);
@@ -127,7 +143,7 @@ static void test_missing_functions(void **state) {
 static void evict_within_limits(const flow_options *options, VkDeviceSize max_range) {
   laprox_context *context = NULL;
   flow f;
-  failing_arm(&host, FAIL_VULKAN, 0, VK_SUCCESS);
+  failing_arm(&host, FAIL_VULKAN, 0, 0);
   shim.small_limits = true;
   shim.max_range = max_range;
   device.used_bytes = 0;
@@ -172,7 +188,7 @@ static void test_range_too_small(void **state) {
   (void)state;
   laprox_context *context = NULL;
   flow f;
-  failing_arm(&host, FAIL_VULKAN, 0, VK_SUCCESS);
+  failing_arm(&host, FAIL_VULKAN, 0, 0);
   shim.small_limits = true;
   shim.max_range = 4 << 10;
   const laprox_context_info info = shimmed_info();

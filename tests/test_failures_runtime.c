@@ -124,13 +124,15 @@ static void advance_before(stage *s, call from, call which) {
 
 /* ---- sweeps ---- */
 
-/* Lets failure n strike in one call, then asks again. Everything before the call stands, and stays. */
-static bool fail_once(stage *s, call which, failing_source from, unsigned n) {
+/* Lets failure n strike in one call, then asks again. Everything before the call stands, and stays. Returns in how many
+ * ways it could have struck, 0 if it has not. */
+static unsigned fail_once(stage *s, call which, failing_source from, unsigned n, unsigned choice) {
   const long n_objects = shim.n_live, n_allocations = host.n_live;
-  failing_arm(&host, from, n, failing_error(n));
+  failing_arm(&host, from, n, choice);
   const laprox_result result = run_call(s, which);
   const bool struck = failing_has_struck(&host, from), failed = failing_check(&host, from, n, result);
-  failing_arm(&host, from, 0, VK_SUCCESS);
+  const unsigned n_choices = from == FAIL_VULKAN ? shim.n_choices : 1;
+  failing_arm(&host, from, 0, 0);
   if (failed) {
     expect_unmade(s, which);
     if (which <= LOAD || which == FORK) assert_int_equal(host.n_live, n_allocations);
@@ -138,7 +140,7 @@ static bool fail_once(stage *s, call which, failing_source from, unsigned n) {
     must(s, which);
   }
   assert_int_equal(host.n_errors, 0);
-  return struck;
+  return struck ? n_choices : 0;
 }
 
 /* Where a call can be tried again from. Pipelines belong to the device: for their sake all is made anew. */
@@ -147,20 +149,22 @@ static call go_back_to(call which) {
   return which == PREFILL || which >= CUT_LAYERS ? CREATE : which == CREATE ? IMPORT : which;
 }
 
-/* All failures of one call. The distance from one to the next grows with n, so that long calls stay
- * affordable. */
+/* All failures of one call, each in every way. In long calls, to keep them affordable, the distance from one to the next
+ * grows with n, and the ways take turns. */
 static void sweep(call which, failing_source from, unsigned share, unsigned least) {
   stage s = {0};
-  unsigned n = 1, n_swept = 0;
-  failing_arm(&host, from, 0, VK_SUCCESS);
+  unsigned n = 1, n_swept = 0, choice = 0;
+  failing_arm(&host, from, 0, 0);
   if (which > IMPORT) advance_before(&s, IMPORT, which);
   const call anchor = go_back_to(which);
-  for (bool struck = true; struck; n += 1 + (share ? n / share : 0), n_swept++) {
-    struck = fail_once(&s, which, from, n);
+  for (unsigned n_choices = 1; n_choices; n_swept++) {
+    n_choices = fail_once(&s, which, from, n, share ? n : choice);
     if (which == EVICT) must(&s, DECODE);
     expect_logits(&s, which == EVICT ? DECODE : which);
     undo_call(&s, anchor);
     if (anchor < which) advance_before(&s, anchor, which);
+    choice = !share && choice + 1 < n_choices ? choice + 1 : 0;
+    if (!choice) n += 1 + (share ? n / share : 0);
   }
   print_message("%u failures, up to number %u\n", n_swept - 1, n - 1);
   assert_true(n > least);
@@ -202,28 +206,62 @@ static void test_sweep(void **state) {
   sweep(given->which, given->from, given->share, given->least);
 }
 
-/* A device of the library's own making. What names it may be left out for want of memory; the device may not.
- */
+/* The linker puts this in the place of lpx_loader_open, so that a device of the library's own making can fail too. */
+PFN_vkGetInstanceProcAddr
+__wrap_lpx_loader_open(void); /* NOLINT(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp) */
+PFN_vkGetInstanceProcAddr
+__wrap_lpx_loader_open(void) { /* NOLINT(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp) */
+  return shim_get_instance_proc_addr;
+}
+
+/* What becomes of an opened device. A driver that can't be had is no device; the other failures are as anywhere. */
+static laprox_result expected_opening(laprox_result result) {
+  const bool no_driver =
+      shim.failed_with == VK_ERROR_INITIALIZATION_FAILED || shim.failed_with == VK_ERROR_INCOMPATIBLE_DRIVER;
+  return shim.failed && !strcmp(shim.failed, "vkCreateInstance") && no_driver &&
+                 result == LAPROX_ERROR_NO_DEVICE
+             ? LAPROX_ERROR_VULKAN
+             : result;
+}
+
+static unsigned open_once(failing_source from, unsigned n, unsigned choice) {
+  laprox_instance *instance = NULL;
+  laprox_device *opened = NULL;
+  const char *cache = getenv("XDG_CACHE_HOME");
+  const laprox_instance_info info = {
+      .host = host.host, .cache_directory = cache, .variants_off = test_variants_off()};
+  failing_arm(&host, from, n, choice);
+  laprox_result result = laprox_instance_create(&info, &instance);
+  if (!result) result = laprox_device_open(instance, NULL, &opened);
+  assert_true((opened == NULL) == (result != LAPROX_OK));
+  if (shim.failed_with == VK_INCOMPLETE) /* what there was of it did */
+    assert_int_equal(result, LAPROX_OK);
+  else if (from == FAIL_VULKAN)
+    (void)failing_check(&host, from, n, expected_opening(result));
+  else /* what names the device may be left out for want of memory; the device may not */
+    assert_true(result == LAPROX_OK ||
+                (failing_has_struck(&host, from) && result == LAPROX_ERROR_OUT_OF_MEMORY));
+  assert_int_equal(host.n_errors, result ? 1 : 0);
+  laprox_device_destroy(opened); /* which asks for the compiled pipelines, and may be refused */
+  laprox_instance_destroy(instance);
+  failing_expect_nothing_left(&host);
+  if (!failing_has_struck(&host, from)) return 0;
+  return from == FAIL_VULKAN ? shim.n_choices : 1;
+}
+
+/* A device of the library's own making: every call, in every way. */
+static void open_failing(failing_source from, unsigned least) {
+  unsigned n = 1, n_failures = 0;
+  for (unsigned n_choices; (n_choices = open_once(from, n, 0)) != 0; n++, n_failures += n_choices)
+    for (unsigned choice = 1; choice < n_choices; choice++) (void)open_once(from, n, choice);
+  print_message("%u failures of %u calls\n", n_failures, n - 1);
+  assert_true(n > least);
+}
+
 static void test_open(void **state) {
   (void)state;
-  bool struck = true;
-  unsigned n = 1;
-  for (; struck; n++) {
-    laprox_instance *instance = NULL;
-    laprox_device *device = NULL;
-    failing_arm(&host, FAIL_MEMORY, n, VK_SUCCESS);
-    const laprox_instance_info info = {.host = host.host, .variants_off = test_variants_off()};
-    laprox_result result = laprox_instance_create(&info, &instance);
-    if (!result) result = laprox_device_open(instance, NULL, &device);
-    struck = failing_has_struck(&host, FAIL_MEMORY);
-    assert_true(result == LAPROX_OK || (struck && result == LAPROX_ERROR_OUT_OF_MEMORY));
-    assert_int_equal(host.n_errors, result ? 1 : 0);
-    assert_true((device == NULL) == (result != LAPROX_OK));
-    laprox_device_destroy(device);
-    laprox_instance_destroy(instance);
-    assert_int_equal(host.n_live, 0);
-  }
-  assert_true(n > 8);
+  open_failing(FAIL_MEMORY, 8);
+  open_failing(FAIL_VULKAN, 20);
 }
 
 /* ---- a lost device ---- */
@@ -231,16 +269,16 @@ static void test_open(void **state) {
 /* The n-th call that can be told so says that the device is lost; then all is asked for that can be asked. */
 static void lose_device(call which, unsigned n) {
   stage s = {0};
-  failing_arm(&host, FAIL_VULKAN, 0, VK_SUCCESS);
+  failing_arm(&host, FAIL_VULKAN, 0, 0);
   advance_before(&s, IMPORT, which);
-  failing_arm(&host, FAIL_VULKAN, n, VK_ERROR_DEVICE_LOST);
+  failing_arm_loss(&host, n);
   assert_int_equal(run_call(&s, which), LAPROX_ERROR_DEVICE_LOST);
   assert_int_equal(host.n_errors, 1);
   static const call later[] = {LOAD, CREATE, FORK, PREFILL, DECODE};
   for (size_t i = 0; i < sizeof later / sizeof *later; i++) {
     stage made = s; /* what is made goes elsewhere */
     if (later[i] == DECODE && !s.fork) continue;
-    failing_arm(&host, FAIL_VULKAN, 0, VK_SUCCESS);
+    failing_arm(&host, FAIL_VULKAN, 0, 0);
     assert_int_equal(run_call(&made, later[i]), LAPROX_ERROR_DEVICE_LOST);
     assert_int_equal(host.n_errors, 1);
     assert_non_null(strstr(host.last_error, "lost"));
@@ -262,7 +300,7 @@ static void test_lost(void **state) {
 static void test_small_limits(void **state) {
   (void)state;
   stage s = {0};
-  failing_arm(&host, FAIL_VULKAN, 0, VK_SUCCESS);
+  failing_arm(&host, FAIL_VULKAN, 0, 0);
   shim.small_limits = true;
   advance(&s, IMPORT, PREFILL);
   expect_logits(&s, PREFILL);
@@ -281,10 +319,10 @@ static void test_steady_decode(void **state) {
   (void)state;
   enum { N_STEADY = 20 };
   stage s = {0};
-  failing_arm(&host, FAIL_VULKAN, 0, VK_SUCCESS);
+  failing_arm(&host, FAIL_VULKAN, 0, 0);
   advance(&s, IMPORT, DECODE);
   for (uint32_t i = 1; i < N_STEADY; i++) {
-    failing_arm(&host, FAIL_VULKAN, 0, VK_SUCCESS);
+    failing_arm(&host, FAIL_VULKAN, 0, 0);
     const unsigned n_allocated = host.n_allocated;
     assert_int_equal(laprox_session_decode(s.fork, tokens[i]), LAPROX_OK);
     if (i == 1) continue;              /* the first token grew the tail after it was recorded */

@@ -417,7 +417,7 @@ static int set_up(void **state) {
   app_vulkan_init(&vulkan);
   app_device_init(&vulkan, ARENA_BYTES, &device);
   test_host_init(&host);
-  failing_arm(&host, FAIL_VULKAN, 0, VK_SUCCESS);
+  failing_arm(&host, FAIL_VULKAN, 0, 0);
   shim.max_range = (VkDeviceSize)1 << 27;
   laprox_context_info info = app_context_info(&vulkan, &device, &host.host);
   info.get_instance_proc_addr = shim_get_instance_proc_addr;

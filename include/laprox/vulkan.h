@@ -342,7 +342,7 @@ LAPROX_API laprox_result laprox_cmd_compact(VkCommandBuffer command_buffer,
  *  `output_weight` is [model_dim, n_heads * head_dim] f32, row-major, as checkpoints store o_proj. With
  *  LAPROX_GQA_JOINT the heads of a group share one factor of the stacked W, so that inner products between heads are
  *  exact too. `factor` receives factor_bytes of the plan (laprox_value_factor_bytes).
- *  A singular W_h W_h^T (head_dim > model_dim, a dead head) is no error. Non-finite weights are. */
+ *  A singular W_h W_h^T (head_dim > model_dim, a dead head) is no error. Non-finite weights are. `host` may be NULL. */
 LAPROX_API laprox_result laprox_value_factor(const laprox_host *host, const laprox_shape *shape,
                                              laprox_gqa gqa, uint32_t model_dim, const float *output_weight,
                                              float *factor);

@@ -71,19 +71,17 @@ static laprox_result create_vk_instance(laprox_instance *instance, bool validati
     info.ppEnabledExtensionNames = &extension;
   }
   const VkResult result = create(&info, NULL, &instance->instance);
-  if (result == VK_ERROR_LAYER_NOT_PRESENT)
+  if (result == VK_ERROR_LAYER_NOT_PRESENT && validation)
     return lpx_fail(&instance->host, LAPROX_ERROR_UNSUPPORTED, "the Vulkan layer %s is not installed", layer);
-  if (result)
+  if (result == VK_ERROR_INCOMPATIBLE_DRIVER || result == VK_ERROR_INITIALIZATION_FAILED)
     return lpx_fail(&instance->host, LAPROX_ERROR_NO_DEVICE,
                     "vkCreateInstance failed (VkResult %d): is a Vulkan driver installed?", (int)result);
+  if (result) return lpx_vk_error(&instance->host, result, "vkCreateInstance");
   instance->has_debug_utils = validation;
   if (!validation) return LAPROX_OK;
   const VkResult made = INSTANCE_FUNCTION(instance, vkCreateDebugUtilsMessengerEXT)(
       instance->instance, &messenger, NULL, &instance->messenger);
-  if (made)
-    return lpx_fail(&instance->host, LAPROX_ERROR_VULKAN, "vkCreateDebugUtilsMessengerEXT: VkResult %d",
-                    (int)made);
-  return LAPROX_OK;
+  return made ? lpx_vk_error(&instance->host, made, "vkCreateDebugUtilsMessengerEXT") : LAPROX_OK;
 }
 
 static const char *type_name(VkPhysicalDeviceType type) {
@@ -204,18 +202,14 @@ static laprox_result list_devices(laprox_instance *instance) {
   PFN_vkEnumeratePhysicalDevices enumerate = INSTANCE_FUNCTION(instance, vkEnumeratePhysicalDevices);
   uint32_t count = 0;
   VkResult result = enumerate(instance->instance, &count, NULL);
-  if (result)
-    return lpx_fail(&instance->host, LAPROX_ERROR_NO_DEVICE, "vkEnumeratePhysicalDevices: VkResult %d",
-                    (int)result);
+  if (result) return lpx_vk_error(&instance->host, result, "vkEnumeratePhysicalDevices");
   instance->physical_devices = lpx_allocate(&instance->host, count, sizeof *instance->physical_devices);
   instance->descriptions = lpx_allocate(&instance->host, count, sizeof *instance->descriptions);
   instance->families = lpx_allocate(&instance->host, count, sizeof *instance->families);
   if (!instance->physical_devices || !instance->descriptions || !instance->families)
     return lpx_fail_memory(&instance->host, "the list of devices");
   result = enumerate(instance->instance, &count, instance->physical_devices);
-  if (result < 0)
-    return lpx_fail(&instance->host, LAPROX_ERROR_NO_DEVICE, "vkEnumeratePhysicalDevices: VkResult %d",
-                    (int)result);
+  if (result < 0) return lpx_vk_error(&instance->host, result, "vkEnumeratePhysicalDevices");
   instance->n_devices = count;
   for (uint32_t i = 0; i < count; i++) describe(instance, i);
   return LAPROX_OK;
@@ -324,12 +318,11 @@ static laprox_result create_vk_device(const laprox_instance *instance, uint32_t 
                                    .pQueueCreateInfos = &queue,
                                    .enabledExtensionCount = features->n_extensions,
                                    .ppEnabledExtensionNames = features->extensions};
+  char what[sizeof instance->descriptions->name + 32];
+  (void)snprintf(what, sizeof what, "vkCreateDevice on %s", instance->descriptions[index].name);
   const VkResult result =
       INSTANCE_FUNCTION(instance, vkCreateDevice)(instance->physical_devices[index], &info, NULL, out);
-  if (result)
-    return lpx_fail(&instance->host, LAPROX_ERROR_VULKAN, "vkCreateDevice on %s: VkResult %d",
-                    instance->descriptions[index].name, (int)result);
-  return LAPROX_OK;
+  return result ? lpx_vk_error(&instance->host, result, what) : LAPROX_OK;
 }
 
 laprox_result laprox_device_open(laprox_instance *instance, const char *selector, laprox_device **out) {

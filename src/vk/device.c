@@ -27,6 +27,18 @@ static const char *vk_result_name(VkResult result) {
     return "VK_ERROR_FRAGMENTED_POOL";
   case VK_ERROR_OUT_OF_POOL_MEMORY:
     return "VK_ERROR_OUT_OF_POOL_MEMORY";
+  case VK_ERROR_FRAGMENTATION_EXT:
+    return "VK_ERROR_FRAGMENTATION";
+  case VK_ERROR_INVALID_EXTERNAL_HANDLE:
+    return "VK_ERROR_INVALID_EXTERNAL_HANDLE";
+  case VK_ERROR_INVALID_OPAQUE_CAPTURE_ADDRESS_KHR:
+    return "VK_ERROR_INVALID_OPAQUE_CAPTURE_ADDRESS";
+  case VK_ERROR_INVALID_SHADER_NV:
+    return "VK_ERROR_INVALID_SHADER_NV";
+  case VK_ERROR_VALIDATION_FAILED_EXT:
+    return "VK_ERROR_VALIDATION_FAILED";
+  case VK_ERROR_UNKNOWN:
+    return "VK_ERROR_UNKNOWN";
   case VK_TIMEOUT:
     return "VK_TIMEOUT";
   case VK_NOT_READY:
@@ -38,18 +50,21 @@ static const char *vk_result_name(VkResult result) {
   }
 }
 
-laprox_result lpx_vk_result(laprox_context *context, VkResult result, const char *what) {
-  if (result == VK_SUCCESS) return LAPROX_OK;
+laprox_result lpx_vk_error(const laprox_host *host, VkResult result, const char *what) {
   laprox_result ours = LAPROX_ERROR_VULKAN;
   if (result == VK_ERROR_OUT_OF_HOST_MEMORY) ours = LAPROX_ERROR_OUT_OF_MEMORY;
   if (result == VK_ERROR_OUT_OF_DEVICE_MEMORY || result == VK_ERROR_OUT_OF_POOL_MEMORY ||
-      result == VK_ERROR_TOO_MANY_OBJECTS || result == VK_ERROR_FRAGMENTED_POOL)
+      result == VK_ERROR_TOO_MANY_OBJECTS || result == VK_ERROR_FRAGMENTED_POOL ||
+      result == VK_ERROR_FRAGMENTATION_EXT)
     ours = LAPROX_ERROR_OUT_OF_DEVICE_MEMORY;
-  if (result == VK_ERROR_DEVICE_LOST) {
-    ours = LAPROX_ERROR_DEVICE_LOST;
-    atomic_store(&context->lost, true);
-  }
-  return lpx_fail(&context->host, ours, "%s: %s (%d)", what, vk_result_name(result), (int)result);
+  if (result == VK_ERROR_DEVICE_LOST) ours = LAPROX_ERROR_DEVICE_LOST;
+  return lpx_fail(host, ours, "%s: %s (%d)", what, vk_result_name(result), (int)result);
+}
+
+laprox_result lpx_vk_result(laprox_context *context, VkResult result, const char *what) {
+  if (result == VK_SUCCESS) return LAPROX_OK;
+  if (result == VK_ERROR_DEVICE_LOST) atomic_store(&context->lost, true);
+  return lpx_vk_error(&context->host, result, what);
 }
 
 laprox_result lpx_vk_check_lost(const laprox_context *context) {

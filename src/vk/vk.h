@@ -71,6 +71,8 @@ void lpx_quirks_apply(laprox_context *context, PFN_vkGetInstanceProcAddr get_ins
 /* Turns a VkResult into ours with one message "what: VK_ERROR_…". Remembers a lost device. VK_SUCCESS gives
    OK without a message. */
 laprox_result lpx_vk_result(laprox_context *context, VkResult result, const char *what);
+/* The same for an error where there is no context yet. */
+laprox_result lpx_vk_error(const laprox_host *host, VkResult result, const char *what);
 /* The message of every call after the one that found the device lost; OK while it is not. */
 laprox_result lpx_vk_check_lost(const laprox_context *context);
 /* VK_OBJECT_TYPE_… by name, where debug utils are there. */

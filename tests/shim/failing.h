@@ -7,10 +7,11 @@
 
 typedef enum failing_source { FAIL_VULKAN, FAIL_MEMORY } failing_source;
 
-/* Lets call or allocation n, counted from now, fail; 0 = none. */
-void failing_arm(test_host *host, failing_source from, unsigned n, VkResult with);
-/* An error of those that leave the device alive, another for every n. */
-VkResult failing_error(unsigned n);
+/* Lets call or allocation n, counted from now, fail; 0 = none. A call fails in one of the ways that it has, which leave
+ * the device alive: shim.n_choices of them. */
+void failing_arm(test_host *host, failing_source from, unsigned n, unsigned choice);
+/* Call n of those that may find the device lost does so. */
+void failing_arm_loss(test_host *host, unsigned n);
 /* Whether the failure has happened. */
 bool failing_has_struck(const test_host *host, failing_source from);
 /* Fails the test unless `result` and the messages are what the failure must come to. True where the call

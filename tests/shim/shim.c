@@ -18,23 +18,35 @@ void shim_reset(void) {
 #define HOST   VK_ERROR_OUT_OF_HOST_MEMORY
 #define DEVICE VK_ERROR_OUT_OF_DEVICE_MEMORY
 #define LOST   VK_ERROR_DEVICE_LOST
+/* What the specification lets every function return that returns a result. */
+#define ANY VK_ERROR_UNKNOWN, VK_ERROR_VALIDATION_FAILED_EXT, VK_SUCCESS
 
-/* VK_SUCCESS, or the error that this call returns. `errors` end with VK_SUCCESS. */
-static VkResult inject(const char *name, const VkResult *errors) {
-  VkResult chosen = errors[0];
-  for (const VkResult *error = errors; *error; error++)
-    if (*error == shim.fail_with) chosen = *error;
-  if (shim.fail_with == LOST && chosen != LOST) return VK_SUCCESS;
+/* VK_SUCCESS, or what this call returns instead: one of `results`, which end with VK_SUCCESS. */
+static VkResult inject(const char *name, const VkResult *results) {
+  unsigned n_choices = 0;
+  bool may_be_lost = false;
+  for (const VkResult *result = results; *result; result++) {
+    may_be_lost |= *result == LOST;
+    n_choices += *result != LOST;
+  }
+  if (shim.lose && !may_be_lost) return VK_SUCCESS;
   if (++shim.n_calls != shim.fail_at) return VK_SUCCESS;
+  VkResult chosen = LOST;
+  for (unsigned left = shim.fail_choice % n_choices + 1; !shim.lose && left; results++)
+    if (*results != LOST) {
+      chosen = *results;
+      left--;
+    }
   shim.failed = name;
   shim.failed_with = chosen;
+  shim.n_choices = n_choices;
   return chosen;
 }
 
 #define INJECT(name, ...)                                                                                    \
   do {                                                                                                       \
-    const VkResult errors[] = {__VA_ARGS__, VK_SUCCESS};                                                     \
-    const VkResult injected = inject(#name, errors);                                                         \
+    const VkResult results[] = {__VA_ARGS__, ANY};                                                           \
+    const VkResult injected = inject(#name, results);                                                        \
     if (injected) return injected;                                                                           \
   } while (0)
 
@@ -62,10 +74,11 @@ static void violate(const char *format, ...) {
     vkDestroy##Object(device, object, allocator);                                                            \
   }
 
-CREATE(Buffer, VkBufferCreateInfo, HOST, DEVICE)
+CREATE(Buffer, VkBufferCreateInfo, HOST, DEVICE, VK_ERROR_INVALID_OPAQUE_CAPTURE_ADDRESS)
 CREATE(CommandPool, VkCommandPoolCreateInfo, HOST, DEVICE)
-CREATE(DescriptorPool, VkDescriptorPoolCreateInfo, HOST, DEVICE, VK_ERROR_FRAGMENTATION_EXT)
+CREATE(DescriptorPool, VkDescriptorPoolCreateInfo, HOST, DEVICE, VK_ERROR_FRAGMENTATION)
 CREATE(Fence, VkFenceCreateInfo, HOST, DEVICE)
+CREATE(PipelineCache, VkPipelineCacheCreateInfo, HOST, DEVICE)
 CREATE(PipelineLayout, VkPipelineLayoutCreateInfo, HOST, DEVICE)
 CREATE(QueryPool, VkQueryPoolCreateInfo, HOST, DEVICE)
 
@@ -99,7 +112,8 @@ static VKAPI_ATTR VkResult VKAPI_CALL create_ComputePipelines(VkDevice device, V
                                                               const VkComputePipelineCreateInfo *infos,
                                                               const VkAllocationCallbacks *allocator,
                                                               VkPipeline *out) {
-  INJECT(vkCreateComputePipelines, HOST, DEVICE);
+  INJECT(vkCreateComputePipelines, HOST, DEVICE, VK_ERROR_INVALID_SHADER_NV,
+         VK_PIPELINE_COMPILE_REQUIRED_EXT);
   const VkResult result = vkCreateComputePipelines(device, cache, n, infos, allocator, out);
   if (!result) shim.n_live += (long)n;
   return result;
@@ -142,7 +156,7 @@ static VKAPI_ATTR VkResult VKAPI_CALL create_ShaderModule(VkDevice device,
                                                           const VkShaderModuleCreateInfo *info,
                                                           const VkAllocationCallbacks *allocator,
                                                           VkShaderModule *out) {
-  INJECT(vkCreateShaderModule, HOST, DEVICE);
+  INJECT(vkCreateShaderModule, HOST, DEVICE, VK_ERROR_INVALID_SHADER_NV);
   if (shim.limits.maxComputeWorkGroupInvocations) check_local_size(info);
   if (shim.refused_capability && declares(info, shim.refused_capability)) return VK_ERROR_INVALID_SHADER_NV;
   VkShaderModuleCreateInfo mistaken = *info;
@@ -186,7 +200,8 @@ static void count_memory(VkDeviceMemory memory, VkDeviceSize bytes) {
 static VKAPI_ATTR VkResult VKAPI_CALL allocate_memory(VkDevice device, const VkMemoryAllocateInfo *info,
                                                       const VkAllocationCallbacks *allocator,
                                                       VkDeviceMemory *out) {
-  INJECT(vkAllocateMemory, HOST, DEVICE);
+  INJECT(vkAllocateMemory, HOST, DEVICE, VK_ERROR_TOO_MANY_OBJECTS, VK_ERROR_INVALID_EXTERNAL_HANDLE,
+         VK_ERROR_INVALID_OPAQUE_CAPTURE_ADDRESS);
   const VkResult result = vkAllocateMemory(device, info, allocator, out);
   if (!result) count_memory(*out, info->allocationSize);
   return result;
@@ -233,7 +248,7 @@ static VKAPI_ATTR VkResult VKAPI_CALL end_command_buffer(VkCommandBuffer command
 
 static VKAPI_ATTR VkResult VKAPI_CALL bind_buffer_memory(VkDevice device, VkBuffer buffer,
                                                          VkDeviceMemory memory, VkDeviceSize offset) {
-  INJECT(vkBindBufferMemory, HOST, DEVICE);
+  INJECT(vkBindBufferMemory, HOST, DEVICE, VK_ERROR_INVALID_OPAQUE_CAPTURE_ADDRESS);
   return vkBindBufferMemory(device, buffer, memory, offset);
 }
 
@@ -241,7 +256,7 @@ static VKAPI_ATTR VkResult VKAPI_CALL get_query_pool_results(VkDevice device, Vk
                                                              uint32_t first, uint32_t n, size_t bytes,
                                                              void *data, VkDeviceSize stride,
                                                              VkQueryResultFlags flags) {
-  INJECT(vkGetQueryPoolResults, HOST, DEVICE, LOST);
+  INJECT(vkGetQueryPoolResults, HOST, DEVICE, LOST, VK_NOT_READY);
   return vkGetQueryPoolResults(device, pool, first, n, bytes, data, stride, flags);
 }
 
@@ -263,6 +278,12 @@ static VKAPI_ATTR VkResult VKAPI_CALL reset_command_pool(VkDevice device, VkComm
   return vkResetCommandPool(device, pool, flags);
 }
 
+static VKAPI_ATTR VkResult VKAPI_CALL reset_descriptor_pool(VkDevice device, VkDescriptorPool pool,
+                                                            VkDescriptorPoolResetFlags flags) {
+  INJECT(vkResetDescriptorPool, HOST, DEVICE);
+  return vkResetDescriptorPool(device, pool, flags);
+}
+
 static VKAPI_ATTR VkResult VKAPI_CALL reset_fences(VkDevice device, uint32_t n, const VkFence *fences) {
   INJECT(vkResetFences, DEVICE);
   return vkResetFences(device, n, fences);
@@ -271,16 +292,16 @@ static VKAPI_ATTR VkResult VKAPI_CALL reset_fences(VkDevice device, uint32_t n, 
 /* A lost device has no work any more; after other errors the work goes on, and the library has to mind. */
 static VKAPI_ATTR VkResult VKAPI_CALL wait_for_fences(VkDevice device, uint32_t n, const VkFence *fences,
                                                       VkBool32 all, uint64_t timeout_ns) {
-  static const VkResult errors[] = {HOST, DEVICE, LOST, VK_SUCCESS};
-  const VkResult injected = inject("vkWaitForFences", errors);
+  static const VkResult results[] = {HOST, DEVICE, LOST, VK_TIMEOUT, ANY};
+  const VkResult injected = inject("vkWaitForFences", results);
   if (injected && injected != LOST) return injected;
   const VkResult result = vkWaitForFences(device, n, fences, all, timeout_ns);
   return injected ? injected : result;
 }
 
 static VKAPI_ATTR VkResult VKAPI_CALL queue_wait_idle(VkQueue queue) {
-  static const VkResult errors[] = {HOST, DEVICE, LOST, VK_SUCCESS};
-  const VkResult injected = inject("vkQueueWaitIdle", errors);
+  static const VkResult results[] = {HOST, DEVICE, LOST, ANY};
+  const VkResult injected = inject("vkQueueWaitIdle", results);
   const VkResult result = vkQueueWaitIdle(queue);
   return injected ? injected : result;
 }
@@ -289,6 +310,65 @@ static VKAPI_ATTR VkResult VKAPI_CALL set_object_name(VkDevice device,
                                                       const VkDebugUtilsObjectNameInfoEXT *info) {
   INJECT(vkSetDebugUtilsObjectNameEXT, HOST, DEVICE);
   return vkSetDebugUtilsObjectNameEXT(device, info);
+}
+
+/* ---- before there is a device ---- */
+
+static VKAPI_ATTR VkResult VKAPI_CALL create_instance(const VkInstanceCreateInfo *info,
+                                                      const VkAllocationCallbacks *allocator,
+                                                      VkInstance *out) {
+  INJECT(vkCreateInstance, HOST, DEVICE, VK_ERROR_INITIALIZATION_FAILED, VK_ERROR_LAYER_NOT_PRESENT,
+         VK_ERROR_EXTENSION_NOT_PRESENT, VK_ERROR_INCOMPATIBLE_DRIVER);
+  const VkResult result = vkCreateInstance(info, allocator, out);
+  shim.n_live += !result;
+  return result;
+}
+
+static VKAPI_ATTR void VKAPI_CALL destroy_instance(VkInstance instance,
+                                                   const VkAllocationCallbacks *allocator) {
+  shim.n_live -= instance != VK_NULL_HANDLE;
+  vkDestroyInstance(instance, allocator);
+}
+
+/* What is incomplete is there nevertheless, but not all of it. */
+static VKAPI_ATTR VkResult VKAPI_CALL enumerate_devices(VkInstance instance, uint32_t *n,
+                                                        VkPhysicalDevice *out) {
+  static const VkResult results[] = {HOST, DEVICE, VK_ERROR_INITIALIZATION_FAILED, ANY};
+  static const VkResult with_data[] = {HOST, DEVICE, VK_ERROR_INITIALIZATION_FAILED, VK_INCOMPLETE, ANY};
+  const VkResult injected = inject("vkEnumeratePhysicalDevices", out ? with_data : results);
+  if (injected < 0) return injected;
+  const VkResult result = vkEnumeratePhysicalDevices(instance, n, out);
+  return injected ? injected : result;
+}
+
+static VKAPI_ATTR VkResult VKAPI_CALL enumerate_extensions(VkPhysicalDevice gpu, const char *layer,
+                                                           uint32_t *n, VkExtensionProperties *out) {
+  static const VkResult results[] = {HOST, DEVICE, VK_ERROR_LAYER_NOT_PRESENT, ANY};
+  static const VkResult with_data[] = {HOST, DEVICE, VK_ERROR_LAYER_NOT_PRESENT, VK_INCOMPLETE, ANY};
+  const VkResult injected = inject("vkEnumerateDeviceExtensionProperties", out ? with_data : results);
+  if (injected < 0) return injected;
+  const VkResult result = vkEnumerateDeviceExtensionProperties(gpu, layer, n, out);
+  return injected ? injected : result;
+}
+
+static VKAPI_ATTR VkResult VKAPI_CALL create_device(VkPhysicalDevice gpu, const VkDeviceCreateInfo *info,
+                                                    const VkAllocationCallbacks *allocator, VkDevice *out) {
+  INJECT(vkCreateDevice, HOST, DEVICE, LOST, VK_ERROR_INITIALIZATION_FAILED, VK_ERROR_EXTENSION_NOT_PRESENT,
+         VK_ERROR_FEATURE_NOT_PRESENT, VK_ERROR_TOO_MANY_OBJECTS);
+  const VkResult result = vkCreateDevice(gpu, info, allocator, out);
+  shim.n_live += !result;
+  return result;
+}
+
+static VKAPI_ATTR void VKAPI_CALL destroy_device(VkDevice device, const VkAllocationCallbacks *allocator) {
+  shim.n_live -= device != VK_NULL_HANDLE;
+  vkDestroyDevice(device, allocator);
+}
+
+static VKAPI_ATTR VkResult VKAPI_CALL get_pipeline_cache_data(VkDevice device, VkPipelineCache cache,
+                                                              size_t *n, void *out) {
+  INJECT(vkGetPipelineCacheData, HOST, DEVICE, VK_INCOMPLETE);
+  return vkGetPipelineCacheData(device, cache, n, out);
 }
 
 /* ---- limits ---- */
@@ -379,6 +459,7 @@ static const struct replacement {
     OBJECT(DescriptorPool),
     OBJECT(DescriptorSetLayout),
     OBJECT(Fence),
+    OBJECT(PipelineCache),
     OBJECT(PipelineLayout),
     OBJECT(QueryPool),
     OBJECT(ShaderModule),
@@ -395,6 +476,14 @@ static const struct replacement {
     {"vkMapMemory", (PFN_vkVoidFunction)map_memory},
     {"vkQueueSubmit", (PFN_vkVoidFunction)queue_submit},
     {"vkResetCommandPool", (PFN_vkVoidFunction)reset_command_pool},
+    {"vkCreateInstance", (PFN_vkVoidFunction)create_instance},
+    {"vkDestroyInstance", (PFN_vkVoidFunction)destroy_instance},
+    {"vkEnumeratePhysicalDevices", (PFN_vkVoidFunction)enumerate_devices},
+    {"vkEnumerateDeviceExtensionProperties", (PFN_vkVoidFunction)enumerate_extensions},
+    {"vkCreateDevice", (PFN_vkVoidFunction)create_device},
+    {"vkDestroyDevice", (PFN_vkVoidFunction)destroy_device},
+    {"vkGetPipelineCacheData", (PFN_vkVoidFunction)get_pipeline_cache_data},
+    {"vkResetDescriptorPool", (PFN_vkVoidFunction)reset_descriptor_pool},
     {"vkResetFences", (PFN_vkVoidFunction)reset_fences},
     {"vkWaitForFences", (PFN_vkVoidFunction)wait_for_fences},
     {"vkQueueWaitIdle", (PFN_vkVoidFunction)queue_wait_idle},

@@ -13,9 +13,11 @@
 
 typedef struct shim_state {
   /* what to do */
-  unsigned fail_at;       /* the fallible call, counted from 1, that fails; 0 = none */
-  VkResult fail_with;     /* where the function may return it, else the first error that it may return; with
-                             VK_ERROR_DEVICE_LOST only calls are counted that may find the device lost */
+  unsigned fail_at; /* the fallible call, counted from 1, that fails; 0 = none */
+  unsigned
+      fail_choice; /* with which of the n_choices results that the specification gives this function, a lost
+                             device apart; taken modulo their number */
+  bool lose;       /* it says that the device is lost; only calls are counted that may find that */
   const char *hidden;     /* a function that this Vulkan doesn't have */
   bool small_limits;      /* Vulkan's guaranteed minimum */
   VkDeviceSize max_range; /* of a storage buffer binding; 0 = by the above */
@@ -32,6 +34,7 @@ typedef struct shim_state {
   atomic_uint n_calls; /* fallible calls */
   const char *failed;  /* the function that was made to fail */
   VkResult failed_with;
+  unsigned n_choices;
   atomic_long n_live;    /* objects and memory that were created and not destroyed */
   uint64_t live_bytes;   /* of device memory */
   unsigned n_violations; /* of the limits */
