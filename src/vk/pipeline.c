@@ -2,6 +2,7 @@
    plan or a session that comes later pays nothing for what an earlier one has compiled. */
 #include "vk/vk.h"
 
+#include <stdio.h>
 #include <string.h>
 
 /* An entry of the context's list. The list only grows, by exchanging its head, so that readers need no lock;
@@ -12,6 +13,7 @@ struct lpx_pipeline_entry {
   uint32_t n_bindings, n_constants;
   uint32_t constants[LPX_MAX_CONSTANTS];
   VkPipeline pipeline;
+  const char *failed; /* the function, where compiling came to nothing */
 };
 
 static const lpx_shader *find_shader(const char *name) {
@@ -38,6 +40,7 @@ static VkResult compile(const laprox_context *context, lpx_pipeline_entry *entry
                                                 .pCode = code->code};
   VkShaderModule module = VK_NULL_HANDLE;
   VkResult result = context->vk.CreateShaderModule(context->device, &module_info, NULL, &module);
+  entry->failed = "vkCreateShaderModule";
   if (result) return result;
   VkSpecializationMapEntry map[LPX_MAX_CONSTANTS];
   for (uint32_t i = 0; i < entry->n_constants; i++)
@@ -63,14 +66,17 @@ static VkResult compile(const laprox_context *context, lpx_pipeline_entry *entry
   };
   result = context->vk.CreateComputePipelines(context->device, context->pipeline_cache, 1, &info, NULL,
                                               &entry->pipeline);
+  entry->failed = "vkCreateComputePipelines";
   context->vk.DestroyShaderModule(context->device, module, NULL);
   return result;
 }
 
 /* Into the context's list, or, after a failure, its end and message. */
 static laprox_result take(laprox_context *context, lpx_pipeline_entry *entry, VkResult compiled) {
-  const laprox_result result = lpx_vk_result(context, compiled, entry->shader->name);
-  if (result) {
+  if (compiled) {
+    char what[128];
+    (void)snprintf(what, sizeof what, "%s of %s", entry->failed, entry->shader->name);
+    const laprox_result result = lpx_vk_result(context, compiled, what);
     lpx_release(&context->host, entry);
     return result;
   }

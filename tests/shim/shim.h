@@ -14,10 +14,10 @@
 typedef struct shim_state {
   /* what to do */
   unsigned fail_at; /* the fallible call, counted from 1, that fails; 0 = none */
-  unsigned
-      fail_choice; /* with which of the n_choices results that the specification gives this function, a lost
-                             device apart; taken modulo their number */
-  bool lose;       /* it says that the device is lost; only calls are counted that may find that */
+  /* with which of the n_choices results that the specification gives this function, a lost device apart; taken modulo
+     their number */
+  unsigned fail_choice;
+  bool lose;              /* it says that the device is lost; only calls are counted that may find that */
   const char *hidden;     /* a function that this Vulkan doesn't have */
   bool small_limits;      /* Vulkan's guaranteed minimum */
   VkDeviceSize max_range; /* of a storage buffer binding; 0 = by the above */
