@@ -99,6 +99,16 @@ static void test_deep_model(void **state) {
   expect_within((double)memory.kv_peak_bytes, 0.95 * (double)plan.kv_peak_bytes,
                 1.05 * (double)plan.kv_peak_bytes, "peak bytes beside the plan's");
   laprox_session_destroy(session);
+
+  /* Whole tokens are chosen when all layers are there. */
+  laprox_memory_plan_info whole = planned;
+  laprox_memory_plan at_end;
+  whole.policy.scope = LAPROX_SCOPE_TOKEN;
+  assert_int_equal(laprox_plan_memory(model, &whole, &plan), LAPROX_OK);
+  whole.layerwise = false;
+  assert_int_equal(laprox_plan_memory(model, &whole, &at_end), LAPROX_OK);
+  assert_true(plan.kv_peak_bytes >= full_bytes && plan.kv_peak_bytes == at_end.kv_peak_bytes);
+  assert_true(plan.peak_bytes == at_end.peak_bytes);
   laprox_model_destroy(model);
   assert_int_equal(gpu->n_errors, 0);
 }
