@@ -4,7 +4,7 @@
 # eviction, fidelity, and the report. Everything goes to FOLDER (build/results), --readme also renews README.md and its
 # picture. A run that was stopped goes on where it was. 50 prompts of each kind by default.
 #
-# The two halves, question known and not, run side by side, each on one thread of a software device.
+# The two halves, question known and not, run side by side: one alone keeps no two cores of a software device busy.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/tools/prepare.sh"
@@ -29,9 +29,9 @@ own=laprox,laprox+gqa=joint,laprox+no-normalize,laprox+gqa=joint+no-normalize,la
 own=$own,laprox+scope=layer,laprox+scope=head
 rivals=snapkv,adakv,pyramidkv,criticalkv,defensivekv,layer-defensivekv,vatp,tova,keydiff,knorm,streaming,random
 probed=laprox+probe,laprox+gqa=joint+probe,laprox+no-normalize+probe,snapkv+probe,adakv+probe,layer-defensivekv+probe
-quantised=
+quantised= both=
 if "$laprox" eval --help | grep -q q4_0; then
-  quantised=,full+kv=q8_0,full+kv=q4_0,laprox+kv=q8_0,laprox+kv=q4_0
+  quantised=,full+kv=q8_0,full+kv=q4_0 both=,laprox+kv=q8_0,laprox+kv=q4_0
 fi
 budgets=100%,40%,20%,10%,5%,2.5%
 
@@ -42,11 +42,11 @@ budgets=100%,40%,20%,10%,5%,2.5%
 evaluate() {
   question=$1 policies=$2
   shift 2
-  LP_NUM_THREADS=${LP_NUM_THREADS:-1} "$laprox" eval "$model" --tasks "$out/tasks.jsonl" --question "$question" \
+  "$laprox" eval "$model" --tasks "$out/tasks.jsonl" --question "$question" \
     --budgets $budgets --policies "$policies" "$@" --timing "$out/times-$question.json" \
     -o "$out/$question.json" >"$out/$question.txt" 2>"$out/$question.log"
 }
-[ -s "$out/known.json" ] || evaluate known "$own,$rivals$quantised" --fidelity 8 --tokens 1024 &
+[ -s "$out/known.json" ] || evaluate known "$own,$rivals$quantised$both" --fidelity 8 --tokens 1024 &
 known=$!
 status=0
 [ -s "$out/unknown.json" ] || evaluate unknown "$own,$rivals$quantised,$probed" \
