@@ -260,6 +260,7 @@ static void test_blocks(void **state) {
   static const uint32_t rows[] = {65, 2, 3, 33}, before[] = {63, 0, 130, 1};
   for (size_t i = 0; i < COUNT(dims); i++)
     for (size_t j = 0; j < 2; j++) {
+      if (i && j != i % 2) continue; /* each compiles anew */
       attention_case c = {.dtype = j ? LAPROX_DTYPE_Q8_0 : LAPROX_DTYPE_Q4_0,
                           .head_dim = dims[i],
                           .n_kv_heads = 3,
