@@ -4,6 +4,7 @@ those between the lines <!-- results --> and <!-- /results -->, with --svg OUT.s
 import argparse
 import json
 import math
+import os
 import sys
 
 Z = 1.959963984540054
@@ -229,6 +230,9 @@ def main():
         with open(options.svg, 'w', encoding='utf-8') as file:
             file.write(draw(results))
     if options.readme:
+        if options.svg:
+            picture = os.path.relpath(options.svg, os.path.dirname(os.path.abspath(options.readme)))
+            text = f'![Share of prompts answered right, over the bytes that are left]({picture})\n\n' + text
         replace(options.readme, text)
     else:
         print(text, end='')
