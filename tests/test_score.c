@@ -1,4 +1,4 @@
-/* test_score.c: scoring with the window queries' sums of exponentials from the caller. */
+/* test_score.c: scoring with tiles of either size, and with the window queries' sums of exponentials from the caller. */
 #include "evict/evict.h"
 #include "support/kernel.h"
 
@@ -53,6 +53,27 @@ static void score(kernel_test *test, const laprox_plan *plan, const laprox_layer
   kernel_release(test, &result);
 }
 
+/* Tiles of either size come to the same: to the same bits but for the joint score, whose sum over a tile's rows they
+ * divide. */
+static void compare_tiles(kernel_test *test, const laprox_plan_info *info,
+                          const laprox_layer_buffers *layer) {
+  static float scores[2][N_KV_HEADS * (N - WINDOW)];
+  const uint32_t variants = test->context->variants;
+  const uint32_t others = variants & ~(uint32_t)(LAPROX_VARIANT_LARGE_TILES | LAPROX_VARIANT_MATRIX);
+  for (int large = 0; large < 2; large++) {
+    laprox_plan *plan = NULL;
+    test->context->variants = large ? others | LAPROX_VARIANT_LARGE_TILES : others;
+    assert_int_equal(laprox_plan_create(test->context, info, &plan), LAPROX_OK);
+    score(test, plan, layer, scores[large]);
+    laprox_plan_destroy(plan);
+  }
+  test->context->variants = variants;
+  if (info->policy.gqa != LAPROX_GQA_JOINT) assert_memory_equal(scores[0], scores[1], sizeof scores[0]);
+  for (size_t i = 0; i < N_KV_HEADS * (N - WINDOW); i++)
+    kernel_assert_close((double)scores[0][i], (double)scores[1][i], 1e-5 * fabs((double)scores[1][i]),
+                        "tiles", i);
+}
+
 static void run(void **state, uint64_t seed, laprox_gqa gqa, laprox_dtype dtype) {
   kernel_test test = kernel_test_begin(state, seed);
   const laprox_plan_info info = {.shape = {1, N_HEADS, N_KV_HEADS, DIM},
@@ -81,6 +102,7 @@ static void run(void **state, uint64_t seed, laprox_gqa gqa, laprox_dtype dtype)
                                 .factor = lpx_buffer_whole(&buffers[3])};
   static float own[N_KV_HEADS * (N - WINDOW)], given[N_KV_HEADS * (N - WINDOW)];
   score(&test, plan, &layer, own);
+  compare_tiles(&test, &info, &layer);
   layer.lse = lpx_buffer_whole(&buffers[4]);
   score(&test, plan, &layer, given);
   double largest = 0.0;
