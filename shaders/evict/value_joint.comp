@@ -30,6 +30,7 @@ vec4 load_a(uint row, uint k4) {
 }
 
 uint row_mask(uint k4) {
+  if (TILE_BLOCKS < 8 && GROUP == 1) return ALL_ROWS; // few zeros, many registers
   uint mask = 0;
   for (uint i = 0; i < ROW_BLOCKS; i++) {
     const uint last = (16 * i + 15) / HEAD_FACTOR_ROWS; // of the block's heads
@@ -54,7 +55,7 @@ float quadratic_form(uint gram) {
   for (uint h = 0; h < GROUP; h++)
     for (uint other = 0; other <= h; other++, pair++) {
       float sum = 0.0;
-      for (uint k = gl_LocalInvocationIndex >> 4; k < HEAD_FACTOR_ROWS; k += LOCAL_SIZE / 16)
+      ROLLED for (uint k = gl_LocalInvocationIndex >> 4; k < HEAD_FACTOR_ROWS; k += LOCAL_SIZE / 16)
         sum += projected(h * HEAD_FACTOR_ROWS + k, column) * projected(other * HEAD_FACTOR_ROWS + k, column);
       total += (other < h ? 2.0 : 1.0) * work[gram + pair * TILE_ENTRIES + column] * sum;
     }
