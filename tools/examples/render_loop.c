@@ -311,8 +311,8 @@ static void draw_frames(loop *s, const app_commands *c, const picture *p, const 
   static int64_t ns[MOST];
   unsigned n = 0;
   for (bool evicted = false; n < MOST && (n < least || !evicted); n++) {
-    const struct timespec rest = {.tv_nsec =
-                                      FRAME_NS - (n ? ns[n - 1] < FRAME_NS ? ns[n - 1] : FRAME_NS : 0)};
+    const int64_t left = n ? (ns[n - 1] < FRAME_NS ? FRAME_NS - ns[n - 1] : 0) : FRAME_NS;
+    const struct timespec rest = {.tv_nsec = (long)left};
     (void)nanosleep(&rest, NULL);
     ns[n] = draw_frame(s, c, p, s->n_frames);
     (void)pthread_mutex_lock(&s->lock);
