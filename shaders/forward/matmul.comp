@@ -107,6 +107,7 @@ void main() {
   float sum[8][8];
   REPEAT_8(CLEAR_ROW)
 #ifdef DIRECT
+  if (row0 + ROW(0u) >= push.n_rows) return; // a question of a few tokens fills a quarter of a tile
   REPEAT_8(X_FIRST)
   REPEAT_8(W_FIRST)
   for (uint k = 0; k < push.depth >> 2; k++) {
