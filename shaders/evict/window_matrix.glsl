@@ -12,10 +12,11 @@ layout(constant_id = 5) const uint SIZE = 16;        // of a matrix
 layout(constant_id = 6) const uint SUBGROUP_SIZE = 32;
 layout(local_size_x_id = 7, local_size_y = 1, local_size_z = 1) in;
 layout(constant_id = 8) const uint N_INVOCATIONS = 128; // the same
+layout(constant_id = 10) const uint HEADS_AT_ONCE = 4;
 
 #include "../evict/matrix.glsl"
 
-const uint HEAD_TILES = (GROUP + 3) / 4;
+const uint HEAD_TILES = (GROUP + HEADS_AT_ONCE - 1) / HEADS_AT_ONCE;
 const uint TILE_HEADS = (GROUP + HEAD_TILES - 1) / HEAD_TILES;
 const uint N_SUBGROUPS = N_INVOCATIONS / SUBGROUP_SIZE;
 const uint ENTRY_PARTS = N_SUBGROUPS / TILE_HEADS;

@@ -93,7 +93,7 @@ static uint32_t matrix_group_items(uint32_t n_tiles) {
 static void dispatch_matrix(laprox_binding *binding, const lpx_pipeline *pipeline, const window_push *given,
                             laprox_buffer key, uint32_t count, bool splits, uint64_t cost) {
   const laprox_plan *plan = binding->plan;
-  const uint32_t group_items = splits ? 1 : matrix_group_items(count), tiles = (plan->group + 3) / 4;
+  const uint32_t group_items = splits ? 1 : matrix_group_items(count), tiles = lpx_matrix_head_tiles(plan);
   matrix_push push = {.heads = given->heads,
                       .first_head = given->first_head,
                       .end_head = given->end_head,

@@ -86,6 +86,7 @@ struct laprox_plan {
   /* Cooperative matrices score this cache: their size, 0 if they don't, and the workgroups' subgroups. */
   uint32_t matrix_size, matrix_softmax_subgroups, matrix_norm_subgroups, matrix_value_subgroups;
   uint32_t matrix_candidates; /* of a subgroup in the value norms */
+  uint32_t matrix_heads;      /* of a workgroup in the window's attention, at most */
   bool value_on_matrix;       /* the value norms too: not for joint scores and means of attention */
 
   lpx_pipeline matrix_prepare, window_softmax, window_merge, window_lse, attention_norm, attention_gram,
@@ -180,6 +181,8 @@ bool lpx_plan_exchanges(const laprox_plan *plan);
 
 /* Scoring on cooperative matrices (matrix.c): decides whether; words per query head of prepared operands. */
 void lpx_matrix_choose(laprox_plan *plan);
+/* Workgroups that share the query heads of a KV head in the window's attention. */
+uint32_t lpx_matrix_head_tiles(const laprox_plan *plan);
 uint32_t lpx_matrix_prepared_words(const laprox_plan *plan);
 /* A pipeline of theirs, of workgroups of so many subgroups. */
 laprox_result lpx_matrix_pipeline_get(const laprox_plan *plan, const char *shader, uint32_t n_bindings,

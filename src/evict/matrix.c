@@ -57,6 +57,10 @@ static bool leaves_room(const laprox_plan *plan) {
   return bytes <= plan->context->max_range / 4;
 }
 
+uint32_t lpx_matrix_head_tiles(const laprox_plan *plan) {
+  return (plan->group + plan->matrix_heads - 1) / plan->matrix_heads;
+}
+
 void lpx_matrix_choose(laprox_plan *plan) {
   const laprox_context *context = plan->context;
   const uint32_t d = plan->shape.head_dim, size = context->matrix.m;
@@ -69,15 +73,18 @@ void lpx_matrix_choose(laprox_plan *plan) {
     return;
   plan->matrix_size = size;
   plan->value_on_matrix = lpx_plan_uses_values(plan) && plan->rules.gqa == LAPROX_GQA_MEAN;
-  const uint32_t tiles = (plan->group + 3) / 4, heads = (plan->group + tiles - 1) / tiles;
+  /* AMD's operands stand in every quarter of a subgroup of 64: half as many at once, so that none spills. */
+  const bool wide = context->subgroup_size > 32;
+  plan->matrix_heads = wide ? 2 : 4;
+  const uint32_t tiles = lpx_matrix_head_tiles(plan), heads = (plan->group + tiles - 1) / tiles;
   /* Subgroups that share a head divide a step's entries, 32 in the first pass and 64 in the second. */
   plan->matrix_softmax_subgroups = heads * (heads == 1 ? 2 : 4 / heads);
   plan->matrix_norm_subgroups = heads * (heads == 1 ? 4 : 8 / heads);
-  if (!fits(plan, plan->matrix_norm_subgroups, window_bytes(plan, plan->matrix_norm_subgroups)))
+  if (wide || !fits(plan, plan->matrix_norm_subgroups, window_bytes(plan, plan->matrix_norm_subgroups)))
     plan->matrix_norm_subgroups = heads * (4 / heads);
   plan->matrix_candidates = 64;
   plan->matrix_value_subgroups = 8;
-  if (!fits(plan, 8, value_bytes(plan, 8))) plan->matrix_candidates = 32;
+  if (wide || !fits(plan, 8, value_bytes(plan, 8))) plan->matrix_candidates = 32;
   while (plan->matrix_value_subgroups > 2 &&
          !fits(plan, plan->matrix_value_subgroups, value_bytes(plan, plan->matrix_value_subgroups)))
     plan->matrix_value_subgroups /= 2;
@@ -106,8 +113,9 @@ laprox_result lpx_matrix_pipeline_get(const laprox_plan *plan, const char *shade
                                 subgroup_size,
                                 n_subgroups * subgroup_size,
                                 n_subgroups * subgroup_size,
-                                plan->matrix_candidates};
-  return lpx_pipeline_get(plan->context, variant_of(plan, shader), n_bindings, constants, 10, out);
+                                plan->matrix_candidates,
+                                plan->matrix_heads};
+  return lpx_pipeline_get(plan->context, variant_of(plan, shader), n_bindings, constants, 11, out);
 }
 
 laprox_result lpx_matrix_init(laprox_plan *plan) {
