@@ -171,6 +171,7 @@ static void expect_probed(laprox_session *session, const laprox_score_info *info
     const laprox_budget budget = {.tokens = budgets[i]};
     laprox_session *evicted = fork_of(session);
     laprox_eviction out;
+    assert_true(laprox_scores_serve(scores, &budget));
     assert_int_equal(laprox_session_evict_scored(evicted, scores, &budget, &out), LAPROX_OK);
     assert_int_equal(out.kept, budgets[i] * N_HEADS);
     assert_int_equal(count_kept(evicted), out.kept);
@@ -205,6 +206,29 @@ static void test_probes(void **state) {
   }
   laprox_session_destroy(session);
   for (int i = 0; i < 2; i++) capture_finish(&worlds[i]);
+}
+
+/* Whether scores of a probe serve a budget is whether an eviction to it takes them; none of the budget is a window's. */
+static void test_probed_sinks(void **state) {
+  (void)state;
+  static const uint32_t budgets[] = {5, 24, 36, 60, 70, 120};
+  const laprox_probe probe = {rig.tokens + 500, PROBE};
+  laprox_score_info info = {.policy.kind = LAPROX_POLICY_VATP, .probes = &probe, .n_probes = 1};
+  laprox_session *session = make_at(N);
+  for (size_t i = 0; i < sizeof budgets / sizeof *budgets; i++) {
+    info.policy.budget.tokens = budgets[i];
+    laprox_scores *scores = score_with(session, &info);
+    assert_true(laprox_scores_serve(scores, &info.policy.budget));
+    for (size_t j = 0; j < sizeof budgets / sizeof *budgets; j++) {
+      const laprox_budget budget = {.tokens = budgets[j]};
+      laprox_session *evicted = fork_of(session);
+      assert_int_equal(laprox_session_evict_scored(evicted, scores, &budget, NULL),
+                       laprox_scores_serve(scores, &budget) ? LAPROX_OK : LAPROX_ERROR_INVALID_ARGUMENT);
+      laprox_session_destroy(evicted);
+    }
+    laprox_scores_destroy(scores);
+  }
+  laprox_session_destroy(session);
 }
 
 /* K, V, queries and logits are those of a session that never was probed, and so is its memory. */
@@ -392,9 +416,9 @@ static int finish(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_budgets),      cmocka_unit_test(test_budgets_again),
-      cmocka_unit_test(test_probes),       cmocka_unit_test(test_nothing_left),
-      cmocka_unit_test(test_context_full), cmocka_unit_test(test_refusals),
-      cmocka_unit_test(test_compare),
+      cmocka_unit_test(test_probes),       cmocka_unit_test(test_probed_sinks),
+      cmocka_unit_test(test_nothing_left), cmocka_unit_test(test_context_full),
+      cmocka_unit_test(test_refusals),     cmocka_unit_test(test_compare),
   };
   return cmocka_run_group_tests(tests, reading_setup, finish);
 }

@@ -7,7 +7,6 @@ struct laprox_scores {
   laprox_device *device;
   laprox_policy policy; /* as evictions have it; the budget is theirs */
   uint32_t n_tokens;
-  bool is_probed;
   lpx_cache_scores scores;
 };
 
@@ -280,7 +279,8 @@ bool laprox_scores_serve(const laprox_scores *scores, const laprox_budget *budge
   lpx_rules rules;
   uint32_t entries = 0;
   policy.budget = *budget;
-  if (fit_rules(&quiet, &policy, scores->n_tokens, scores->is_probed, &rules) ||
+  const bool is_probed = !scores->scores.window;
+  if (fit_rules(&quiet, &policy, scores->n_tokens, is_probed, &rules) ||
       lpx_budget_resolve(&quiet, &rules, budget, scores->n_tokens, &entries))
     return false;
   return entries == UINT32_MAX || rules.sinks == scores->scores.rules.sinks;
