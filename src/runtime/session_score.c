@@ -70,8 +70,8 @@ static laprox_result restore(laprox_session *session, const memory *m) {
 
 /* ---- one probe ---- */
 
-/* The policy with which a probed cache is scored: the probe is the window, sinks are those that the eviction will have,
- * and the smallest budget there is makes it a policy that evicts. */
+/* The policy with which a cache is scored: sinks are those that the eviction will have, and the smallest budget there is
+ * makes it a policy that evicts. */
 static laprox_policy scoring_policy(const laprox_policy *policy, const lpx_rules *rules, uint32_t window) {
   laprox_policy scoring = *policy;
   const uint32_t more = rules->sinks + rules->floor;
@@ -234,15 +234,13 @@ static laprox_result score_by_probes(laprox_session *session, const laprox_score
   return result;
 }
 
-/* By the last tokens read; a policy that keeps everything is scored at its smallest budget. */
+/* By the last tokens read. */
 static laprox_result score_by_window(laprox_session *session, laprox_scores *scores) {
-  laprox_policy policy = scores->policy;
   lpx_rules rules;
   lpx_cache_eviction eviction;
-  laprox_result result = fit_rules(&session->context->host, &policy, scores->n_tokens, false, &rules);
+  laprox_result result = fit_rules(&session->context->host, &scores->policy, scores->n_tokens, false, &rules);
   if (result) return result;
-  policy = scoring_policy(&policy, &rules, rules.window);
-  policy.budget.tokens = rules.window + (rules.sinks + rules.floor ? rules.sinks + rules.floor : 1);
+  const laprox_policy policy = scoring_policy(&scores->policy, &rules, rules.window);
   result = lpx_session_prepare(session, &policy, 0, &rules, &eviction);
   if (!result && lpx_rules_use_attention(&rules) && scores->n_tokens > rules.window)
     result = lpx_session_check_queries(session, rules.window);
