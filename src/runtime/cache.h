@@ -63,7 +63,7 @@ laprox_result lpx_cache_write_lists(const lpx_cache *cache, uint32_t layer, lpx_
 
 /* Scores of all candidates of a cache, on the device, before any is chosen. A zeroed one is empty. */
 typedef struct lpx_cache_scores {
-  lpx_rules rules;          /* that they came from */
+  uint32_t sinks;           /* that are no candidates */
   uint32_t window;          /* last entries that an eviction protects: 0 where those that scored are gone */
   lpx_buffer scores, ranks; /* ranks: of policies that choose in two stages, what the first one goes by */
   float *layer_scales;      /* n_layers */

@@ -200,10 +200,10 @@ static laprox_result take_given(eviction_run *run) {
   const lpx_cache_scores *given = run->eviction->given;
   const lpx_rules *rules = &run->rules;
   if (given->n_entries != count_entries(run->cache) || given->scores.size != run->pass.needs.scores_bytes ||
-      given->rules.sinks != rules->sinks)
+      given->sinks != rules->sinks)
     return lpx_fail(&run->context->host, LAPROX_ERROR_INVALID_ARGUMENT,
                     "scores of %llu entries with %u sinks, but there are %llu, with %u at this budget",
-                    (unsigned long long)given->n_entries, given->rules.sinks,
+                    (unsigned long long)given->n_entries, given->sinks,
                     (unsigned long long)count_entries(run->cache), rules->sinks);
   return copy_scores(run, lpx_buffer_whole(&given->scores), lpx_buffer_whole(&given->ranks),
                      lpx_buffer_whole(&run->pass.scores), ranks_of(run));
@@ -433,7 +433,7 @@ laprox_result lpx_cache_score(lpx_cache *cache, const lpx_cache_eviction *evicti
     if (!result) result = keep_scores(&run, out);
     out->n_entries = count_entries(cache);
   }
-  out->rules = run.rules;
+  out->sinks = run.rules.sinks;
   out->window = run.rules.window;
   if (result) lpx_cache_scores_finish(run.context, out);
   finish(&run);

@@ -81,9 +81,9 @@ static laprox_policy scoring_policy(const laprox_policy *policy, const lpx_rules
   return scoring;
 }
 
-static laprox_result score_probe(laprox_session *session, const laprox_scores *scores,
-                                 const laprox_probe *probe, lpx_cache_scores *out) {
-  const laprox_policy policy = scoring_policy(&scores->policy, &scores->scores.rules, probe->n_tokens);
+static laprox_result score_probe(laprox_session *session, const laprox_policy *scored,
+                                 const lpx_rules *fitted, const laprox_probe *probe, lpx_cache_scores *out) {
+  const laprox_policy policy = scoring_policy(scored, fitted, probe->n_tokens);
   const uint32_t n_heads = session->model->shape.n_layers * session->model->shape.n_kv_heads;
   lpx_rules rules;
   lpx_cache_eviction eviction;
@@ -164,17 +164,14 @@ static laprox_result sum_store(const sum *s, uint32_t n_probes, uint32_t n_layer
 }
 
 static laprox_result score_probes(laprox_session *session, const laprox_score_info *info,
-                                  laprox_scores *scores) {
+                                  const lpx_rules *rules, laprox_scores *scores) {
   const uint32_t n_layers = session->model->shape.n_layers;
-  const lpx_rules rules = scores->scores.rules;
   sum s = {.host = &session->context->host, .queue = session->device->queue, .combine = info->combine};
   laprox_result result = LAPROX_OK;
   uint64_t n_nonfinite = 0;
   for (uint32_t i = 0; i < info->n_probes && !result; i++) {
     lpx_cache_scores_finish(session->context, &scores->scores);
-    scores->scores.rules = rules;
-    result = score_probe(session, scores, &info->probes[i], &scores->scores);
-    scores->scores.rules = rules;
+    result = score_probe(session, &scores->policy, rules, &info->probes[i], &scores->scores);
     scores->scores.window = 0;
     n_nonfinite += scores->scores.n_nonfinite;
     if (!result && info->n_probes > 1 && scores->scores.n_entries)
@@ -221,12 +218,12 @@ static laprox_result fit_rules(const laprox_host *host, const laprox_policy *pol
 static laprox_result score_by_probes(laprox_session *session, const laprox_score_info *info,
                                      laprox_scores *scores) {
   memory m = {0};
-  laprox_result result =
-      fit_rules(&session->context->host, &scores->policy, scores->n_tokens, true, &scores->scores.rules);
-  if (!result) result = check_probes(session, info, &scores->scores.rules);
+  lpx_rules rules;
+  laprox_result result = fit_rules(&session->context->host, &scores->policy, scores->n_tokens, true, &rules);
+  if (!result) result = check_probes(session, info, &rules);
   if (!result) result = remember(session, &m);
   if (!result) {
-    result = score_probes(session, info, scores);
+    result = score_probes(session, info, &rules, scores);
     const laprox_result restored = restore(session, &m);
     if (!result) result = restored;
   }
@@ -281,7 +278,7 @@ bool laprox_scores_serve(const laprox_scores *scores, const laprox_budget *budge
   if (fit_rules(&quiet, &policy, scores->n_tokens, is_probed, &rules) ||
       lpx_budget_resolve(&quiet, &rules, budget, scores->n_tokens, &entries))
     return false;
-  return entries == UINT32_MAX || rules.sinks == scores->scores.rules.sinks;
+  return entries == UINT32_MAX || rules.sinks == scores->scores.sinks;
 }
 
 laprox_result laprox_session_evict_scored(laprox_session *session, const laprox_scores *scores,
