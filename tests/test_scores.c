@@ -97,6 +97,21 @@ static void test_budgets_again(void **state) {
   laprox_session_destroy(session);
 }
 
+/* A text no longer than the window is kept as a whole, scored or not. */
+static void test_short_text(void **state) {
+  (void)state;
+  const laprox_budget half = {.share = 0.5};
+  const laprox_score_info info = {0};
+  laprox_session *session = make_at(20);
+  laprox_scores *scores = score_with(session, &info);
+  laprox_eviction out;
+  assert_true(laprox_scores_serve(scores, &half));
+  assert_int_equal(laprox_session_evict_scored(session, scores, &half, &out), LAPROX_OK);
+  assert_int_equal(count_kept(session), 20 * N_HEADS);
+  laprox_scores_destroy(scores);
+  laprox_session_destroy(session);
+}
+
 /* ---- probes ---- */
 
 /* A session with the document and a probe behind it, as the reference's cache. */
@@ -416,9 +431,10 @@ static int finish(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_budgets),      cmocka_unit_test(test_budgets_again),
-      cmocka_unit_test(test_probes),       cmocka_unit_test(test_probed_sinks),
-      cmocka_unit_test(test_nothing_left), cmocka_unit_test(test_context_full),
-      cmocka_unit_test(test_refusals),     cmocka_unit_test(test_compare),
+      cmocka_unit_test(test_short_text),   cmocka_unit_test(test_probes),
+      cmocka_unit_test(test_probed_sinks), cmocka_unit_test(test_nothing_left),
+      cmocka_unit_test(test_context_full), cmocka_unit_test(test_refusals),
+      cmocka_unit_test(test_compare),
   };
   return cmocka_run_group_tests(tests, reading_setup, finish);
 }

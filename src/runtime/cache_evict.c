@@ -80,7 +80,7 @@ laprox_buffer lpx_cache_eviction_lse(const lpx_cache_eviction *eviction, uint32_
 }
 
 /* Describes the cache to the plan: a ragged prefix where there is one, and the dense tail. */
-static laprox_result describe(eviction_run *run, const lpx_rules *rules, laprox_plan_info *info) {
+static laprox_result describe(eviction_run *run, laprox_plan_info *info) {
   const lpx_cache *cache = run->cache;
   const uint32_t n_layers = cache->shape.n_layers, n_heads = cache->shape.n_kv_heads;
   run->layers = lpx_allocate(&run->context->host, n_layers, sizeof *run->layers);
@@ -100,7 +100,7 @@ static laprox_result describe(eviction_run *run, const lpx_rules *rules, laprox_
     memcpy(run->cu_seqlens + (size_t)l * (n_heads + 1), from->cu_seqlens,
            ((size_t)n_heads + 1) * sizeof *from->cu_seqlens);
     for (uint32_t head = 0; head < n_heads; head++)
-      run->head_sinks[l * n_heads + head] = leading_sinks(cache, l, head, rules->sinks);
+      run->head_sinks[l * n_heads + head] = leading_sinks(cache, l, head, run->rules.sinks);
     if (has_prefix) {
       to->key[0] = lpx_buffer_whole(&from->prefix_key);
       to->value[0] = lpx_buffer_whole(&from->prefix_value);
@@ -117,10 +117,10 @@ static laprox_result describe(eviction_run *run, const lpx_rules *rules, laprox_
 static laprox_result make_plan(eviction_run *run) {
   const lpx_cache_eviction *eviction = run->eviction;
   const lpx_cache *cache = run->cache;
-  lpx_rules rules;
-  laprox_result result = lpx_rules_resolve(&run->context->host, eviction->policy, &rules);
+  lpx_rules *rules = &run->rules;
+  laprox_result result = lpx_rules_resolve(&run->context->host, eviction->policy, rules);
   if (result) return result;
-  if (eviction->given) rules.window = eviction->given->window;
+  if (eviction->given) rules->window = eviction->given->window;
   laprox_plan_info info = {.shape = cache->shape,
                            .policy = *eviction->policy,
                            .cache_dtype = cache->dtype,
@@ -131,27 +131,26 @@ static laprox_result make_plan(eviction_run *run) {
                            .head_sinks = NULL};
   uint32_t budget = 0;
   result =
-      lpx_budget_resolve(&run->context->host, &rules, &eviction->policy->budget, cache->n_tokens, &budget);
+      lpx_budget_resolve(&run->context->host, rules, &eviction->policy->budget, cache->n_tokens, &budget);
   if (result || budget == UINT32_MAX) {
     run->pass.needs.budget = budget;
     return result;
   }
-  lpx_rules_fit(&rules, budget);
-  if (eviction->queries && eviction->query_rows < rules.window)
+  lpx_rules_fit(rules, budget);
+  if (eviction->queries && eviction->query_rows < rules->window)
     return lpx_fail(&run->context->host, LAPROX_ERROR_INVALID_ARGUMENT,
-                    "a window of %u tokens, but the queries of only %u are kept", rules.window,
+                    "a window of %u tokens, but the queries of only %u are kept", rules->window,
                     eviction->query_rows);
   if (eviction->queries)
-    info.query_start = (eviction->query_end + eviction->query_rows - rules.window) % eviction->query_rows;
-  run->rules = rules;
-  result = check_window(cache, &rules);
-  if (!result) result = check_together(cache, &rules);
+    info.query_start = (eviction->query_end + eviction->query_rows - rules->window) % eviction->query_rows;
+  result = check_window(cache, rules);
+  if (!result) result = check_together(cache, rules);
   if (!result) result = lpx_cache_reserve(run->cache, 0, true);
-  if (!result) result = describe(run, &rules, &info);
+  if (!result) result = describe(run, &info);
   info.head_sinks = run->head_sinks;
   info.layer_scales = eviction->given ? eviction->given->layer_scales : NULL;
   return result ? result
-                : lpx_pass_init(run->context, &info, eviction->given ? &rules.window : NULL, &run->pass);
+                : lpx_pass_init(run->context, &info, eviction->given ? &rules->window : NULL, &run->pass);
 }
 
 static laprox_result report_progress(const eviction_run *run, double fraction) {
