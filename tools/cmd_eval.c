@@ -94,29 +94,22 @@ static int deliver(eval *e) {
   return status;
 }
 
-/* The probe is the window of what it scores. */
-static int check_probed(const eval *e, const cell *one) {
-  const char *text = one->policy.text;
+/* A probe is the window of what it scores. */
+static int check_cell(eval *e, const listed_policy *one) {
   lpx_rules rules;
-  laprox_result result = lpx_rules_resolve(&e->c->host, &one->policy.policy, &rules);
+  laprox_result result = lpx_rules_resolve(&e->c->host, &one->policy, &rules);
   if (result) return cli_fail(e->c, result);
-  if (one->policy.policy.window) return fail_usage("--policies: %s: the probe is the window", text);
-  if (!lpx_rules_use_attention(&rules)) return fail_usage("--policies: %s looks at no queries", text);
+  if (rules.window > e->window) e->window = rules.window;
+  if (!one->is_probed) return EXIT_DONE;
+  if (one->policy.window) return fail_usage("--policies: %s: the probe is the window", one->text);
+  if (!lpx_rules_use_attention(&rules)) return fail_usage("--policies: %s looks at no queries", one->text);
   return EXIT_DONE;
 }
 
 /* Policies and budgets that can't be are found before minutes of work. */
 static int check_cells(eval *e) {
-  const laprox_policy given = e->c->opt.policy;
   int status = EXIT_DONE;
-  for (int i = 0; i < e->n_cells && !status; i++) {
-    uint32_t window = 0;
-    e->c->opt.policy = e->cells[i].policy.policy;
-    status = cli_check_policy(e->c, &window);
-    if (!status && e->cells[i].policy.is_probed) status = check_probed(e, &e->cells[i]);
-    if (window > e->window) e->window = window;
-  }
-  e->c->opt.policy = given;
+  for (int i = 0; i < e->n_cells && !status; i++) status = check_cell(e, &e->cells[i].policy);
   return status;
 }
 

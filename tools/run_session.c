@@ -44,9 +44,13 @@ void run_take_stock(run *r) {
   r->memory = laprox_session_get_memory(r->session);
 }
 
-static void count_eviction(run *r, const laprox_eviction *done) {
+/* Counts an eviction that went well. */
+static int end_eviction(run *r, laprox_result result, const laprox_eviction *done) {
+  progress_clear(&r->c->bar);
+  if (result) return cli_fail(r->c, result);
   if (done->bytes_after < done->bytes_before) r->n_evictions++;
   r->nonfinite_scores += done->nonfinite_scores;
+  return EXIT_DONE;
 }
 
 int run_evict(run *r) {
@@ -54,10 +58,7 @@ int run_evict(run *r) {
   double start = now_ms();
   laprox_result result = laprox_session_evict(r->session, &r->c->opt.policy, &done);
   r->evict_ms += now_ms() - start;
-  progress_clear(&r->c->bar);
-  if (result) return cli_fail(r->c, result);
-  count_eviction(r, &done);
-  return EXIT_DONE;
+  return end_eviction(r, result, &done);
 }
 
 int run_evict_prompt(run *r) {
@@ -71,10 +72,7 @@ int run_evict_prompt(run *r) {
   if (!result) result = laprox_session_evict_scored(r->session, scores, &policy->budget, &done);
   laprox_scores_destroy(scores);
   r->evict_ms += now_ms() - start;
-  progress_clear(&r->c->bar);
-  if (result) return cli_fail(r->c, result);
-  count_eviction(r, &done);
-  return EXIT_DONE;
+  return end_eviction(r, result, &done);
 }
 
 /* Layer by layer and chunk by chunk, evicting is part of the reading; its own clocks tell them apart. */
@@ -88,10 +86,7 @@ static int read_evicting(run *r, const uint32_t *tokens, size_t n) {
   const double evict_ms = done.score_ms + done.select_ms + done.compact_ms;
   r->prefill_ms += now_ms() - start - evict_ms;
   r->evict_ms += evict_ms;
-  progress_clear(&r->c->bar);
-  if (result) return cli_fail(r->c, result);
-  count_eviction(r, &done);
-  return EXIT_DONE;
+  return end_eviction(r, result, &done);
 }
 
 static int read_whole(run *r, const uint32_t *tokens, size_t n) {
