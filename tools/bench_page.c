@@ -358,9 +358,11 @@ static void put_table_head(page *p, const bench_comparison *all) {
 }
 
 static void put_table(const chart *c) {
-  static const char *const variants[] = {"baseline", "large_tiles", "subgroup", "storage16", "matrix", "all"};
+  const char *variants[LAPROX_N_VARIANTS + 2] = {"baseline"};
   const bench_comparison *all = c->all;
   page *p = c->p;
+  for (uint32_t i = 0; i < LAPROX_N_VARIANTS; i++) variants[i + 1] = laprox_variant_name(1u << i);
+  variants[LAPROX_N_VARIANTS + 1] = "all";
   put_table_head(p, all);
   for (size_t k = 0; k < c->n_kernels; k++)
     for (size_t v = 0; v < sizeof variants / sizeof *variants; v++) {

@@ -75,11 +75,9 @@ int cli_init(cli *c, command which, int argc, char **argv) {
   const char *device = getenv("LAPROX_DEVICE");
   if (!c->opt.device && device && *device) c->opt.device = device;
   const char *variants = getenv("LAPROX_VARIANTS");
-  if (c->opt.variants == UINT32_MAX && variants && *variants &&
-      !laprox_variants_parse(variants, &c->opt.variants))
-    return fail_usage(
-        "LAPROX_VARIANTS: \"%s\" is not a list of large_tiles, subgroup, storage16, matrix, all, baseline",
-        variants);
+  if (c->opt.variants == UINT32_MAX && variants && *variants)
+    status = need_variants("LAPROX_VARIANTS", variants, &c->opt.variants);
+  if (status) return status;
   progress_init(&c->bar, !c->opt.json);
   c->host = (laprox_host){.message = on_message, .message_user = c};
   return EXIT_DONE;

@@ -589,9 +589,7 @@ static int set_option(const option_spec *spec, const char *value, options *out) 
     out->json = true;
     return EXIT_DONE;
   case OPTION_VARIANTS:
-    if (laprox_variants_parse(value, &out->variants)) return EXIT_DONE;
-    return fail_usage(
-        "--variants: \"%s\" is not a list of large_tiles, subgroup, storage16, matrix, all, baseline", value);
+    return need_variants("--variants", value, &out->variants);
   case OPTION_VALIDATE:
     out->validate = true;
     return EXIT_DONE;

@@ -113,6 +113,8 @@ bool parse_decimal(const char *text, double most, double *out);
 /* "5%" or "512", and "7", "max:7" or "1". Return what the program exits with. */
 int need_budget(const char *text, laprox_budget *out);
 int need_pool(const char *text, laprox_policy *out);
+/* A list of kernel variants; `where` it was given. */
+int need_variants(const char *where, const char *text, uint32_t *out);
 
 /* One line "laprox: …" on standard error, whatever the arguments contain. Return what the program exits with.
  */

@@ -98,3 +98,9 @@ int need_pool(const char *text, laprox_policy *out) {
   out->pool_width = (uint32_t)value;
   return EXIT_DONE;
 }
+
+int need_variants(const char *where, const char *text, uint32_t *out) {
+  if (laprox_variants_parse(text, out)) return EXIT_DONE;
+  return fail_usage("%s: \"%s\" is not a list of large_tiles, subgroup, storage16, matrix, all, baseline",
+                    where, text);
+}

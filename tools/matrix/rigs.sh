@@ -88,8 +88,8 @@ describe() {
 import json, sys
 try:
     d = json.load(sys.stdin)["devices"][0]
-    off = [name for name in ("large_tiles", "subgroup", "storage16", "matrix") if d["variants"].get(name)]
-    print(d["name"].strip(), " ".join((d["driver"], d["driver_info"])).strip(), ", ".join(["baseline"] + off), sep="\t")
+    variants = ", ".join(name for name, has in d["variants"].items() if has is True)
+    print(d["name"].strip(), " ".join((d["driver"], d["driver_info"])).strip(), variants, sep="\t")
 except (ValueError, LookupError):
     print("\t\t")'
 }
