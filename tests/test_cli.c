@@ -247,6 +247,7 @@ static const bad_case bad_usage[] = {
     {2, RUN("--probe", "text", "--budget", "64", "--probe-combine", "sum"), OUTPUT_KEPT},
     {2, RUN("--probe", "text", "--budget", "64", "--prefill", "layerwise"), OUTPUT_KEPT},
     {2, RUN("--probe", "text", "--budget", "64", "--chunk-evict", "64"), OUTPUT_KEPT},
+    {2, RUN("-f", "DEMO", "--probe", "text", "--budget", "64", "--dump-logits", "x.st"), OUTPUT_KEPT},
     {2, RUN("--prefill", "backwards"), OUTPUT_KEPT},
     {2, RUN("--prefill", ""), OUTPUT_KEPT},
     {2, RUN("--tail", "0", "--budget", "64"), OUTPUT_KEPT},

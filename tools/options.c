@@ -126,7 +126,7 @@ static const option_spec specs[] = {
      "element type of the KV cache [f16]"},
     {OPTION_PREFILL, 0, "prefill", "HOW", COMMAND_RUN, 0,
      "evict after every layer (layerwise) or at the end (oneshot); the result is the same [layerwise; with "
-     "--scope token oneshot]"},
+     "--scope token or --probe oneshot]"},
     {OPTION_CHUNK_EVICT, 0, "chunk-evict", "N", COMMAND_RUN, 0,
      "evict after every N tokens of the prompt: least memory, but approximate"},
     {OPTION_EVICT_BEFORE_QUESTION, 0, "evict-before-question", NULL, COMMAND_RUN, 0,

@@ -21,6 +21,8 @@ static int check_pairs(const options *o) {
       {o->has_prefill, o->chunk_evict != 0, "--prefill and --chunk-evict"},
       {o->dump_logits != NULL, o->chunk_evict != 0, "--dump-logits and --chunk-evict"},
       {o->dump_logits != NULL, o->evict_before_question, "--dump-logits and --evict-before-question"},
+      {o->dump_logits != NULL, o->n_probes && o->prompt && o->prompt_file,
+       "--dump-logits and --probe with --file and --prompt"},
       {o->n_probes != 0, o->interactive, "--probe and --interactive"},
       {o->n_probes != 0, o->chunk_evict != 0, "--probe and --chunk-evict"},
       {o->n_probes != 0, o->has_prefill && !o->oneshot, "--probe and --prefill layerwise"},
