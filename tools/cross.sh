@@ -1,14 +1,15 @@
 #!/bin/sh
 # cross.sh TARGET FOLDER [MESON_OPTION…]: configures and builds laprox for another machine, with runtime and tests.
 # TARGET is a file of tools/cross without ".ini". The libraries that the runtime and the tests need are built from their
-# sources, once, into a cache. Exit status 77: there is no such toolchain here, or no way to those sources.
+# sources, once, into a cache, from Debian's archive or a mirror of it (LAPROX_MIRROR: its root, …/debian). Exit
+# status 77: there is no such toolchain here, or no way to those sources.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 target=$1 folder=$2
 shift 2
 file=$root/tools/cross/$target.ini
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/laprox-cross
-mirror=${LAPROX_MIRROR:-https://deb.debian.org/debian/pool/main}
+pool=${LAPROX_MIRROR:-https://deb.debian.org/debian}/pool/main
 
 die() {
   echo "cross.sh $target: $*" >&2
@@ -27,8 +28,8 @@ fetch() {
   archive=$cache/sources/${1##*/}
   if ! echo "$2  $archive" | sha256sum --check --status 2>/dev/null; then
     mkdir -p "$cache/sources"
-    curl --fail --silent --show-error --location --output "$archive.part" "$mirror/$1" ||
-      { echo "cross.sh $target: skipped: can't fetch $mirror/$1"; exit 77; }
+    curl --fail --silent --show-error --location --output "$archive.part" "$pool/$1" ||
+      { echo "cross.sh $target: skipped: can't fetch $pool/$1"; exit 77; }
     echo "$2  $archive.part" | sha256sum --check --status || die "$1 is not what it was"
     mv "$archive.part" "$archive"
   fi

@@ -6,10 +6,11 @@
 # 64-bit Arm under emulation, Windows under Wine. COMPILED rigs make every pipeline with a vendor's real Mesa compiler
 # over a pretended kernel driver, and report registers and spills; nothing runs there.
 #
-# Drivers are Debian packages, unpacked into ~/.cache/laprox-matrix (LAPROX_MATRIX_CACHE); results go to build-matrix
-# (LAPROX_MATRIX_OUT): results.tsv (one line a rig), kernels.tsv (one line a kernel and device) and logs. A full run also
-# renews tools/matrix/results.tsv and README.md's table, single rows theirs. What can't be had here is listed as absent, which is no failure.
-# Exit status 1: something failed, or a hot kernel spills.
+# Drivers are packages of Debian, from its archive or a mirror (LAPROX_MIRROR: its root, …/debian), unpacked into
+# ~/.cache/laprox-matrix (LAPROX_MATRIX_CACHE); results go to build-matrix (LAPROX_MATRIX_OUT): results.tsv (one line a
+# rig), kernels.tsv (one line a kernel and device) and logs. A full run also renews tools/matrix/results.tsv and
+# README.md's table, single rows theirs. What can't be had here is listed as absent, which is no failure. Exit status 1:
+# something failed, or a hot kernel spills.
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 here=$root/tools/matrix

@@ -5,10 +5,11 @@
 # fetch.sh NAME SUITE - --source PACKAGE: a package's source, unpacked into NAME/root without Debian's changes.
 #
 # Nothing is installed and apt's own state stays as it is. NAME/root is the tree, NAME/versions lists what is in it. A
-# tree that is there already is left alone. Exit status 1: this rig can't be had here; one line says why.
+# tree that is there already is left alone. LAPROX_MIRROR is the root of another archive than Debian's own (…/debian).
+# Exit status 1: this rig can't be had here; one line says why.
 set -eu
 cache=${LAPROX_MATRIX_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/laprox-matrix}
-mirror=${LAPROX_MATRIX_MIRROR:-http://deb.debian.org/debian}
+mirror=${LAPROX_MIRROR:-http://deb.debian.org/debian}
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 name=$1 suite=$2 arch=$3
 shift 3
