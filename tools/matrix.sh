@@ -149,7 +149,7 @@ python3 "$here/spills.py" --table "$out"/*.json >"$out/kernels.tsv" || bad=1
 python3 "$here/table.py" "$results"
 if [ $mode = full ]; then
   python3 "$here/table.py" --merge "$here/results.tsv" "$results"
-  python3 "$here/table.py" --readme "$root/README.md" "$here/results.tsv"
+  python3 "$here/table.py" "$here/results.tsv" | python3 "$root/tools/replace_table.py" "$root/README.md" matrix
 fi
 echo "$SECONDS s"
 exit $bad

@@ -57,9 +57,10 @@ wait $known || status=1
 [ $status = 0 ] || die "an evaluation failed: see $out/known.log and $out/unknown.log"
 
 "$laprox" report "$out/known.json" "$out/unknown.json" "$out/times-known.json" -o "$out/report.html"
-set -- "$out/known.json" "$out/unknown.json"
-python3 "$root/tools/results/table.py" --svg "$out/accuracy.svg" "$@" >"$out/results.md"
+python3 "$root/tools/results/table.py" --svg "$out/accuracy.svg" "$out/known.json" "$out/unknown.json" >"$out/results.md"
 if $readme; then
-  python3 "$root/tools/results/table.py" --svg "$root/tools/results/accuracy.svg" --readme "$root/README.md" "$@"
+  cp "$out/accuracy.svg" "$root/tools/results/accuracy.svg"
+  { printf '![Share of prompts answered right, over the bytes that are left](tools/results/accuracy.svg)\n\n' &&
+      cat "$out/results.md"; } | python3 "$root/tools/replace_table.py" "$root/README.md" results
 fi
 echo "$out/results.md, accuracy.svg and report.html"

@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
-"""The matrix's results as a table: table.py RESULTS.tsv prints it; with --readme README.md it replaces the one that stands
-there between the lines <!-- matrix --> and <!-- /matrix -->. With --merge ALL.tsv NEW.tsv, rows of the new results take
-the places of the same rigs' old ones, and others follow."""
+"""The matrix's results as a table: table.py RESULTS.tsv prints it. With --merge ALL.tsv NEW.tsv, rows of the new results
+take the places of the same rigs' old ones, and others follow."""
 import sys
 
 KINDS = {'executed': 'Executed: tests ran, results checked',
@@ -32,25 +31,10 @@ def table(name):
     return '\n'.join(lines[1:])
 
 
-def main(arguments):
-    if len(arguments) == 1:
-        print(table(arguments[0]))
-        return
-    if arguments[0] == '--merge':
-        merge(*arguments[1:])
-        return
-    with open(arguments[1], encoding='utf-8') as file:
-        text = file.read()
-    begin, end = '<!-- matrix -->\n', '<!-- /matrix -->\n'
-    if begin not in text or end not in text:
-        sys.exit(f'{arguments[1]} has no lines {begin.strip()} and {end.strip()}')
-    head, rest = text.split(begin, 1)
-    with open(arguments[1], 'w', encoding='utf-8') as file:
-        file.write(head + begin + table(arguments[2]) + '\n' + end + rest.split(end, 1)[1])
-
-
 if __name__ == '__main__':
-    if len(sys.argv) == 2 or (len(sys.argv) == 4 and sys.argv[1] in ('--readme', '--merge')):
-        main(sys.argv[1:])
+    if len(sys.argv) == 2:
+        print(table(sys.argv[1]))
+    elif len(sys.argv) == 4 and sys.argv[1] == '--merge':
+        merge(*sys.argv[2:])
     else:
         sys.exit(__doc__)

@@ -1,11 +1,9 @@
 #!/usr/bin/env python3
-"""table.py RESULTS.json... prints what `laprox eval` has found as Markdown tables. With --readme README.md they replace
-those between the lines <!-- results --> and <!-- /results -->, with --svg OUT.svg accuracy against bytes is drawn."""
+"""table.py RESULTS.json... prints what `laprox eval` has found as Markdown tables. With --svg OUT.svg accuracy against
+bytes is drawn."""
 import argparse
 import json
 import math
-import os
-import sys
 
 Z = 1.959963984540054
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM, KEY = 470, 300, 48, 14, 34, 44, 160
@@ -207,35 +205,16 @@ def draw(results):
             f'<rect class="back" width="{width}" height="{HEIGHT}"/>' + ''.join(out) + '</svg>\n')
 
 
-def replace(name, text):
-    begin, end = '<!-- results -->\n', '<!-- /results -->\n'
-    with open(name, encoding='utf-8') as file:
-        old = file.read()
-    if begin not in old or end not in old:
-        sys.exit(f'{name} has no lines {begin.strip()} and {end.strip()}')
-    head, rest = old.split(begin, 1)
-    with open(name, 'w', encoding='utf-8') as file:
-        file.write(head + begin + text + end + rest.split(end, 1)[1])
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('results', nargs='+')
-    parser.add_argument('--readme')
     parser.add_argument('--svg')
     options = parser.parse_args()
     heads, results, fidelity = read(options.results)
-    text = tables(heads, results, fidelity)
     if options.svg:
         with open(options.svg, 'w', encoding='utf-8') as file:
             file.write(draw(results))
-    if options.readme:
-        if options.svg:
-            picture = os.path.relpath(options.svg, os.path.dirname(os.path.abspath(options.readme)))
-            text = f'![Share of prompts answered right, over the bytes that are left]({picture})\n\n' + text
-        replace(options.readme, text)
-    else:
-        print(text, end='')
+    print(tables(heads, results, fidelity), end='')
 
 
 if __name__ == '__main__':
