@@ -1,5 +1,5 @@
-# prepare.sh: sourced by quickstart.sh and test.sh. Finds out what is missing by looking for it, not for packages, so
-# that tools from elsewhere count; installs it with apt where that can be done, otherwise names it.
+# prepare.sh: sourced by quickstart.sh, test.sh and others. Finds out what is missing by looking for it, not for
+# packages, so that tools from elsewhere count; installs it with apt where that can be done, otherwise names it.
 
 die() {
   echo "$(basename "$0"): $*" >&2

@@ -29,10 +29,7 @@ own=laprox,laprox+gqa=joint,laprox+no-normalize,laprox+gqa=joint+no-normalize,la
 own=$own,laprox+scope=layer,laprox+scope=head
 rivals=snapkv,adakv,pyramidkv,criticalkv,defensivekv,layer-defensivekv,vatp,tova,keydiff,knorm,streaming,random
 probed=laprox+probe,laprox+gqa=joint+probe,laprox+no-normalize+probe,snapkv+probe,adakv+probe,layer-defensivekv+probe
-quantised= both=
-if "$laprox" eval --help | grep -q q4_0; then
-  quantised=,full+kv=q8_0,full+kv=q4_0 both=,laprox+kv=q8_0,laprox+kv=q4_0
-fi
+quantised=full+kv=q8_0,full+kv=q4_0 both=laprox+kv=q8_0,laprox+kv=q4_0
 budgets=100%,40%,20%,10%,5%,2.5%
 
 [ -s "$out/tasks.jsonl" ] || "$laprox" tasks "$model" -o "$out/tasks.jsonl" -n "$n" --tokens 512,1024 \
@@ -46,10 +43,10 @@ evaluate() {
     --budgets $budgets --policies "$policies" "$@" --timing "$out/times-$question.json" \
     -o "$out/$question.json" >"$out/$question.txt" 2>"$out/$question.log"
 }
-[ -s "$out/known.json" ] || evaluate known "$own,$rivals$quantised$both" --fidelity 8 --tokens 1024 &
+[ -s "$out/known.json" ] || evaluate known "$own,$rivals,$quantised,$both" --fidelity 8 --tokens 1024 &
 known=$!
 status=0
-[ -s "$out/unknown.json" ] || evaluate unknown "$own,$rivals$quantised,$probed" \
+[ -s "$out/unknown.json" ] || evaluate unknown "$own,$rivals,$quantised,$probed" \
   --probe '
 Question: What is the secret number of the place? Answer:' --probe '
 Question: What is the access code of the thing? Answer:' || status=1
