@@ -57,7 +57,7 @@ static void expect_sums(const laprox_session *session, uint32_t n_layers, uint32
                        .layer = layer,
                        .prefix = download(session, lpx_buffer_whole(&layer->prefix_key)),
                        .tail = download(session, lpx_buffer_whole(&layer->tail_key)),
-                       .queries = download(session, lpx_buffer_whole(&session->queries[l])),
+                       .queries = download(session, lpx_buffer_whole(&session->queries.rings[l])),
                        .lse = download(session, lpx_session_lse(session, l))};
     for (uint32_t head = 0; head < cache->shape.n_heads; head++)
       for (uint32_t i = 0; i < count; i++) {
@@ -170,8 +170,8 @@ static void test_same_kept(void **state) {
   for (size_t i = 0; i < sizeof policies / sizeof *policies; i++) {
     const laprox_policy policy = {.kind = policies[i], .budget.share = 0.25};
     laprox_session *given = fork_of(session), *own = fork_of(session);
-    assert_true(given->sums.end == 420);
-    own->sums = (lpx_session_sums){0};
+    assert_true(given->queries.sums.end == 420);
+    own->queries.sums = (lpx_session_sums){0};
     evict(given, &policy);
     evict(own, &policy);
     expect_same_kept(given, own);

@@ -6,6 +6,64 @@
 #define DEFAULT_WINDOW 32
 #define DEFAULT_CHUNK  256
 
+static laprox_result run_program(laprox_session *session) {
+  laprox_result result = lpx_program_finish_building(session->program);
+  if (!result) result = lpx_queue_run(session->device->queue, session->program, NULL);
+  lpx_program_reset(session->program);
+  return result;
+}
+
+/* ---- queries ---- */
+
+uint64_t lpx_session_query_row_bytes(const laprox_session *session) {
+  return (VkDeviceSize)session->model->shape.n_heads * session->model->shape.head_dim * sizeof(float);
+}
+
+uint64_t lpx_session_lse_bytes(const laprox_shape *shape, uint32_t window) {
+  /* Layers begin where bindings may on every device. */
+  return ((uint64_t)shape->n_heads * window * sizeof(float) + 255) / 256 * 256;
+}
+
+laprox_buffer lpx_session_lse(const laprox_session *session, uint32_t layer) {
+  const laprox_shape *shape = &session->model->shape;
+  const uint32_t window = session->info.window;
+  return lpx_buffer_part(lpx_buffer_whole(&session->queries.lse),
+                         layer * lpx_session_lse_bytes(shape, window),
+                         (VkDeviceSize)shape->n_heads * window * sizeof(float));
+}
+
+laprox_result lpx_session_queries_init(const laprox_session *session, lpx_session_queries *out) {
+  const laprox_shape *shape = &session->model->shape;
+  const uint32_t window = session->info.window;
+  *out = (lpx_session_queries){0};
+  out->rings = lpx_allocate(&session->context->host, shape->n_layers, sizeof *out->rings);
+  if (!out->rings) return lpx_fail_memory(&session->context->host, "queries");
+  laprox_result result =
+      lpx_buffer_init(session->context, LPX_MEMORY_DEVICE,
+                      shape->n_layers * lpx_session_lse_bytes(shape, window), "softmax sums", &out->lse);
+  for (uint32_t l = 0; l < shape->n_layers && !result; l++)
+    result = lpx_buffer_init(session->context, LPX_MEMORY_DEVICE,
+                             lpx_session_query_row_bytes(session) * window, "queries", &out->rings[l]);
+  return result;
+}
+
+void lpx_session_queries_finish(laprox_session *session, lpx_session_queries *queries) {
+  lpx_session_finish_array(session, queries->rings);
+  lpx_buffer_finish(session->context, &queries->lse);
+}
+
+laprox_result lpx_session_queries_copy(laprox_session *session, const lpx_session_queries *from,
+                                       lpx_session_queries *to) {
+  for (uint32_t l = 0; l < session->model->shape.n_layers; l++)
+    lpx_program_copy(session->program, lpx_buffer_whole(&from->rings[l]), lpx_buffer_whole(&to->rings[l]));
+  lpx_program_copy(session->program, lpx_buffer_whole(&from->lse), lpx_buffer_whole(&to->lse));
+  const laprox_result result = run_program(session);
+  if (result) return result;
+  to->first = from->first;
+  to->sums = from->sums;
+  return LAPROX_OK;
+}
+
 /* ---- creation ---- */
 
 static laprox_result create_shared(laprox_session *session) {
@@ -39,29 +97,12 @@ static void release_shared(laprox_session *session) {
   lpx_release(&session->context->host, shared);
 }
 
-uint64_t lpx_session_query_row_bytes(const laprox_session *session) {
-  return (VkDeviceSize)session->model->shape.n_heads * session->model->shape.head_dim * sizeof(float);
-}
-
-uint64_t lpx_session_lse_bytes(const laprox_shape *shape, uint32_t window) {
-  /* Layers begin where bindings may on every device. */
-  return ((uint64_t)shape->n_heads * window * sizeof(float) + 255) / 256 * 256;
-}
-
-laprox_buffer lpx_session_lse(const laprox_session *session, uint32_t layer) {
-  const laprox_shape *shape = &session->model->shape;
-  const uint32_t window = session->info.window;
-  return lpx_buffer_part(lpx_buffer_whole(&session->lse), layer * lpx_session_lse_bytes(shape, window),
-                         (VkDeviceSize)shape->n_heads * window * sizeof(float));
-}
-
 static laprox_result create_buffers(laprox_session *session) {
   const laprox_model *model = session->model;
   const laprox_host *host = &session->context->host;
-  session->queries = lpx_allocate(host, model->shape.n_layers, sizeof *session->queries);
   session->logits = lpx_allocate(host, model->n_vocab, sizeof *session->logits);
   session->layers = lpx_allocate(host, model->shape.n_layers, sizeof *session->layers);
-  if (!session->queries || !session->logits || !session->layers) return lpx_fail_memory(host, "a session");
+  if (!session->logits || !session->layers) return lpx_fail_memory(host, "a session");
   laprox_result result = lpx_replay_create(session->device->queue, "decode", &session->decode);
   if (!result)
     result = lpx_buffer_init(session->context, LPX_MEMORY_DEVICE,
@@ -69,16 +110,7 @@ static laprox_result create_buffers(laprox_session *session) {
   if (!result)
     result = lpx_buffer_init(session->context, LPX_MEMORY_READBACK,
                              (VkDeviceSize)model->n_vocab * sizeof(float), "logits", &session->read_logits);
-  if (!result)
-    result =
-        lpx_buffer_init(session->context, LPX_MEMORY_DEVICE,
-                        model->shape.n_layers * lpx_session_lse_bytes(&model->shape, session->info.window),
-                        "softmax sums", &session->lse);
-  for (uint32_t l = 0; l < model->shape.n_layers && !result; l++)
-    result = lpx_buffer_init(session->context, LPX_MEMORY_DEVICE,
-                             lpx_session_query_row_bytes(session) * session->info.window, "queries",
-                             &session->queries[l]);
-  return result;
+  return result ? result : lpx_session_queries_init(session, &session->queries);
 }
 
 laprox_result lpx_session_info_complete(const laprox_host *host, laprox_session_info *info,
@@ -140,8 +172,7 @@ void laprox_session_destroy(laprox_session *session) {
   lpx_replay_destroy(session->decode);
   release_shared(session);
   lpx_cache_finish(&session->cache);
-  lpx_session_finish_array(session, session->queries);
-  lpx_buffer_finish(session->context, &session->lse);
+  lpx_session_queries_finish(session, &session->queries);
   lpx_buffer_finish(session->context, &session->row);
   lpx_buffer_finish(session->context, &session->read_logits);
   lpx_release(host, session->layers);
@@ -151,16 +182,8 @@ void laprox_session_destroy(laprox_session *session) {
 }
 
 static laprox_result copy_state(const laprox_session *from, laprox_session *to) {
-  lpx_program *program = to->program;
-  for (uint32_t l = 0; l < from->model->shape.n_layers; l++)
-    lpx_program_copy(program, lpx_buffer_whole(&from->queries[l]), lpx_buffer_whole(&to->queries[l]));
-  lpx_program_copy(program, lpx_buffer_whole(&from->lse), lpx_buffer_whole(&to->lse));
-  laprox_result result = lpx_program_finish_building(program);
-  if (!result) result = lpx_queue_run(to->device->queue, program, NULL);
-  lpx_program_reset(program);
+  const laprox_result result = lpx_session_queries_copy(to, &from->queries, &to->queries);
   if (result) return result;
-  to->first_query = from->first_query;
-  to->sums = from->sums;
   to->has_logits = from->has_logits;
   memcpy(to->logits, from->logits, from->model->n_vocab * sizeof *to->logits);
   return lpx_cache_copy(&from->cache, &to->cache);
@@ -200,13 +223,6 @@ laprox_result lpx_session_check_tokens(const laprox_session *session, const uint
   return LAPROX_OK;
 }
 
-static laprox_result run_program(laprox_session *session) {
-  laprox_result result = lpx_program_finish_building(session->program);
-  if (!result) result = lpx_queue_run(session->device->queue, session->program, NULL);
-  lpx_program_reset(session->program);
-  return result;
-}
-
 /* A layer for rows [first, first + n_rows) of what is being read; `rows` are their hidden states. */
 static lpx_forward_layer layer_step(const laprox_session *session, uint32_t layer, laprox_buffer rows,
                                     uint32_t first, uint32_t n_rows, uint32_t first_kept_query) {
@@ -224,7 +240,7 @@ static lpx_forward_layer layer_step(const laprox_session *session, uint32_t laye
   if (first_kept_query < position + n_rows) {
     const uint32_t from = first_kept_query > position ? first_kept_query : position;
     step.query_first = from - position;
-    step.ring = lpx_buffer_whole(&session->queries[layer]);
+    step.ring = lpx_buffer_whole(&session->queries.rings[layer]);
     step.ring_row = from % window;
     step.lse = lpx_session_lse(session, layer);
   }
@@ -235,26 +251,26 @@ static lpx_forward_layer layer_step(const laprox_session *session, uint32_t laye
 static void lose_queries(laprox_session *session, uint32_t count) {
   const uint32_t n_tokens = session->cache.n_tokens, window = session->info.window;
   const uint32_t lost = count < window ? count : window;
-  if (n_tokens + lost > session->first_query + window) session->first_query = n_tokens + lost - window;
+  if (n_tokens + lost > session->queries.first + window) session->queries.first = n_tokens + lost - window;
 }
 
 laprox_result lpx_session_check_queries(const laprox_session *session, uint32_t window) {
   const uint32_t n_tokens = session->cache.n_tokens;
   const uint32_t first = n_tokens > window ? n_tokens - window : 0;
-  if (first >= session->first_query) return LAPROX_OK;
+  if (first >= session->queries.first) return LAPROX_OK;
   return lpx_fail(
       &session->context->host, LAPROX_ERROR_INVALID_ARGUMENT,
       "the queries of the last %u tokens are lost, because reading after them failed: %u tokens more must "
       "be read first",
-      window, session->first_query + window - n_tokens);
+      window, session->queries.first + window - n_tokens);
 }
 
 lpx_session_sums lpx_session_sums_after(const laprox_session *session, uint32_t count) {
   const uint32_t start = session->cache.n_tokens, chunk = session->info.chunk;
-  if (!count) return session->sums;
+  if (!count) return session->queries.sums;
   /* A chunk of one row leaves no sums; for simplicity nothing is said of the others then. */
   if (chunk == 1 || count % chunk == 1) return (lpx_session_sums){0};
-  lpx_session_sums sums = {.first = session->sums.end == start ? session->sums.first : start,
+  lpx_session_sums sums = {.first = session->queries.sums.end == start ? session->queries.sums.first : start,
                            .last_layer_first = start,
                            .end = start + count};
   if (!session->info.keep_logits) sums.last_layer_first += (count - 1) / chunk * chunk;
@@ -345,7 +361,9 @@ laprox_result lpx_session_prefill(laprox_session *session, const uint32_t *token
     result = read_layers(session, tokens, count, &hidden, layerwise);
     if (!result) result = read_prompt_logits(session, &hidden, count);
     if (result) lose_queries(session, count);
-    session->sums = result ? (lpx_session_sums){0} : lpx_session_sums_after(session, count);
+    /* Those of a cache that has been cut are not over what is left of it. */
+    session->queries.sums =
+        result || layerwise ? (lpx_session_sums){0} : lpx_session_sums_after(session, count);
   }
   lpx_program_reset(session->program);
   lpx_buffer_finish(session->context, &hidden);

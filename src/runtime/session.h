@@ -24,6 +24,14 @@ typedef struct lpx_session_sums {
   uint32_t first, last_layer_first, end;
 } lpx_session_sums;
 
+/* What scoring takes of the last tokens. */
+typedef struct lpx_session_queries {
+  lpx_buffer *rings; /* n_layers, of `window` rows: the query of position p stands in row p % window */
+  uint32_t first;    /* the first position whose query the rings may still hold */
+  lpx_buffer lse;    /* of all layers, see lpx_session_lse */
+  lpx_session_sums sums;
+} lpx_session_queries;
+
 struct laprox_session {
   laprox_model *model;
   laprox_device *device;
@@ -33,10 +41,7 @@ struct laprox_session {
   lpx_program *program;
   lpx_replay *decode; /* the forward pass of one token */
   lpx_cache cache;
-  lpx_buffer *queries; /* n_layers rings of `window` rows: the query of position p stands in row p % window */
-  uint32_t first_query; /* the first position whose query the rings may still hold */
-  lpx_buffer lse;       /* of all layers, see lpx_session_lse */
-  lpx_session_sums sums;
+  lpx_session_queries queries;
   lpx_buffer row;            /* the hidden state of a decoded token */
   lpx_buffer read_logits;    /* mapped: logits of a decoded token */
   lpx_forward_layer *layers; /* n_layers, of the token that is being decoded */
@@ -51,6 +56,12 @@ laprox_result lpx_session_info_complete(const laprox_host *host, laprox_session_
                                         uint32_t head_dim);
 /* Fails on an empty text, a token outside the vocabulary, and beyond the model's context. */
 laprox_result lpx_session_check_tokens(const laprox_session *session, const uint32_t *tokens, size_t count);
+/* Buffers as the session's own; the caller finishes them, after a failure too. */
+laprox_result lpx_session_queries_init(const laprox_session *session, lpx_session_queries *out);
+void lpx_session_queries_finish(laprox_session *session, lpx_session_queries *queries);
+/* On the session's program. On failure `to` claims what it did before. */
+laprox_result lpx_session_queries_copy(laprox_session *session, const lpx_session_queries *from,
+                                       lpx_session_queries *to);
 /* A layer's softmax sums, f32 [n_heads, window]: those of position p in column p % window. */
 laprox_buffer lpx_session_lse(const laprox_session *session, uint32_t layer);
 /* From layer to layer. */

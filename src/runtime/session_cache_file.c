@@ -76,7 +76,7 @@ static laprox_result describe_policy(const laprox_host *host, const laprox_polic
 static uint32_t n_queries(const laprox_session *session) {
   const uint32_t n_tokens = session->cache.n_tokens, window = session->info.window;
   const uint32_t first = n_tokens > window ? n_tokens - window : 0;
-  return n_tokens - (first > session->first_query ? first : session->first_query);
+  return n_tokens - (first > session->queries.first ? first : session->queries.first);
 }
 
 static laprox_result save_number(lpx_st_writer *writer, const char *key, uint32_t number) {
@@ -459,7 +459,7 @@ static laprox_result load_queries(const loading *load, uint32_t layer) {
       memcpy(ring + (row * n_heads + head) * d, heads + (head * load->window + t) * d, d * sizeof *ring);
   }
   if (!result)
-    result = lpx_queue_upload(session->device->queue, lpx_buffer_whole(&session->queries[layer]), ring,
+    result = lpx_queue_upload(session->device->queue, lpx_buffer_whole(&session->queries.rings[layer]), ring,
                               ring_rows * n_heads * d * sizeof *ring);
   lpx_release(load->host, heads);
   lpx_release(load->host, ring);
@@ -498,8 +498,8 @@ static laprox_result load_session(loading *load) {
   }
   const uint32_t n_held = load->window < session->info.window ? load->window : session->info.window;
   session->cache.n_tokens = load->n_tokens;
-  session->first_query = load->n_tokens - n_held;
-  session->sums = (lpx_session_sums){0};
+  session->queries.first = load->n_tokens - n_held;
+  session->queries.sums = (lpx_session_sums){0};
   session->has_logits = true;
   return LAPROX_OK;
 }

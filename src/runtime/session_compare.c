@@ -80,7 +80,7 @@ static laprox_result read_layer(comparison *c, uint32_t layer) {
   laprox_result result = read_rows(c, from, &from->prefix_key, &from->tail_key, c->key);
   if (!result) result = read_rows(c, from, &from->prefix_value, &from->tail_value, c->value);
   if (!result)
-    result = lpx_queue_download(full->device->queue, lpx_buffer_whole(&full->queries[layer]), c->query,
+    result = lpx_queue_download(full->device->queue, lpx_buffer_whole(&full->queries.rings[layer]), c->query,
                                 (size_t)lpx_session_query_row_bytes(full) * full->info.window);
   if (!result) result = lpx_model_output_weight_f32(full->model, layer, c->weight);
   const uint32_t n_heads = evicted->shape.n_kv_heads;

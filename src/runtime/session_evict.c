@@ -58,10 +58,10 @@ laprox_result lpx_session_prepare(laprox_session *session, const laprox_policy *
   if (uses_factors) result = prepare_factors(session, rules);
   *out =
       (lpx_cache_eviction){.policy = policy,
-                           .queries = session->queries,
+                           .queries = session->queries.rings,
                            .query_rows = session->info.window,
                            .query_end = n_tokens % session->info.window,
-                           .lse = lpx_buffer_whole(&session->lse),
+                           .lse = lpx_buffer_whole(&session->queries.lse),
                            .lse_bytes = lpx_session_lse_bytes(&session->model->shape, session->info.window),
                            .n_lse_layers = result ? 0 : count_lse_layers(session, rules->window, n_more),
                            .factors = uses_factors ? *find_factors(session->shared, rules) : NULL,
@@ -81,7 +81,7 @@ laprox_result laprox_session_evict(laprox_session *session, const laprox_policy 
     result = lpx_session_check_queries(session, rules.window);
   if (result) return result;
   result = lpx_cache_evict(&session->cache, &eviction, out ? out : &unwanted);
-  if (!result) session->sums = (lpx_session_sums){0};
+  if (!result) session->queries.sums = (lpx_session_sums){0};
   return result;
 }
 
@@ -94,7 +94,6 @@ static laprox_result read_layerwise(laprox_session *session, const uint32_t *tok
   laprox_result result = lpx_layerwise_init(&session->cache, eviction, count, budget, &layerwise);
   if (result) return result;
   result = lpx_session_prefill(session, tokens, count, &layerwise);
-  session->sums = (lpx_session_sums){0};
   *out = layerwise.report;
   out->bytes_before = laprox_session_get_memory(session).kv_full_bytes;
   out->bytes_after = 2 * out->kept * lpx_cache_row_bytes(&session->cache);
@@ -179,7 +178,8 @@ laprox_result laprox_session_prefill_chunks(laprox_session *session, const uint3
   if (result && was_empty) {
     lpx_cache_clear(&session->cache);
     session->has_logits = false;
-    session->first_query = 0;
+    session->queries.first = 0;
+    session->queries.sums = (lpx_session_sums){0};
   }
   return result;
 }

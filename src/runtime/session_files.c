@@ -44,8 +44,8 @@ laprox_result lpx_session_write_queries(const laprox_session *session, lpx_st_wr
         *head_rows = lpx_allocate(host, window * d, sizeof *head_rows);
   laprox_result result = ring && head_rows ? LAPROX_OK : lpx_fail_memory(host, "queries");
   if (!result)
-    result = lpx_queue_download(session->device->queue, lpx_buffer_whole(&session->queries[layer]), ring,
-                                n * sizeof *ring);
+    result = lpx_queue_download(session->device->queue, lpx_buffer_whole(&session->queries.rings[layer]),
+                                ring, n * sizeof *ring);
   for (size_t head = 0; head < n_heads && !result; head++) {
     for (size_t t = 0; t < window; t++) {
       const size_t row = (session->cache.n_tokens - window + t) % ring_rows;

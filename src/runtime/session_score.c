@@ -12,59 +12,36 @@ struct laprox_scores {
 
 /* What reading a probe overwrites. */
 typedef struct memory {
-  lpx_buffer *queries, lse;
+  lpx_session_queries queries;
   float *logits;
-  lpx_session_sums sums;
-  uint32_t first_query;
   bool has_logits, keep_logits;
 } memory;
 
-static laprox_result copy_queries(laprox_session *session, const lpx_buffer *from, const lpx_buffer *lse_from,
-                                  const lpx_buffer *to, const lpx_buffer *lse_to) {
-  lpx_program_copy(session->program, lpx_buffer_whole(lse_from), lpx_buffer_whole(lse_to));
-  for (uint32_t l = 0; l < session->model->shape.n_layers; l++)
-    lpx_program_copy(session->program, lpx_buffer_whole(&from[l]), lpx_buffer_whole(&to[l]));
-  laprox_result result = lpx_program_finish_building(session->program);
-  if (!result) result = lpx_queue_run(session->device->queue, session->program, NULL);
-  lpx_program_reset(session->program);
-  return result;
-}
-
 static void forget(laprox_session *session, memory *m) {
-  lpx_session_finish_array(session, m->queries);
-  lpx_buffer_finish(session->context, &m->lse);
+  lpx_session_queries_finish(session, &m->queries);
   lpx_release(&session->context->host, m->logits);
 }
 
 static laprox_result remember(laprox_session *session, memory *m) {
   const laprox_host *host = &session->context->host;
-  const laprox_model *model = session->model;
-  *m = (memory){.sums = session->sums,
-                .first_query = session->first_query,
-                .has_logits = session->has_logits,
-                .keep_logits = session->info.keep_logits};
-  m->queries = lpx_allocate(host, model->shape.n_layers, sizeof *m->queries);
-  m->logits = lpx_allocate(host, model->n_vocab, sizeof *m->logits);
-  laprox_result result = m->queries && m->logits ? LAPROX_OK : lpx_fail_memory(host, "a probe");
-  for (uint32_t l = 0; l < model->shape.n_layers && !result; l++)
-    result = lpx_buffer_init(session->context, LPX_MEMORY_DEVICE, session->queries[l].size, "queries",
-                             &m->queries[l]);
-  if (!result)
-    result = lpx_buffer_init(session->context, LPX_MEMORY_DEVICE, session->lse.size, "softmax sums", &m->lse);
-  if (!result) result = copy_queries(session, session->queries, &session->lse, m->queries, &m->lse);
+  const uint32_t n_vocab = session->model->n_vocab;
+  *m = (memory){.has_logits = session->has_logits, .keep_logits = session->info.keep_logits};
+  m->logits = lpx_allocate(host, n_vocab, sizeof *m->logits);
+  laprox_result result = m->logits ? LAPROX_OK : lpx_fail_memory(host, "a probe");
+  if (!result) result = lpx_session_queries_init(session, &m->queries);
+  if (!result) result = lpx_session_queries_copy(session, &session->queries, &m->queries);
   if (result) return result;
-  memcpy(m->logits, session->logits, model->n_vocab * sizeof *m->logits);
+  memcpy(m->logits, session->logits, n_vocab * sizeof *m->logits);
   session->info.keep_logits = false;
   return LAPROX_OK;
 }
 
 static laprox_result restore(laprox_session *session, const memory *m) {
-  const laprox_result result = copy_queries(session, m->queries, &m->lse, session->queries, &session->lse);
+  const laprox_result result = lpx_session_queries_copy(session, &m->queries, &session->queries);
   memcpy(session->logits, m->logits, session->model->n_vocab * sizeof *session->logits);
   session->has_logits = m->has_logits;
   session->info.keep_logits = m->keep_logits;
-  if (!result) session->first_query = m->first_query;
-  session->sums = result ? (lpx_session_sums){0} : m->sums;
+  if (result) session->queries.sums = (lpx_session_sums){0};
   return result;
 }
 
@@ -295,6 +272,6 @@ laprox_result laprox_session_evict_scored(laprox_session *session, const laprox_
     return lpx_fail(&session->context->host, LAPROX_ERROR_INVALID_ARGUMENT,
                     "scores of %u tokens, but %u have been read", scores->n_tokens, session->cache.n_tokens);
   const laprox_result result = lpx_cache_evict(&session->cache, &eviction, out ? out : &unwanted);
-  if (!result) session->sums = (lpx_session_sums){0};
+  if (!result) session->queries.sums = (lpx_session_sums){0};
   return result;
 }

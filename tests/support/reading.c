@@ -127,10 +127,10 @@ void expect_near_queries(const laprox_session *left, const laprox_session *right
   assert_true(a && b);
   for (uint32_t l = 0; l < N_LAYERS; l++) {
     double largest = 0, difference = 0;
-    assert_int_equal(lpx_queue_download(left->device->queue, lpx_buffer_whole(&left->queries[l]), a, bytes),
-                     0);
-    assert_int_equal(lpx_queue_download(left->device->queue, lpx_buffer_whole(&right->queries[l]), b, bytes),
-                     0);
+    assert_int_equal(
+        lpx_queue_download(left->device->queue, lpx_buffer_whole(&left->queries.rings[l]), a, bytes), 0);
+    assert_int_equal(
+        lpx_queue_download(left->device->queue, lpx_buffer_whole(&right->queries.rings[l]), b, bytes), 0);
     for (size_t i = 0; i < (n_tokens < window ? n_tokens * row : n); i++) {
       largest = fmax(largest, fabs((double)b[i]));
       difference = fmax(difference, fabs((double)a[i] - (double)b[i]));
