@@ -43,10 +43,6 @@ static bool takes_octets(const lpx_attention *attention) {
          attention->shape.head_dim % 8 == 0;
 }
 
-static bool is_software(const lpx_attention *attention) {
-  return attention->context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
-}
-
 laprox_result lpx_decode_attention_init(lpx_attention *attention) {
   const laprox_shape *shape = &attention->shape;
   const uint32_t constants[] = {(uint32_t)attention->cache_dtype, shape->head_dim,
@@ -56,7 +52,7 @@ laprox_result lpx_decode_attention_init(lpx_attention *attention) {
   const laprox_result result =
       lpx_pipeline_get(attention->context, octets ? "attention_decode_octets" : "attention_decode", 4,
                        constants, 3, &attention->decode);
-  const char *merge = is_software(attention) ? "attention_merge_direct" : "attention_merge";
+  const char *merge = lpx_is_software(attention->context) ? "attention_merge_direct" : "attention_merge";
   return result ? result
                 : lpx_pipeline_get(attention->context, merge, 2, constants + 1, 2, &attention->merge);
 }
@@ -79,7 +75,7 @@ VkDeviceSize lpx_decode_attention_scratch_bytes(const laprox_shape *shape, uint3
 /* Chunks as large as leaves every part of the device something to do. It depends on nothing but the lengths,
  * and on those by their power of two, so that a tail grows for long without a change. */
 static uint32_t choose_chunk_bits(const lpx_attention *attention, const lpx_attention_segment *segment) {
-  const bool direct = is_software(attention);
+  const bool direct = lpx_is_software(attention->context);
   const bool discrete = attention->context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU;
   const uint64_t n_wanted = direct ? 4 : discrete ? 256 : 64;
   const uint32_t max_bits = direct ? 12 : 10;

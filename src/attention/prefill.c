@@ -64,8 +64,7 @@ laprox_result lpx_attention_init(laprox_context *context, const laprox_shape *sh
       .context = context, .shape = *shape, .cache_dtype = cache_dtype, .query_heads = shape->n_heads};
   laprox_result result = check(context, shape, cache_dtype);
   if (result) return result;
-  const bool is_software = context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
-  result = lpx_prefill_attention_choose(out, is_software                ? LPX_PREFILL_DIRECT
+  result = lpx_prefill_attention_choose(out, lpx_is_software(context)   ? LPX_PREFILL_DIRECT
                                              : lpx_large_tiles(context) ? LPX_PREFILL_LARGE
                                                                         : LPX_PREFILL_SMALL);
   if (!result) result = lpx_pipeline_get(context, "attention_lse", 2, NULL, 0, &out->lse);

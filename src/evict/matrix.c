@@ -38,17 +38,12 @@ static uint32_t window_bytes(const laprox_plan *plan, uint32_t n_subgroups) {
   return STEP_ENTRIES * (plan->shape.head_dim * 2 + 16) + exchange * 2048;
 }
 
-static bool fits(const laprox_plan *plan, uint32_t n_subgroups, uint32_t bytes) {
-  const VkPhysicalDeviceLimits *limits = &plan->context->properties.limits;
-  const uint32_t n = n_subgroups * plan->context->subgroup_size;
-  return n <= limits->maxComputeWorkGroupInvocations && n <= limits->maxComputeWorkGroupSize[0] &&
-         bytes <= limits->maxComputeSharedMemorySize;
+static bool window_fits(const laprox_plan *plan, uint32_t n_subgroups) {
+  return lpx_workgroup_fits(plan->context, n_subgroups, window_bytes(plan, n_subgroups));
 }
 
-/* Software devices are slower with them; a context that has no subgroup kernels, as tests choose it, still gets them. */
-static bool worth_it(const laprox_context *context) {
-  return context->properties.deviceType != VK_PHYSICAL_DEVICE_TYPE_CPU ||
-         !(context->variants & LAPROX_VARIANT_SUBGROUP);
+static bool value_fits(const laprox_plan *plan, uint32_t n_subgroups) {
+  return lpx_workgroup_fits(plan->context, n_subgroups, value_bytes(plan, n_subgroups));
 }
 
 /* The prepared operands share a binding with the strips that scoring works on. */
@@ -65,7 +60,7 @@ void lpx_matrix_choose(laprox_plan *plan) {
   const laprox_context *context = plan->context;
   const uint32_t d = plan->shape.head_dim, size = context->matrix.m;
   if (!lpx_plan_uses_attention(plan) || plan->dtype != LAPROX_DTYPE_F16 || d % 16 || d > MAX_HEAD_DIM ||
-      plan->n_queries > QUERY_ROWS || !worth_it(context) ||
+      plan->n_queries > QUERY_ROWS || !lpx_matrices_pay(context) ||
       !lpx_shader_usable(context, "window_softmax_matrix"))
     return;
   if ((size != 8 && size != 16) || size != context->matrix.n || size != context->matrix.k ||
@@ -80,23 +75,21 @@ void lpx_matrix_choose(laprox_plan *plan) {
   /* Subgroups that share a head divide a step's entries, 32 in the first pass and 64 in the second. */
   plan->matrix_softmax_subgroups = heads * (heads == 1 ? 2 : 4 / heads);
   plan->matrix_norm_subgroups = heads * (heads == 1 ? 4 : 8 / heads);
-  if (wide || !fits(plan, plan->matrix_norm_subgroups, window_bytes(plan, plan->matrix_norm_subgroups)))
+  if (wide || !window_fits(plan, plan->matrix_norm_subgroups))
     plan->matrix_norm_subgroups = heads * (4 / heads);
   plan->matrix_candidates = 64;
   plan->matrix_value_subgroups = 8;
-  if (wide || !fits(plan, 8, value_bytes(plan, 8))) plan->matrix_candidates = 32;
-  while (plan->matrix_value_subgroups > 2 &&
-         !fits(plan, plan->matrix_value_subgroups, value_bytes(plan, plan->matrix_value_subgroups)))
+  if (wide || !value_fits(plan, 8)) plan->matrix_candidates = 32;
+  while (plan->matrix_value_subgroups > 2 && !value_fits(plan, plan->matrix_value_subgroups))
     plan->matrix_value_subgroups /= 2;
-  if (!fits(plan, plan->matrix_norm_subgroups, window_bytes(plan, plan->matrix_norm_subgroups)) ||
-      !fits(plan, plan->matrix_value_subgroups, value_bytes(plan, plan->matrix_value_subgroups)) ||
+  if (!window_fits(plan, plan->matrix_norm_subgroups) || !value_fits(plan, plan->matrix_value_subgroups) ||
       !leaves_room(plan))
     plan->matrix_size = 0, plan->value_on_matrix = false;
 }
 
 /* Devices that run shaders in software compile loops, not the same written out. */
 static const char *variant_of(const laprox_plan *plan, const char *shader) {
-  if (plan->context->properties.deviceType != VK_PHYSICAL_DEVICE_TYPE_CPU) return shader;
+  if (!lpx_is_software(plan->context)) return shader;
   if (!strcmp(shader, "window_softmax_matrix")) return "window_softmax_matrix_rolled";
   return strcmp(shader, "value_norm_matrix") ? "attention_norm_matrix_rolled" : "value_norm_matrix_rolled";
 }

@@ -78,7 +78,7 @@ void lpx_weight_pack(laprox_dtype dtype, uint32_t n_columns, uint32_t n_rows, co
  * has shuffles for little but barriers for much; elsewhere as keeps most of the device busy (measured). */
 static laprox_result init_matvec(lpx_kernels *kernels, uint32_t dtype) {
   laprox_context *context = kernels->context;
-  const bool software = context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
+  const bool software = lpx_is_software(context);
   const bool subgroup = software && lpx_shader_usable(context, "matvec_subgroup");
   uint32_t lanes = software ? 8 : 128;
   if (subgroup && context->subgroup_size < lanes) lanes = context->subgroup_size;
@@ -113,21 +113,26 @@ static matrix_grid choose_grid(const laprox_context *context, uint32_t tile) {
 }
 
 static bool matrix_fits(const laprox_context *context, const lpx_matrix_tile *tile, uint32_t n_subgroups) {
-  const VkPhysicalDeviceLimits *limits = &context->properties.limits;
   const uint32_t n = n_subgroups * context->subgroup_size;
   const uint32_t bytes = 2 * (tile->rows + tile->columns) * MATRIX_STRIDE_BYTES +
                          n_subgroups * context->matrix.m * context->matrix.n * 4;
-  return n <= limits->maxComputeWorkGroupInvocations && n <= limits->maxComputeWorkGroupSize[0] &&
-         bytes <= limits->maxComputeSharedMemorySize && tile->rows * (MATRIX_DEPTH / 4) % n == 0 &&
+  return lpx_workgroup_fits(context, n_subgroups, bytes) && tile->rows * (MATRIX_DEPTH / 4) % n == 0 &&
          tile->columns * (MATRIX_DEPTH / 8) % n == 0;
+}
+
+static const char *matrix_shader(const laprox_context *context) {
+  return lpx_is_software(context) ? "matmul_matrix_rolled" : "matmul_matrix";
+}
+
+static bool can_use_matrix(const laprox_context *context) {
+  return lpx_shader_usable(context, matrix_shader(context)) && context->matrix.k % 8 == 0 &&
+         MATRIX_DEPTH % context->matrix.k == 0;
 }
 
 laprox_result lpx_kernels_use_matrix(lpx_kernels *kernels, laprox_dtype dtype) {
   laprox_context *context = kernels->context;
-  const bool software = context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
-  const char *shader = software ? "matmul_matrix_rolled" : "matmul_matrix";
   const uint32_t m = context->matrix.m, n = context->matrix.n, k = context->matrix.k;
-  if (!lpx_shader_usable(context, shader) || k % 8 || MATRIX_DEPTH % k)
+  if (!can_use_matrix(context))
     return lpx_fail(&context->host, LAPROX_ERROR_UNSUPPORTED, "matrices of %u x %u x %u for products", m, n,
                     k);
   laprox_result result = LAPROX_OK;
@@ -149,34 +154,30 @@ laprox_result lpx_kernels_use_matrix(lpx_kernels *kernels, laprox_dtype dtype) {
                                   n_invocations,
                                   n_invocations};
     kernels->matrix_tiles[i] = tile;
-    result = lpx_pipeline_get(context, shader, 3, constants, 11, &kernels->matmul_matrix[dtype][i]);
+    result = lpx_pipeline_get(context, matrix_shader(context), 3, constants, 11,
+                              &kernels->matmul_matrix[dtype][i]);
   }
   return result;
 }
 
-/* As for the scorer: software devices are slower with matrices, but for contexts without subgroup kernels, as tests choose
- * them. F32 weights keep their digits, and so does everything beside a cache of F32. */
-static bool matrix_is_worth_it(const lpx_kernels *kernels, uint32_t dtype) {
-  const laprox_context *context = kernels->context;
-  const bool software = context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
+/* F32 weights keep their digits, and so does everything beside a cache of F32. */
+static bool wants_matrix(const lpx_kernels *kernels, uint32_t dtype) {
   return dtype != LAPROX_DTYPE_F32 && kernels->cache_dtype != LAPROX_DTYPE_F32 &&
-         lpx_shader_usable(context, "matmul_matrix") && context->matrix.k % 8 == 0 &&
-         MATRIX_DEPTH % context->matrix.k == 0 &&
-         (!software || !(context->variants & LAPROX_VARIANT_SUBGROUP));
+         can_use_matrix(kernels->context) && lpx_matrices_pay(kernels->context);
 }
 
 laprox_result lpx_kernels_init(laprox_context *context, uint32_t dtypes, laprox_dtype cache_dtype,
                                lpx_kernels *out) {
   *out = (lpx_kernels){.context = context, .cache_dtype = cache_dtype};
   laprox_result result = LAPROX_OK;
-  const bool software = context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
+  const bool software = lpx_is_software(context);
   const bool subgroup = lpx_shader_usable(context, "matmul_direct_subgroup") && context->subgroup_size <= 16;
   const char *matmul = !software ? "matmul" : subgroup ? "matmul_direct_subgroup" : "matmul_direct";
   for (uint32_t dtype = 1; dtype < LPX_N_DTYPES && !result; dtype++) {
     if (!(dtypes >> dtype & 1)) continue;
     result = lpx_pipeline_get(context, "embed", 3, &dtype, 1, &out->embed[dtype]);
     if (!result) result = lpx_pipeline_get(context, matmul, 3, &dtype, 1, &out->matmul[dtype]);
-    if (!result && matrix_is_worth_it(out, dtype)) result = lpx_kernels_use_matrix(out, (laprox_dtype)dtype);
+    if (!result && wants_matrix(out, dtype)) result = lpx_kernels_use_matrix(out, (laprox_dtype)dtype);
     if (!result) result = init_matvec(out, dtype);
   }
   const uint32_t cache = (uint32_t)cache_dtype, few = FEW_LANES, all = 128;

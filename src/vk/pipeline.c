@@ -27,6 +27,13 @@ bool lpx_shader_usable(const laprox_context *context, const char *shader) {
   return found && !(found->needs & ~context->variants);
 }
 
+bool lpx_workgroup_fits(const laprox_context *context, uint32_t n_subgroups, uint32_t shared_bytes) {
+  const VkPhysicalDeviceLimits *limits = &context->properties.limits;
+  const uint32_t n = n_subgroups * context->subgroup_size;
+  return n <= limits->maxComputeWorkGroupInvocations && n <= limits->maxComputeWorkGroupSize[0] &&
+         shared_bytes <= limits->maxComputeSharedMemorySize;
+}
+
 static bool matches(const lpx_pipeline_entry *a, const lpx_pipeline_entry *b) {
   return a->shader == b->shader && a->n_bindings == b->n_bindings && a->n_constants == b->n_constants &&
          (!a->n_constants || !memcmp(a->constants, b->constants, a->n_constants * sizeof a->constants[0]));

@@ -129,13 +129,31 @@ typedef struct lpx_pipeline {
 laprox_result lpx_pipeline_get(laprox_context *context, const char *shader, uint32_t n_bindings,
                                const uint32_t *constants, uint32_t n_constants, lpx_pipeline *out);
 /* Whether the variant is in this build and the context may use it. */
+bool lpx_shader_usable(const laprox_context *context, const char *shader);
+void lpx_pipelines_destroy(laprox_context *context);
+
+/* ---- what kernels are chosen by ---- */
+
 /* Tiles of 128 rows in products rather than 64: shaders "…_large". */
 static inline bool lpx_large_tiles(const laprox_context *context) {
   return context->variants & LAPROX_VARIANT_LARGE_TILES;
 }
 
-bool lpx_shader_usable(const laprox_context *context, const char *shader);
-void lpx_pipelines_destroy(laprox_context *context);
+/* A processor runs the shaders, whose compiler takes loops and not the same written out. */
+static inline bool lpx_is_software(const laprox_context *context) {
+  return context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
+}
+
+/* Whether kernels on matrices are the faster ones where they can be used: not in software. A context that has no
+ * subgroup kernels, as tests choose it, still gets them. */
+static inline bool lpx_matrices_pay(const laprox_context *context) {
+  return !lpx_is_software(context) || !(context->variants & LAPROX_VARIANT_SUBGROUP);
+}
+
+/* Whether the device takes workgroups of so many subgroups and bytes of shared memory. */
+bool lpx_workgroup_fits(const laprox_context *context, uint32_t n_subgroups, uint32_t shared_bytes);
+
+/* ---- pipelines ahead of their use ---- */
 
 /* Pipelines that aren't there yet. */
 typedef struct lpx_pipeline_list {
