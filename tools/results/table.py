@@ -10,6 +10,8 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM, KEY = 470, 300, 48, 14, 34, 44, 160
 # What the picture shows: more lines can't be told apart.
 DRAWN = ['laprox', 'laprox+gqa=joint', 'laprox+no-normalize', 'snapkv', 'adakv', 'layer-defensivekv', 'streaming',
          'laprox+probe', 'full', 'full+kv=q8_0', 'full+kv=q4_0']
+# At eviction.
+QUESTION = {'known': 'question known', 'unknown': 'question not known'}
 
 
 def wilson(mean, n):
@@ -61,6 +63,14 @@ def group(results, question, length):
     return cells
 
 
+def spaced(budget):
+    return budget.replace('%', ' %')
+
+
+def table_head(about, budgets):
+    return [f'| {about} | ' + ' | '.join(spaced(b) for b in budgets) + ' |', '|---|' + '---|' * len(budgets)]
+
+
 def shown(cell):
     return f"{100 * cell['score']:.0f} ({100 * cell['low']:.0f}-{100 * cell['high']:.0f})" if cell else ''
 
@@ -68,9 +78,7 @@ def shown(cell):
 def accuracy_table(results, question, length):
     cells = group(results, question, length)
     budgets = sorted({b for row in cells.values() for b in row if b != '100%'}, key=percent, reverse=True)
-    about = f"{length} tokens, question {'known' if question == 'known' else 'not known'} at eviction"
-    lines = [f'| {about} | ' + ' | '.join(b.replace('%', ' %') for b in budgets) + ' |',
-             '|---|' + '---|' * len(budgets)]
+    lines = table_head(f'{length} tokens, {QUESTION[question]} at eviction', budgets)
     for settings, row in cells.items():
         if set(row) == {'100%'}:
             cell = row['100%']
@@ -89,9 +97,8 @@ def fidelity_table(fidelity):
     if not rows:
         return []
     budgets = sorted({r['budget'] for r in rows}, key=percent, reverse=True)
-    lines = [f"| {rows[0]['n']} passages: KL from the full cache, nats a token; same best token; share of attention kept; "
-             'error of its output | '
-             + ' | '.join(b.replace('%', ' %') for b in budgets) + ' |', '|---|' + '---|' * len(budgets)]
+    lines = table_head(f"{rows[0]['n']} passages: KL from the full cache, nats a token; same best token; share of "
+                       'attention kept; error of its output', budgets)
     for settings in in_order(r['settings'] for r in rows):
         own = {r['budget']: r for r in rows if r['settings'] == settings}
         lines.append(f'| `{settings}` | ' + ' | '.join(
@@ -113,17 +120,16 @@ def verdicts(results):
                if is_own(s) and '+probe' not in s}
         if 'laprox' not in own:
             continue
-        known = 'known' if question == 'known' else 'not known'
         ranks = ', '.join(f'`{s}` {100 * v:.1f}' for s, v in sorted(own.items(), key=lambda x: -x[1]))
-        lines.append(f"- LaProx's settings, question {known}, mean over budgets and lengths: {ranks}.")
+        lines.append(f"- LaProx's settings, {QUESTION[question]}, mean over budgets and lengths: {ranks}.")
         for base, kind in (('laprox', ''), ('laprox+probe', '+probe')):
             if base not in cells:
                 continue
             rivals = {s: row for s, row in cells.items() if not is_own(s) and s.endswith('+probe') == bool(kind)}
-            better = [f"`{s}` at {b.replace('%', ' %')} ({100 * c['score']:.0f} against {100 * cells[base][b]['score']:.0f})"
+            better = [f"`{s}` at {spaced(b)} ({100 * c['score']:.0f} against {100 * cells[base][b]['score']:.0f})"
                       for s, row in rivals.items() for b, c in row.items()
                       if b in cells[base] and c['low'] > cells[base][b]['high']]
-            lines.append(f'- Rivals beyond `{base}`, intervals apart, question {known}: '
+            lines.append(f'- Rivals beyond `{base}`, intervals apart, {QUESTION[question]}: '
                          + (', '.join(better) if better else 'none') + '.')
     return lines
 
@@ -133,8 +139,8 @@ def tables(heads, results, fidelity):
             for key in {(r['settings'], r['budget'], r['question'], r['length']) for r in results})
     names = in_order(r['task'] for r in results)
     lines = [f"{', '.join(names)} together, {n} prompts a cell, per cent right with 95 % intervals, on "
-             f"{heads[0]['device']}. Budgets below the window's 32 entries and one more are those 33: all of 5 % and 2.5 % "
-             'of 512 tokens.', '']
+             f"{heads[0]['device']}. A budget below the window's 32 entries and one more is those 33, as 5 % and 2.5 % of "
+             '512 tokens and 2.5 % of 1,024 are.', '']
     for question in in_order(r['question'] for r in results):
         for length in sorted({r['length'] for r in results if r['question'] == question}):
             lines += accuracy_table(results, question, length) + ['']
@@ -161,9 +167,8 @@ def panel(out, cells, title, left, names):
     shares = [c['share'] for s in names if s in cells for c in cells[s].values()]
     low, high = math.log(min(shares)), math.log(max(max(shares), 1.0))
 
-    def x(cell):
-        share = math.log(cell['share'])
-        return left + LEFT + (share - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+    def x(share):
+        return left + LEFT + max(math.log(share) - low, 0) / (high - low) * (WIDTH - LEFT - RIGHT)
 
     def y(score):
         return TOP + (1 - score) * (HEIGHT - TOP - BOTTOM)
@@ -174,19 +179,18 @@ def panel(out, cells, title, left, names):
         out.append(f'<text x="{left + LEFT - 6}" y="{y(tick / 100) + 4:.1f}" text-anchor="end">{tick}</text>')
     for share in (0.025, 0.05, 0.1, 0.2, 0.4, 1):
         if low - 0.05 <= math.log(share) <= high:
-            at = left + LEFT + max(math.log(share) - low, 0) / (high - low) * (WIDTH - LEFT - RIGHT)
-            out.append(f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{100 * share:g}</text>')
+            out.append(f'<text x="{x(share):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{100 * share:g}</text>')
     out.append(f'<text x="{left + (LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">'
                'K and V, per cent of the full cache (logarithmic)</text>')
     for settings in names:
         if settings not in cells:
             continue
         colour = COLOURS[DRAWN.index(settings)]
-        points = sorted(cells[settings].values(), key=x)
-        path = ''.join(f"{'L' if i else 'M'}{x(c):.1f} {y(c['score']):.1f}" for i, c in enumerate(points))
+        points = sorted(cells[settings].values(), key=lambda c: c['share'])
+        path = ''.join(f"{'L' if i else 'M'}{x(c['share']):.1f} {y(c['score']):.1f}" for i, c in enumerate(points))
         out.append(f'<g stroke="{colour}" fill="none" stroke-width="2"><path d="{path}"/>' + ''.join(
-            f'<path stroke-width="1" d="M{x(c):.1f} {y(c["low"]):.1f}V{y(c["high"]):.1f}"/>'
-            f'<circle cx="{x(c):.1f}" cy="{y(c["score"]):.1f}" r="3" fill="{colour}" stroke="none"/>' for c in points)
+            f'<path stroke-width="1" d="M{x(c["share"]):.1f} {y(c["low"]):.1f}V{y(c["high"]):.1f}"/>'
+            f'<circle cx="{x(c["share"]):.1f}" cy="{y(c["score"]):.1f}" r="3" fill="{colour}" stroke="none"/>' for c in points)
             + '</g>')
 
 
@@ -195,7 +199,7 @@ def draw(results):
     panes = [q for q in ('known', 'unknown') if any(r['question'] == q for r in results)]
     width, out = WIDTH * len(panes) + KEY, []
     for i, question in enumerate(panes):
-        title = f"Per cent right, question {'known' if question == 'known' else 'not known'} at eviction"
+        title = f'Per cent right, {QUESTION[question]} at eviction'
         panel(out, group(results, question, None), title, i * WIDTH, names)
     for i, settings in enumerate(names):
         at = TOP + 10 + 20 * i
