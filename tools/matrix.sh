@@ -105,8 +105,7 @@ else
   compile 'AMD RDNA2 (RADV)' radeon amdgpu AMDGPU_GPU_ID=navi21
   compile 'AMD RDNA3 (RADV)' radeon amdgpu AMDGPU_GPU_ID=navi31
   compile 'AMD RDNA4 (RADV)' radeon amdgpu AMDGPU_GPU_ID=gfx1201
-  if fetch trixie-amd64 trixie amd64 $libraries mesa-vulkan-drivers vulkan-validationlayers &&
-    "$here/intel_shim.sh"; then
+  if has trixie-amd64 && "$here/intel_shim.sh"; then
     intel=$cache/intel-shim/libintel_noop_drm_shim.so
     compile_on 'Intel Skylake (ANV)' trixie-amd64 intel "$intel" INTEL_STUB_GPU_PLATFORM=skl
     compile_on 'Intel Tiger Lake (ANV)' trixie-amd64 intel "$intel" INTEL_STUB_GPU_PLATFORM=tgl
