@@ -26,9 +26,7 @@ layout(push_constant) uniform Push {
 
 const int HALO = int(WIDTH / 2);
 
-uint head_word(uint head, uint word) {
-  return state[push.heads + head * HEAD_WORDS + word];
-}
+#include "../evict/heads.glsl"
 
 void main() {
   if (workgroup_index() >= push.n_groups) return;

@@ -31,9 +31,7 @@ layout(push_constant) uniform Push {
 const int HALO = int(WIDTH / 2);
 shared float half_risk[TILE_ENTRIES], half_sum[TILE_ENTRIES];
 
-uint head_word(uint head, uint word) {
-  return state[push.heads + head * HEAD_WORDS + word];
-}
+#include "../evict/heads.glsl"
 
 void main() {
   if (workgroup_index() >= push.n_groups) return;

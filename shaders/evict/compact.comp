@@ -33,10 +33,7 @@ layout(push_constant) uniform Push {
 
 shared uint source_rows[ROWS_EACH];
 
-uint head_word(uint head, uint word) {
-  return result[push.heads + head * HEAD_WORDS + word];
-}
-
+#include "../evict/kept.glsl"
 #include "../evict/rows.glsl"
 
 // Where a row of the destination comes from, in vectors of the source binding.

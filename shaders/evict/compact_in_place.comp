@@ -34,22 +34,8 @@ layout(push_constant) uniform Push {
   uint to_origin;        // of the destination, as rows.origin
 } push;
 
-uint head_word(uint head, uint word) {
-  return result[push.heads + head * HEAD_WORDS + word];
-}
-
+#include "../evict/kept.glsl"
 #include "../evict/rows.glsl"
-
-// The first kept row of a head whose entry is `entry` or behind it.
-uint row_of(uint list, uint n_kept, uint entry) {
-  uint low = 0, high = n_kept;
-  while (low < high) {
-    const uint middle = (low + high) / 2;
-    if (result[list + middle] < entry) low = middle + 1;
-    else high = middle;
-  }
-  return low;
-}
 
 shared uint barrier_keeper; // some drivers drop the barrier of a shader without shared memory
 

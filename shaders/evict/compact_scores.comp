@@ -17,15 +17,16 @@ layout(push_constant) uniform Push {
   uint window;
 } push;
 
+#include "../evict/kept.glsl"
+
 shared uint barrier_keeper;
 
 void main() {
   if (workgroup_index() >= push.n_groups) return;
-  const uint head = workgroup_index(), words = push.heads + head * HEAD_WORDS;
-  const uint n_sinks = result[words + HEAD_N_SINKS];
+  const uint head = workgroup_index(), n_sinks = head_word(head, HEAD_N_SINKS);
   const uint list = push.indices + result[push.cu_seqlens + head] + n_sinks;
   const uint n_kept = result[push.cu_seqlens + head + 1] - result[push.cu_seqlens + head] - n_sinks - push.window;
-  const uint base = (result[words + HEAD_FIRST_BLOCK] - push.layer_block) * BLOCK_ENTRIES;
+  const uint base = (head_word(head, HEAD_FIRST_BLOCK) - push.layer_block) * BLOCK_ENTRIES;
   if (gl_LocalInvocationIndex == 0) barrier_keeper = n_kept;
   barrier();
   for (uint first = 0; first < barrier_keeper; first += LOCAL_SIZE) {

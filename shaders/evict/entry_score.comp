@@ -37,11 +37,7 @@ layout(push_constant) uniform Push {
 
 shared vec3 parts[ROWS_AT_ONCE][LANES];
 
-uint head_word(uint head, uint word) {
-  return state[push.heads + head * HEAD_WORDS + word];
-}
-
-#include "../evict/rows.glsl"
+#include "../evict/items.glsl"
 
 // This lane's share of what its row comes to.
 vec3 row_part(uint base, uint anchor, uint lane) {
@@ -73,8 +69,7 @@ float score_of(vec3 sums, float before) {
 void main() {
   if (workgroup_index() >= push.n_groups) return;
   const uint tile = push.first_item + workgroup_index();
-  uint head = push.first_head;
-  while (head + 1 < push.end_head && head_word(head + 1, HEAD_FIRST_TILE) <= tile) head++;
+  const uint head = head_of(tile, HEAD_FIRST_TILE);
   const uint first_candidate = (tile - head_word(head, HEAD_FIRST_TILE)) * TILE_ENTRIES;
   const uint n_candidates = head_word(head, HEAD_N_CANDIDATES);
   find_rows(head);

@@ -15,9 +15,7 @@ layout(push_constant) uniform Push {
   uint raw; // word of the layer's raw scores in work[]
 } push;
 
-uint head_word(uint head, uint word) {
-  return state[push.heads + head * HEAD_WORDS + word];
-}
+#include "../evict/heads.glsl"
 
 void main() {
   if (workgroup_index() >= push.n_groups) return;

@@ -12,23 +12,21 @@ layout(push_constant) uniform Push {
   uint heads;      // word of the layer's head table in result[]
   uint cu_seqlens; // word of the layer's
   uint indices;
-  uint head_groups;           // workgroups of a head, enough for the longest
+  uint head_groups;          // workgroups of a head, enough for the longest
   uint first_word, residual; // word of the mask at which the binding begins, words before it
 } push;
 
+#include "../evict/kept.glsl"
+
 void main() {
   if (workgroup_index() >= push.n_groups) return;
-  const uint head = workgroup_index() / push.head_groups, words = push.heads + head * HEAD_WORDS;
+  const uint head = workgroup_index() / push.head_groups;
   const uint word = workgroup_index() % push.head_groups * LOCAL_SIZE + gl_LocalInvocationIndex;
-  if (word >= (result[words + HEAD_N_ENTRIES] + 31) / 32) return;
-  const uint end = result[push.cu_seqlens + head + 1];
-  uint row = result[push.cu_seqlens + head], high = end; // the first kept entry of the word or behind it
-  while (row < high) {
-    const uint middle = (row + high) / 2;
-    if (result[push.indices + middle] < 32 * word) row = middle + 1;
-    else high = middle;
-  }
+  if (word >= (head_word(head, HEAD_N_ENTRIES) + 31) / 32) return;
+  const uint first = result[push.cu_seqlens + head], n_kept = result[push.cu_seqlens + head + 1] - first;
+  const uint list = push.indices + first;
   uint bits = 0;
-  for (; row < end && result[push.indices + row] / 32 == word; row++) bits |= 1u << (result[push.indices + row] & 31u);
-  mask[push.residual + result[words + HEAD_MASK] - push.first_word + word] = bits;
+  for (uint row = row_of(list, n_kept, 32 * word); row < n_kept && result[list + row] / 32 == word; row++)
+    bits |= 1u << (result[list + row] & 31u);
+  mask[push.residual + head_word(head, HEAD_MASK) - push.first_word + word] = bits;
 }

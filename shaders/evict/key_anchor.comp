@@ -36,11 +36,7 @@ layout(push_constant) uniform Push {
 shared float parts[ROWS_AT_ONCE][LANES];
 shared vec4 sums[ROWS_AT_ONCE][MAX_QUADS];
 
-uint head_word(uint head, uint word) {
-  return state[push.heads + head * HEAD_WORDS + word];
-}
-
-#include "../evict/rows.glsl"
+#include "../evict/items.glsl"
 
 void add_row(uint base, uint slot, uint lane, bool here) {
   float square = 0.0;
@@ -61,8 +57,7 @@ void add_row(uint base, uint slot, uint lane, bool here) {
 
 void sum_split() {
   const uint split = push.first_item + workgroup_index();
-  uint head = push.first_head;
-  while (head + 1 < push.end_head && head_word(head + 1, HEAD_FIRST_SPLIT) <= split) head++;
+  const uint head = head_of(split, HEAD_FIRST_SPLIT);
   find_rows(head);
   const uint begin = (split - head_word(head, HEAD_FIRST_SPLIT)) * SPLIT_ENTRIES;
   const uint lane = gl_LocalInvocationIndex % LANES, slot = gl_LocalInvocationIndex / LANES;

@@ -32,9 +32,7 @@ shared uint count_tree[LOCAL_SIZE];
 
 uint n_nonfinite = 0; // that this invocation has found
 
-uint head_word(uint head, uint word) {
-  return state[push.heads + head * HEAD_WORDS + word];
-}
+#include "../evict/heads.glsl"
 
 void load_window(uint head_raw, uint first, uint n_candidates) {
   for (uint i = gl_LocalInvocationIndex; i < BLOCK_ENTRIES + 2 * HALO; i += LOCAL_SIZE) {

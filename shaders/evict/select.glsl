@@ -60,9 +60,7 @@ layout(push_constant) uniform Push {
   uint layer_offset;
 } push;
 
-uint head_word(uint head, uint word) {
-  return state[push.heads + head * HEAD_WORDS + word];
-}
+#include "../evict/heads.glsl"
 
 uint run, first_block, n_blocks, first_run, problem, problem_words;
 

@@ -42,9 +42,7 @@ shared uint n_above, n_equal;
 shared float masses[LOCAL_SIZE];
 shared uint head_places[MAX_HEADS], head_rests[MAX_HEADS];
 
-uint head_word(uint head, uint word) {
-  return state[push.heads + head * HEAD_WORDS + word];
-}
+#include "../evict/heads.glsl"
 
 // Where a head's entries begin in ranks[]; those of head + 1 end it.
 uint head_begin(uint head) {

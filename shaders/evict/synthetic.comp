@@ -21,9 +21,7 @@ layout(push_constant) uniform Push {
   uint layer, seed;
 } push;
 
-uint head_word(uint head, uint word) {
-  return state[push.heads + head * HEAD_WORDS + word];
-}
+#include "../evict/heads.glsl"
 
 uint mixed(uint x, uint v) {
   x = (x ^ v) * 0x9E3779B1u;

@@ -82,7 +82,7 @@ void stage_tiles() {
 #define MULTIPLY_COLUMN(j)                                                                                             \
   {                                                                                                                    \
     const vec4 b = tile[TILE_B + COLUMN(j) * TILE_STRIDE + k];                                                         \
-    EACH_BLOCK(MULTIPLY, j)                                                                                                \
+    EACH_BLOCK(MULTIPLY, j)                                                                                            \
   }
 
 #ifdef ROW_MASK

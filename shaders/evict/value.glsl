@@ -26,21 +26,11 @@ layout(push_constant) uniform Push {
 
 uint head, strip_tile, first_candidate, first_entry;
 
-uint head_word(uint index, uint word) {
-  return state[push.heads + index * HEAD_WORDS + word];
-}
-
-#include "../evict/rows.glsl"
+#include "../evict/items.glsl"
 
 // False where the binding holds nothing of the tile; the same for the whole workgroup.
 bool find_tile(uint item) {
-  uint end = push.end_head;
-  head = push.first_head;
-  while (head + 1 < end) {
-    const uint middle = (head + end) / 2;
-    if (head_word(middle, HEAD_FIRST_TILE) <= item) head = middle;
-    else end = middle;
-  }
+  head = head_of(item, HEAD_FIRST_TILE);
   strip_tile = item - push.items_base;
   first_candidate = (item - head_word(head, HEAD_FIRST_TILE)) * TILE_ENTRIES;
   first_entry = head_word(head, HEAD_N_SINKS) + first_candidate;

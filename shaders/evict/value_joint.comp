@@ -71,7 +71,7 @@ float totals[4];
   }
 #define ADD_PIECE(p)                                                                                                   \
   barrier();                                                                                                           \
-  EACH_BLOCK(PUT, p)                                                                                                       \
+  EACH_BLOCK(PUT, p)                                                                                                   \
   barrier();                                                                                                           \
   totals[p] += quadratic_form(gram + 16 * p);
 #define CLEAR_TOTAL(p) totals[p] = 0.0;

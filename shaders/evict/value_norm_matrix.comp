@@ -75,21 +75,11 @@ uint head, first_tile, next_tile, first_entry;
 VALUE_MATRIX values[ROW_MATRICES * DEPTH_MATRICES];
 SUM_MATRIX squares[ROW_MATRICES];
 
-uint head_word(uint index, uint word) {
-  return state[push.heads + index * HEAD_WORDS + word];
-}
-
-#include "../evict/rows.glsl"
+#include "../evict/items.glsl"
 
 // The head of the tile `first_tile`, and where its tiles end.
 void find_head() {
-  uint end = push.end_head;
-  head = push.first_head;
-  while (head + 1 < end) {
-    const uint middle = (head + end) / 2;
-    if (head_word(middle, HEAD_FIRST_TILE) <= first_tile) head = middle;
-    else end = middle;
-  }
+  head = head_of(first_tile, HEAD_FIRST_TILE);
   next_tile = head + 1 < push.end_head ? min(push.end_item, head_word(head + 1, HEAD_FIRST_TILE)) : push.end_item;
   first_entry = head_word(head, HEAD_N_SINKS) + (first_tile - head_word(head, HEAD_FIRST_TILE)) * TILE_ENTRIES;
   find_rows(head);

@@ -27,9 +27,7 @@ layout(push_constant) uniform Push {
 
 shared float least;
 
-uint head_word(uint head, uint word) {
-  return state[push.heads + head * HEAD_WORDS + word];
-}
+#include "../evict/heads.glsl"
 
 float value_share(uint head, uint candidate) {
   float own = 0.0, total = 0.0;

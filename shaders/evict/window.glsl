@@ -45,21 +45,11 @@ uint first_query;      // of the tile's queries, in the window
 uint first_entry;      // of the tile's columns, in the KV head
 uint n_entries;        // of the KV head
 
-uint head_word(uint index, uint word) {
-  return state[push.heads + index * HEAD_WORDS + word];
-}
-
-#include "../evict/rows.glsl"
+#include "../evict/items.glsl"
 
 // Finds the head that an item belongs to, HEAD_FIRST_TILE or HEAD_FIRST_SPLIT, and its entries.
 void find_head(uint item, uint word) {
-  uint end = push.end_head;
-  head = push.first_head;
-  while (head + 1 < end) {
-    const uint middle = (head + end) / 2;
-    if (head_word(middle, word) <= item) head = middle;
-    else end = middle;
-  }
+  head = head_of(item, word);
   n_entries = head_word(head, HEAD_N_ENTRIES);
   find_rows(head);
 }

@@ -71,21 +71,11 @@ QUERY_MATRIX queries[ROW_MATRICES * DEPTH_MATRICES];
 SUM_MATRIX logits[ROW_MATRICES * COLUMN_MATRICES];
 uvec4 fetched[LOADS];
 
-uint head_word(uint index, uint word) {
-  return state[push.heads + index * HEAD_WORDS + word];
-}
-
-#include "../evict/rows.glsl"
+#include "../evict/items.glsl"
 
 // Finds the head that an item belongs to, HEAD_FIRST_TILE or HEAD_FIRST_SPLIT, and its entries.
 void find_head(uint item, uint word) {
-  uint end = push.end_head;
-  head = push.first_head;
-  while (head + 1 < end) {
-    const uint middle = (head + end) / 2;
-    if (head_word(middle, word) <= item) head = middle;
-    else end = middle;
-  }
+  head = head_of(item, word);
   next_item = head + 1 < push.end_head ? min(push.end_item, head_word(head + 1, word)) : push.end_item;
   n_entries = head_word(head, HEAD_N_ENTRIES);
   find_rows(head);
