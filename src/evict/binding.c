@@ -101,7 +101,7 @@ static void append_layer(laprox_binding *binding, uint32_t layer) {
       const uint32_t stored = before && tile ? tile - 1 : tile;
       lpx_attention_norm_append(binding, layer, stored, before && end < n_tiles ? end + 1 : end);
       if (before) lpx_reduce_append_before(binding, layer, stored, tile, end);
-      if (lpx_plan_uses_values(plan)) lpx_value_norm_append(binding, layer, tile, end);
+      if (lpx_plan_uses_values(plan)) lpx_value_append(binding, layer, plan->work.raw, tile, end);
     }
   }
   lpx_entry_score_append(binding, layer);

@@ -94,7 +94,7 @@ struct laprox_plan {
   lpx_pipeline range, histogram, split, refine, count, tell_ties, take_ties, emit, promote, protect;
   lpx_pipeline compact, compact_wide, compact_in_place, compact_across, compact_scores, mask;
   lpx_pipeline stage, entry_score, key_anchor, anchor_merge, head_mean;
-  lpx_pipeline pool_before, projection, attention_risk, attention_pool, value_risk;
+  lpx_pipeline pool_before, attention_risk, attention_pool, value_risk;
 };
 
 struct laprox_binding {
@@ -196,8 +196,11 @@ void lpx_attention_norm_append_softmax(laprox_binding *binding, uint32_t layer);
 /* Tiles [tile, end_tile) of the layer; the attention part in work begins with `tile`. */
 void lpx_attention_norm_append(laprox_binding *binding, uint32_t layer, uint32_t tile, uint32_t end_tile);
 
-laprox_result lpx_value_norm_init(laprox_plan *plan);
-void lpx_value_norm_append(laprox_binding *binding, uint32_t layer, uint32_t tile, uint32_t end_tile);
+/* What the values of tiles [tile, end_tile) come to, times the attention part where it is norms by the value factor, into
+   the places of raw scores that begin at a word of work. */
+laprox_result lpx_value_init(laprox_plan *plan);
+void lpx_value_append(laprox_binding *binding, uint32_t layer, uint32_t raw, uint32_t tile,
+                      uint32_t end_tile);
 
 laprox_result lpx_reduce_init(laprox_plan *plan);
 void lpx_reduce_append_synthetic(laprox_binding *binding, uint32_t layer);

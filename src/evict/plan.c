@@ -448,19 +448,18 @@ static uint32_t default_n_tokens(const laprox_plan_info *info) {
   return n;
 }
 
-static laprox_result create_pipelines(laprox_plan *plan) {
+static laprox_result create_scoring_pipelines(laprox_plan *plan) {
   laprox_result result = LAPROX_OK;
-  if (plan->is_scored) {
-    result = lpx_reduce_init(plan);
-    if (!result) result = lpx_stage_init(plan);
-    if (!result) result = lpx_select_init(plan);
-    return result ? result : lpx_compact_init(plan);
-  }
   if (plan->matrix_size) result = lpx_matrix_init(plan);
   if (!result && lpx_plan_uses_attention(plan)) result = lpx_attention_norm_init(plan);
-  if (!result && lpx_plan_uses_values(plan)) result = lpx_value_norm_init(plan);
+  if (!result && lpx_plan_uses_values(plan)) result = lpx_value_init(plan);
   if (!result) result = lpx_entry_score_init(plan);
   if (!result) result = lpx_risk_init(plan);
+  return result;
+}
+
+static laprox_result create_pipelines(laprox_plan *plan) {
+  laprox_result result = plan->is_scored ? LAPROX_OK : create_scoring_pipelines(plan);
   if (!result) result = lpx_reduce_init(plan);
   if (!result) result = lpx_stage_init(plan);
   if (!result) result = lpx_select_init(plan);

@@ -1,13 +1,6 @@
 /* risk.c: attention times what values come to in the layer's output, as CriticalKV and DefensiveKV have it. */
 #include "evict/evict.h"
 
-typedef struct projection_push {
-  uint32_t n_groups, heads, first_head, end_head, first_item;
-  lpx_row_layout rows;
-  uint32_t attention, items_base, raw, layer_block;
-} projection_push;
-_Static_assert(sizeof(projection_push) == 60, "push constants of shaders/evict/value.glsl");
-
 typedef struct attention_push {
   uint32_t n_groups, heads, n_heads, layer_block, first_item, stored_item, probabilities, risk, mean;
 } attention_push;
@@ -41,18 +34,13 @@ laprox_result lpx_risk_init(laprox_plan *plan) {
   laprox_context *context = plan->context;
   const lpx_rules *rules = &plan->rules;
   const bool defensive = is_defensive(plan);
-  const uint32_t projection[] = {plan->shape.head_dim, plan->group, plan->model_dim, plan->dtype,
-                                 plan->shape.n_heads};
   const uint32_t attention[] = {rules->pool_width, plan->group, plan->n_queries,
                                 rules->pool == LAPROX_POOL_MAX};
   const uint32_t mode = defensive ? MODE_SHARE : MODE_PRODUCT;
   const uint32_t pool[] = {defensive ? 1 : rules->pool_width, rules->pool == LAPROX_POOL_MAX};
   laprox_result result = LAPROX_OK;
   if (defensive) result = lpx_entry_score_check_shared(plan);
-  if (!result)
-    result =
-        lpx_pipeline_get(context, lpx_large_tiles(context) ? "value_projection_large" : "value_projection", 4,
-                         projection, 5, &plan->projection);
+  if (!result) result = lpx_value_init(plan);
   if (!result) result = lpx_pipeline_get(context, "value_risk", 3, &mode, 1, &plan->value_risk);
   if (!result) result = lpx_pipeline_get(context, "pool", 3, pool, 2, &plan->attention_pool);
   if (!result && defensive)
@@ -85,36 +73,6 @@ void lpx_risk_append_attention(laprox_binding *binding, uint32_t layer) {
   }
 }
 
-static void append_projection(laprox_binding *binding, uint32_t layer) {
-  const laprox_plan *plan = binding->plan;
-  const laprox_layer_buffers *buffers = &binding->layers[layer];
-  const uint64_t tile_cost =
-      (uint64_t)2 * plan->shape.head_dim * plan->group * plan->model_dim * TILE_ENTRIES;
-  const uint32_t at_once = lpx_items_at_once(plan, tile_cost);
-  projection_push push = {.heads = layer_heads(plan, layer),
-                          .raw = plan->work.values,
-                          .layer_block = plan->layers[layer].first_block};
-  laprox_requirements needs;
-  laprox_plan_requirements(plan, &needs);
-  const laprox_buffer factor = lpx_buffer_part(buffers->factor, 0, needs.factor_bytes);
-  lpx_head_group group = {0};
-  while (lpx_head_group_next(plan, layer, HEAD_FIRST_TILE, 0, plan->layers[layer].n_tiles, &group)) {
-    push.first_head = group.first_head;
-    push.end_head = group.end_head;
-    const laprox_buffer value = lpx_head_group_range(plan, layer, &group, buffers->value[group.segment],
-                                                     lpx_dtype_unit(plan->dtype), &push.rows);
-    if (!value.size) continue;
-    const laprox_buffer ranges[] = {value, factor, binding->state, binding->work};
-    for (uint32_t item = group.first_item, count; item < group.end_item; item += count) {
-      count = group.end_item - item < at_once ? group.end_item - item : at_once;
-      push.first_item = item;
-      lpx_program_dispatch(binding->program, &plan->projection, ranges, &push, sizeof push, count,
-                           count * tile_cost);
-    }
-  }
-  lpx_program_barrier(binding->program);
-}
-
 void lpx_risk_append(laprox_binding *binding, uint32_t layer) {
   const laprox_plan *plan = binding->plan;
   const lpx_layer_items *items = &plan->layers[layer];
@@ -125,7 +83,7 @@ void lpx_risk_append(laprox_binding *binding, uint32_t layer) {
                          defensive ? plan->work.values : plan->work.raw, binding->own_scores);
   if (defensive)
     lpx_reduce_append_pool(binding, layer, &plan->attention_pool, plan->work.raw, binding->scores);
-  append_projection(binding, layer);
+  lpx_value_append(binding, layer, plan->work.values, 0, items->n_tiles);
   const VkDeviceSize block_bytes = BLOCK_ENTRIES * 4;
   value_push push = {.heads = layer_heads(plan, layer),
                      .n_heads = plan->shape.n_kv_heads,

@@ -114,6 +114,11 @@ static void append_problems(laprox_binding *binding, const lpx_selection *select
       &base, sizeof base);
 }
 
+static void clear(laprox_binding *binding, uint32_t word, uint32_t n_words) {
+  lpx_program_fill(binding->program,
+                   lpx_buffer_part(binding->select, (VkDeviceSize)word * 4, (VkDeviceSize)n_words * 4), 0);
+}
+
 /* Counters that devices add up end a round. */
 static void end_round(laprox_binding *binding, uint32_t word, uint32_t n_words) {
   laprox_round *round = &binding->rounds[binding->n_rounds++];
@@ -144,14 +149,8 @@ static void append_exchange(laprox_binding *binding, select_push *push, laprox_b
       binding->program,
       lpx_buffer_part(binding->select, (VkDeviceSize)plan->select.shares * 4, sizeof plan->shares),
       plan->shares, sizeof plan->shares);
-  lpx_program_fill(binding->program,
-                   lpx_buffer_part(binding->select, (VkDeviceSize)plan->select.histograms * 4,
-                                   (VkDeviceSize)N_DIGITS * HISTOGRAM_BINS * 4),
-                   0);
-  lpx_program_fill(binding->program,
-                   lpx_buffer_part(binding->select, (VkDeviceSize)plan->select.ties * 4,
-                                   (VkDeviceSize)plan->model_layers * 4),
-                   0);
+  clear(binding, plan->select.histograms, N_DIGITS * HISTOGRAM_BINS);
+  clear(binding, plan->select.ties, plan->model_layers);
   lpx_program_barrier(binding->program);
   append_runs(binding, &plan->histogram, push, scores, selection, 1, 1);
   end_round(binding, plan->select.shares, N_SHARES + HISTOGRAM_BINS);
@@ -191,11 +190,7 @@ static void append_threshold(laprox_binding *binding, select_push *push, laprox_
   for (uint32_t first = 0, n; first < selection->n_problems; first += n) {
     n = selection->n_problems - first < plan->problems_at_once ? selection->n_problems - first
                                                                : plan->problems_at_once;
-    if (!plan->context->avoid_atomics)
-      lpx_program_fill(binding->program,
-                       lpx_buffer_part(binding->select, (VkDeviceSize)plan->select.histograms * 4,
-                                       (VkDeviceSize)n * N_DIGITS * HISTOGRAM_BINS * 4),
-                       0);
+    if (!plan->context->avoid_atomics) clear(binding, plan->select.histograms, n * N_DIGITS * HISTOGRAM_BINS);
     lpx_program_barrier(binding->program);
     push->first_problem = first;
     append_passes(binding, push, scores, selection, first + n);

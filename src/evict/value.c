@@ -1,4 +1,5 @@
-/* value_norm.c: projected-value norms by the triangular factor, mean over the group or jointly. */
+/* value.c: what values come to in the output: norms by the triangular factor, mean over the group or jointly, or sums over
+   the output projection itself. */
 #include "evict/evict.h"
 
 typedef struct value_push {
@@ -15,22 +16,36 @@ typedef struct matrix_push {
 } matrix_push;
 _Static_assert(sizeof(matrix_push) == 72, "push constants of shaders/evict/value_norm_matrix.comp");
 
-laprox_result lpx_value_norm_init(laprox_plan *plan) {
+typedef enum value_kind { KIND_MEAN, KIND_JOINT, KIND_PROJECTION } value_kind;
+
+static value_kind kind_of(const laprox_plan *plan) {
+  if (lpx_plan_takes_risks(plan)) return KIND_PROJECTION;
+  return plan->rules.gqa == LAPROX_GQA_JOINT ? KIND_JOINT : KIND_MEAN;
+}
+
+laprox_result lpx_value_init(laprox_plan *plan) {
+  static const char *const shaders[][2] = {
+      [KIND_MEAN] = {"value_norm", "value_norm_large"},
+      [KIND_JOINT] = {"value_joint", "value_joint_large"},
+      [KIND_PROJECTION] = {"value_projection", "value_projection_large"}};
   if (plan->value_on_matrix)
     return lpx_matrix_pipeline_get(plan, "value_norm_matrix", 3, plan->matrix_value_subgroups, &plan->value);
-  const uint32_t constants[] = {plan->shape.head_dim, plan->group, plan->rules.window, plan->dtype,
-                                plan->rules.gqa == LAPROX_GQA_ATTENTION_MEAN};
-  static const char *const shaders[2][2] = {{"value_norm", "value_norm_large"},
-                                            {"value_joint", "value_joint_large"}};
-  return lpx_pipeline_get(plan->context,
-                          shaders[plan->rules.gqa == LAPROX_GQA_JOINT][lpx_large_tiles(plan->context)], 4,
-                          constants, 5, &plan->value);
+  const value_kind kind = kind_of(plan);
+  uint32_t constants[] = {plan->shape.head_dim, plan->group, plan->rules.window, plan->dtype,
+                          plan->rules.gqa == LAPROX_GQA_ATTENTION_MEAN};
+  if (kind == KIND_PROJECTION) {
+    constants[2] = plan->model_dim;
+    constants[4] = plan->shape.n_heads;
+  }
+  return lpx_pipeline_get(plan->context, shaders[kind][lpx_large_tiles(plan->context)], 4, constants, 5,
+                          &plan->value);
 }
 
 static uint64_t tile_cost(const laprox_plan *plan) {
   const uint64_t d = plan->shape.head_dim, group = plan->group;
-  const uint64_t factor_rows = plan->rules.gqa == LAPROX_GQA_JOINT ? group * d : d / 2 + 16;
-  return 2 * d * factor_rows * group * TILE_ENTRIES;
+  const uint64_t factor_rows[] = {
+      [KIND_MEAN] = d / 2 + 16, [KIND_JOINT] = group * d, [KIND_PROJECTION] = plan->model_dim};
+  return 2 * d * factor_rows[kind_of(plan)] * group * TILE_ENTRIES;
 }
 
 static void dispatch(laprox_binding *binding, const value_push *given, laprox_buffer value,
@@ -61,16 +76,18 @@ static void dispatch(laprox_binding *binding, const value_push *given, laprox_bu
   lpx_program_dispatch(binding->program, &plan->value, ranges, &push, sizeof push, count, cost);
 }
 
-void lpx_value_norm_append(laprox_binding *binding, uint32_t layer, uint32_t tile, uint32_t end_tile) {
+void lpx_value_append(laprox_binding *binding, uint32_t layer, uint32_t raw, uint32_t tile,
+                      uint32_t end_tile) {
   const laprox_plan *plan = binding->plan;
   const laprox_layer_buffers *buffers = &binding->layers[layer];
   value_push push = {.heads = plan->state.heads + layer * plan->shape.n_kv_heads * HEAD_WORDS,
                      .attention = plan->work.attention,
                      .items_base = tile,
-                     .raw = plan->work.raw,
+                     .raw = raw,
                      .layer_block = plan->layers[layer].first_block};
-  const laprox_buffer factor =
-      lpx_buffer_part(buffers->factor, 0, laprox_value_factor_bytes(&plan->shape, plan->rules.gqa));
+  laprox_requirements needs;
+  laprox_plan_requirements(plan, &needs);
+  const laprox_buffer factor = lpx_buffer_part(buffers->factor, 0, needs.factor_bytes);
   const uint32_t at_once = lpx_items_at_once(plan, tile_cost(plan));
   lpx_head_group group = {0};
   while (lpx_head_group_next(plan, layer, HEAD_FIRST_TILE, tile, end_tile, &group)) {
