@@ -238,3 +238,33 @@ uint32_t lpx_cache_position(const lpx_cache *cache, uint32_t layer, uint32_t hea
   if (entry >= in_prefix) return cache->n_tokens - cache->n_tail + entry - in_prefix;
   return from->positions ? from->positions[from->cu_seqlens[head] + entry] : entry;
 }
+
+bool lpx_cache_is_whole(const lpx_cache *cache) {
+  for (uint32_t l = 0; l < cache->shape.n_layers; l++)
+    if (cache->layers[l].positions) return false;
+  return true;
+}
+
+void lpx_cache_find_rows(const lpx_cache *cache, uint32_t layer, uint32_t head, bool is_value,
+                         laprox_buffer parts[LPX_CACHE_PARTS]) {
+  const lpx_cache_layer *from = &cache->layers[layer];
+  const uint64_t row_bytes = lpx_cache_row_bytes(cache);
+  parts[0] = lpx_buffer_part(lpx_buffer_whole(is_value ? &from->prefix_value : &from->prefix_key),
+                             from->cu_seqlens[head] * row_bytes, from->head_rows[head] * row_bytes);
+  parts[1] = lpx_buffer_part(lpx_buffer_whole(is_value ? &from->tail_value : &from->tail_key),
+                             (uint64_t)head * from->tail_capacity * row_bytes, cache->n_tail * row_bytes);
+}
+
+laprox_result lpx_cache_read_rows(const lpx_cache *cache, uint32_t layer, uint32_t head, bool is_value,
+                                  void *to) {
+  laprox_buffer parts[LPX_CACHE_PARTS];
+  uint8_t *at = to;
+  laprox_result result = LAPROX_OK;
+  lpx_cache_find_rows(cache, layer, head, is_value, parts);
+  for (uint32_t i = 0; i < LPX_CACHE_PARTS && !result; i++) {
+    const size_t bytes = (size_t)parts[i].size;
+    if (bytes) result = lpx_queue_download(cache->device->queue, parts[i], at, bytes);
+    at += bytes;
+  }
+  return result;
+}

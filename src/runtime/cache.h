@@ -53,6 +53,16 @@ uint32_t lpx_cache_head_entries(const lpx_cache *cache, uint32_t layer, uint32_t
 /* True position of an entry of a head. */
 uint32_t lpx_cache_position(const lpx_cache *cache, uint32_t layer, uint32_t head, uint32_t entry);
 uint64_t lpx_cache_row_bytes(const lpx_cache *cache);
+/* Whether every head still has every token; a full tail may stand as the prefix. */
+bool lpx_cache_is_whole(const lpx_cache *cache);
+
+#define LPX_CACHE_PARTS 2
+/* Where a head's rows of K or V are: first those of the ragged prefix, then those of the dense tail. */
+void lpx_cache_find_rows(const lpx_cache *cache, uint32_t layer, uint32_t head, bool is_value,
+                         laprox_buffer parts[LPX_CACHE_PARTS]);
+/* All of them, as the cache holds them. */
+laprox_result lpx_cache_read_rows(const lpx_cache *cache, uint32_t layer, uint32_t head, bool is_value,
+                                  void *to);
 
 /* Rows as a file holds them: the type, and how many of it. Blocks are bytes there. */
 lpx_st_dtype lpx_cache_file_row(const lpx_cache *cache, uint64_t *n_columns);

@@ -8,21 +8,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#define FORMAT       "laprox cache 1"
-#define PIECE_BYTES  ((size_t)1 << 20) /* of K or V that the host holds at a time */
-#define MAX_WINDOW   256
-#define N_ROWS_PARTS 2
-
-/* Where a head's rows are: first those of the ragged prefix, then those of the dense tail. */
-static void find_rows(const lpx_cache *cache, uint32_t layer, uint32_t head, bool is_value,
-                      laprox_buffer parts[N_ROWS_PARTS]) {
-  const lpx_cache_layer *from = &cache->layers[layer];
-  const uint64_t row_bytes = lpx_cache_row_bytes(cache);
-  parts[0] = lpx_buffer_part(lpx_buffer_whole(is_value ? &from->prefix_value : &from->prefix_key),
-                             from->cu_seqlens[head] * row_bytes, from->head_rows[head] * row_bytes);
-  parts[1] = lpx_buffer_part(lpx_buffer_whole(is_value ? &from->tail_value : &from->tail_key),
-                             (uint64_t)head * from->tail_capacity * row_bytes, cache->n_tail * row_bytes);
-}
+#define FORMAT      "laprox cache 1"
+#define PIECE_BYTES ((size_t)1 << 20) /* of K or V that the host holds at a time */
+#define MAX_WINDOW  256
 
 static void layer_name(char name[64], uint32_t layer, const char *what) {
   (void)snprintf(name, 64, "layers.%u.%s", layer, what);
@@ -146,9 +134,9 @@ static laprox_result save_rows(const laprox_session *session, uint32_t layer, bo
                                lpx_st_writer *writer) {
   laprox_result result = LAPROX_OK;
   for (uint32_t head = 0; head < session->cache.shape.n_kv_heads; head++) {
-    laprox_buffer parts[N_ROWS_PARTS];
-    find_rows(&session->cache, layer, head, is_value, parts);
-    for (uint32_t i = 0; i < N_ROWS_PARTS && !result; i++)
+    laprox_buffer parts[LPX_CACHE_PARTS];
+    lpx_cache_find_rows(&session->cache, layer, head, is_value, parts);
+    for (uint32_t i = 0; i < LPX_CACHE_PARTS && !result; i++)
       result = save_range(session, parts[i], piece, writer);
   }
   return result;
@@ -431,9 +419,9 @@ static laprox_result load_rows(const loading *load, uint32_t layer, bool is_valu
   laprox_result result = find_tensor(load, name, dtype, 2, dims, &tensor);
   uint64_t offset = 0;
   for (uint32_t head = 0; head < cache->shape.n_kv_heads; head++) {
-    laprox_buffer parts[N_ROWS_PARTS];
-    find_rows(cache, layer, head, is_value, parts);
-    for (uint32_t i = 0; i < N_ROWS_PARTS && !result; i++) {
+    laprox_buffer parts[LPX_CACHE_PARTS];
+    lpx_cache_find_rows(cache, layer, head, is_value, parts);
+    for (uint32_t i = 0; i < LPX_CACHE_PARTS && !result; i++) {
       result = load_range(load, tensor, offset, parts[i]);
       offset += parts[i].size;
     }

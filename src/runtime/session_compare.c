@@ -42,43 +42,26 @@ static void finish(comparison *c) {
 
 /* ---- a layer's numbers ---- */
 
-/* Rows of K or V of the full cache: each head's rows of the prefix, and of the tail behind them. */
-static laprox_result read_rows(const comparison *c, const lpx_cache_layer *layer, const lpx_buffer *prefix,
-                               const lpx_buffer *tail, float *to) {
+/* K or V of the full cache. */
+static laprox_result read_rows(const comparison *c, uint32_t layer, bool is_value, float *to) {
   const lpx_cache *cache = &c->full->cache;
-  const uint32_t d = cache->shape.head_dim, n_heads = cache->shape.n_kv_heads;
-  const size_t row_bytes = (size_t)lpx_cache_row_bytes(cache);
-  const VkDeviceSize bytes = (VkDeviceSize)n_heads * c->n_tokens * row_bytes;
-  uint8_t *raw = lpx_allocate(c->host, bytes, 1);
-  if (!raw) return lpx_fail_memory(c->host, "a comparison");
+  const size_t n = (size_t)c->n_tokens * cache->shape.head_dim;
+  uint8_t *rows = lpx_allocate(c->host, c->n_tokens, (size_t)lpx_cache_row_bytes(cache));
+  if (!rows) return lpx_fail_memory(c->host, "a comparison");
   laprox_result result = LAPROX_OK;
-  for (uint32_t head = 0; head < n_heads && !result; head++) {
-    const uint32_t before = layer->head_rows[head];
-    uint8_t *at = raw + (size_t)head * c->n_tokens * row_bytes;
-    lpx_queue *queue = c->full->device->queue;
-    if (before)
-      result = lpx_queue_download(
-          queue,
-          lpx_buffer_part(lpx_buffer_whole(prefix), layer->cu_seqlens[head] * row_bytes, before * row_bytes),
-          at, before * row_bytes);
-    if (!result && cache->n_tail)
-      result = lpx_queue_download(queue,
-                                  lpx_buffer_part(lpx_buffer_whole(tail),
-                                                  (VkDeviceSize)head * layer->tail_capacity * row_bytes,
-                                                  cache->n_tail * row_bytes),
-                                  at + before * row_bytes, cache->n_tail * row_bytes);
+  for (uint32_t head = 0; head < cache->shape.n_kv_heads && !result; head++) {
+    result = lpx_cache_read_rows(cache, layer, head, is_value, rows);
+    if (!result) lpx_to_f32(cache->dtype, rows, n, to + head * n);
   }
-  if (!result) lpx_to_f32(cache->dtype, raw, (size_t)n_heads * c->n_tokens * d, to);
-  lpx_release(c->host, raw);
+  lpx_release(c->host, rows);
   return result;
 }
 
 static laprox_result read_layer(comparison *c, uint32_t layer) {
   const laprox_session *full = c->full;
-  const lpx_cache_layer *from = &full->cache.layers[layer];
   const lpx_cache *evicted = &c->evicted->cache;
-  laprox_result result = read_rows(c, from, &from->prefix_key, &from->tail_key, c->key);
-  if (!result) result = read_rows(c, from, &from->prefix_value, &from->tail_value, c->value);
+  laprox_result result = read_rows(c, layer, false, c->key);
+  if (!result) result = read_rows(c, layer, true, c->value);
   if (!result)
     result = lpx_queue_download(full->device->queue, lpx_buffer_whole(&full->queries.rings[layer]), c->query,
                                 (size_t)lpx_session_query_row_bytes(full) * full->info.window);
@@ -153,10 +136,9 @@ static void compare_layer(comparison *c) {
 
 static laprox_result check(const comparison *c) {
   const lpx_cache *full = &c->full->cache;
-  for (uint32_t l = 0; l < full->shape.n_layers; l++)
-    if (full->layers[l].positions)
-      return lpx_fail(c->host, LAPROX_ERROR_INVALID_ARGUMENT,
-                      "laprox_session_compare: the first session does not hold all of its tokens any more");
+  if (!lpx_cache_is_whole(full))
+    return lpx_fail(c->host, LAPROX_ERROR_INVALID_ARGUMENT,
+                    "laprox_session_compare: the first session does not hold all of its tokens any more");
   if (c->full->model != c->evicted->model || full->n_tokens != c->evicted->cache.n_tokens || !full->n_tokens)
     return lpx_fail(c->host, LAPROX_ERROR_INVALID_ARGUMENT,
                     "laprox_session_compare: sessions of %u and %u tokens", full->n_tokens,

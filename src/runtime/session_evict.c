@@ -200,9 +200,7 @@ uint32_t laprox_session_n_tokens(const laprox_session *session) {
 
 /* A tail that nothing stands before becomes the prefix when it grows, without anything being evicted. */
 uint32_t laprox_session_n_tail(const laprox_session *session) {
-  for (uint32_t l = 0; l < session->cache.shape.n_layers; l++)
-    if (session->cache.layers[l].positions) return session->cache.n_tail;
-  return session->cache.n_tokens;
+  return lpx_cache_is_whole(&session->cache) ? session->cache.n_tokens : session->cache.n_tail;
 }
 
 void laprox_session_kept_per_head(const laprox_session *session, uint32_t *counts) {

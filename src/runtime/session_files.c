@@ -73,29 +73,17 @@ static laprox_result write_head(const laprox_session *session, lpx_st_writer *wr
   return result;
 }
 
-/* K or V of a cache that has never been evicted: dense in the tail, or in a prefix with a dense tail behind.
- */
-static laprox_result write_rows(const laprox_session *session, lpx_st_writer *writer,
-                                const lpx_buffer *prefix, const lpx_buffer *tail, uint32_t layer) {
+/* K or V of a cache that has never been evicted. */
+static laprox_result write_rows(const laprox_session *session, lpx_st_writer *writer, uint32_t layer,
+                                bool is_value) {
   const lpx_cache *cache = &session->cache;
   const size_t row_bytes = (size_t)lpx_cache_row_bytes(cache);
   uint8_t *rows = lpx_allocate(&session->context->host, cache->n_tokens, row_bytes);
   if (!rows) return lpx_fail_memory(&session->context->host, "a capture");
   laprox_result result = LAPROX_OK;
   for (uint32_t head = 0; head < cache->shape.n_kv_heads && !result; head++) {
-    const lpx_cache_layer *from = &cache->layers[layer];
-    const size_t in_prefix = from->head_rows[head] * row_bytes, in_tail = cache->n_tail * row_bytes;
-    if (in_prefix)
-      result = lpx_queue_download(
-          session->device->queue,
-          lpx_buffer_part(lpx_buffer_whole(prefix), from->cu_seqlens[head] * row_bytes, in_prefix), rows,
-          in_prefix);
-    if (!result && in_tail)
-      result = lpx_queue_download(
-          session->device->queue,
-          lpx_buffer_part(lpx_buffer_whole(tail), (uint64_t)head * from->tail_capacity * row_bytes, in_tail),
-          rows + in_prefix, in_tail);
-    if (!result) result = write_head(session, writer, rows, in_prefix + in_tail);
+    result = lpx_cache_read_rows(cache, layer, head, is_value, rows);
+    if (!result) result = write_head(session, writer, rows, cache->n_tokens * row_bytes);
   }
   lpx_release(&session->context->host, rows);
   return result;
@@ -117,9 +105,8 @@ static laprox_result check_capture(const laprox_session *session) {
   const laprox_host *host = &session->context->host;
   if (!session->cache.n_tokens)
     return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "a capture of a session that has read nothing");
-  for (uint32_t l = 0; l < session->cache.shape.n_layers; l++)
-    if (session->cache.layers[l].positions)
-      return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "a capture of a cache that has been evicted");
+  if (!lpx_cache_is_whole(&session->cache))
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "a capture of a cache that has been evicted");
   return lpx_session_check_queries(session, capture_window(session));
 }
 
@@ -129,10 +116,9 @@ laprox_result laprox_session_capture(const laprox_session *session, const char *
   if (!result) result = lpx_st_writer_create(&session->context->host, path, &writer);
   if (!result) result = declare_capture(session, writer);
   for (uint32_t l = 0; l < session->cache.shape.n_layers && !result; l++) {
-    const lpx_cache_layer *from = &session->cache.layers[l];
     result = lpx_session_write_queries(session, writer, l, capture_window(session));
-    if (!result) result = write_rows(session, writer, &from->prefix_key, &from->tail_key, l);
-    if (!result) result = write_rows(session, writer, &from->prefix_value, &from->tail_value, l);
+    if (!result) result = write_rows(session, writer, l, false);
+    if (!result) result = write_rows(session, writer, l, true);
     if (!result) result = write_output_weight(session, writer, l);
   }
   if (!result) result = lpx_st_writer_commit(writer);
