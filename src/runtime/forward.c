@@ -235,7 +235,7 @@ static void append_attention(lpx_program *program, const lpx_forward *forward,
   if (layer->n_rows > 1) {
     lpx_prefill_attention_append(program, &forward->attention, query, layer->n_rows, &stretches.both[0],
                                  &stretches.both[1], out);
-    if (lpx_forward_has_lse(layer)) {
+    if (layer->lse.size) {
       lpx_program_barrier(program);
       lpx_prefill_lse_append(program, &forward->attention, out, layer->n_rows, layer->query_first, layer->lse,
                              layer->ring_row);
@@ -305,10 +305,6 @@ static void append_state(lpx_program *program, const lpx_forward *forward, uint3
 uint64_t lpx_forward_token_update_bytes(const laprox_shape *shape) {
   return sizeof(lpx_token_state) +
          shape->n_layers * (uint64_t)lpx_decode_table_units(shape) * LPX_DECODE_UNIT_BYTES;
-}
-
-bool lpx_forward_has_lse(const lpx_forward_layer *layer) {
-  return layer->lse.size && layer->n_rows > 1 && !layer->kv_only;
 }
 
 void lpx_forward_layer_append(lpx_program *program, const lpx_forward *forward,

@@ -48,12 +48,11 @@ typedef struct lpx_forward_layer {
   uint32_t first_row;             /* tail rows before this chunk, all of which it sees */
   laprox_buffer ring;             /* zeroed, or receives rotated queries: f32 rows [n_heads, head_dim] */
   uint32_t query_first, ring_row; /* row of the chunk that goes to the ring first, and to which row there */
-  laprox_buffer lse;              /* zeroed, or f32 [n_heads, rows of the ring]: see lpx_forward_has_lse */
+  /* zeroed, or f32 [n_heads, rows of the ring], as lpx_prefill_lse_append writes it; single rows, and layers with
+   * kv_only, leave nothing there */
+  laprox_buffer lse;
   bool kv_only; /* append K and V, and queries where wanted, but leave the hidden states as they are */
 } lpx_forward_layer;
-
-/* Whether a layer of these leaves the sums of its queries' softmax in `lse`. */
-bool lpx_forward_has_lse(const lpx_forward_layer *layer);
 
 void lpx_forward_layer_append(lpx_program *program, const lpx_forward *forward,
                               const lpx_forward_layer *layer);
