@@ -94,8 +94,8 @@ vec4 row_max[ROWS / 4], row_sum[ROWS / 4];
 uint tx, ty, row0, head, head_entry;
 uint first_quad; // of the workgroup's part of the values
 
-
-#define ROW(i) (row0 + PLACE(i))
+#define ROW(i)  (row0 + PLACE(i))
+#define QUAD(n) (first_quad + n * 16u + tx)
 
 vec4 load_key(uint entry, uint quad) {
   return LOAD_QUAD(key, CACHE_TYPE, push.key_first + ((head_entry + entry) * QUADS + quad) * 4u);
@@ -229,7 +229,7 @@ void update_softmax(uint key0) {
 #ifdef DIRECT
 #define ADD_COLUMN(n)                                                                                                \
   {                                                                                                                  \
-    const uint quad = min(first_quad + n * 16u + tx, QUADS - 1u); /* columns beyond the last repeat it and are not stored */      \
+    const uint quad = min(QUAD(n), QUADS - 1u); /* columns beyond the last repeat it and are not stored */           \
     const vec4 v0 = load_value(min(entry, last), quad), v1 = load_value(min(entry + 1u, last), quad);                \
     const vec4 v2 = load_value(min(entry + 2u, last), quad), v3 = load_value(min(entry + 3u, last), quad);           \
     EACH_ROW(ADD_VALUE, n)                                                                                           \
@@ -313,7 +313,6 @@ void add_values(uint key0, uint limit) {
   row_sum[i / 4][i % 4] = 0.0;                                                                                       \
   EACH_COLUMN(CLEAR, i)
 
-#define QUAD(n) (first_quad + n * 16u + tx)
 #define CARRY(i, n)                                                                                                  \
   if (QUAD(n) < QUADS) sum[i][n] = result[(ROW(i) * push.n_heads + head) * QUADS + QUAD(n)] * state.y;
 #define CARRY_ROW(i)                                                                                                 \

@@ -57,6 +57,13 @@ vec4 rotate_quad(vec4 quad, uint at, uint position) {
   return vec4(rotate(quad.xy, position, turns.xy), rotate(quad.zw, position, turns.zw));
 }
 
+// What a thread has to store: four elements of K or V.
+struct Stored {
+  bool any, is_value;
+  uint element; // in the tail, from the first head of this dispatch on
+  vec4 quad;
+};
+
 #ifdef BLOCKS
 
 #define PAIR_THREADS 16
@@ -110,35 +117,28 @@ uint block_half(uint first, uint i) {
   return bytes >> ((at - 1u) & 1u) * 16u & 0xffffu;
 }
 
-#define STORE_BLOCKS(CACHE, FIRST, element)                                                                          \
+#define STORE(CACHE, FIRST)                                                                                          \
   const uint lane = gl_LocalInvocationID.x % PAIR_THREADS, first = gl_LocalInvocationID.x - lane;                    \
-  const uint to = FIRST + (element >> 6) * BLOCK_HALVES;                                                             \
+  const uint to = FIRST + (stored.element >> 6) * BLOCK_HALVES;                                                      \
   for (uint word = lane; word < BLOCK_HALVES; word += PAIR_THREADS)                                                  \
     CACHE[to + word] = block_half(first, 2u * word) | block_half(first, 2u * word + 1u) << 16;
 
 #else
 
-#define STORE(CACHE, FIRST, element, quad)                                                                           \
+#define STORE(CACHE, FIRST)                                                                                          \
   if (STORE_TYPE == DTYPE_F16) {                                                                                     \
-    const uint at = FIRST + (element >> 1);                                                                          \
-    CACHE[at] = packHalf2x16(quad.xy);                                                                               \
-    CACHE[at + 1u] = packHalf2x16(quad.zw);                                                                          \
+    const uint at = FIRST + (stored.element >> 1);                                                                   \
+    CACHE[at] = packHalf2x16(stored.quad.xy);                                                                        \
+    CACHE[at + 1u] = packHalf2x16(stored.quad.zw);                                                                   \
   } else {                                                                                                           \
-    const uint at = FIRST + element;                                                                                 \
-    CACHE[at] = floatBitsToUint(quad.x);                                                                             \
-    CACHE[at + 1u] = floatBitsToUint(quad.y);                                                                        \
-    CACHE[at + 2u] = floatBitsToUint(quad.z);                                                                        \
-    CACHE[at + 3u] = floatBitsToUint(quad.w);                                                                        \
+    const uint at = FIRST + stored.element;                                                                          \
+    CACHE[at] = floatBitsToUint(stored.quad.x);                                                                      \
+    CACHE[at + 1u] = floatBitsToUint(stored.quad.y);                                                                 \
+    CACHE[at + 2u] = floatBitsToUint(stored.quad.z);                                                                 \
+    CACHE[at + 3u] = floatBitsToUint(stored.quad.w);                                                                 \
   }
 
 #endif
-
-// What a thread has to store: four elements of K or V.
-struct Stored {
-  bool any, is_value;
-  uint element; // in the tail, from the first head of this dispatch on
-  vec4 quad;
-};
 
 Stored take(uint item) {
   const uint quads = push.head_dim >> 2;
@@ -166,12 +166,6 @@ Stored take(uint item) {
   return Stored(true, is_value, element, is_value ? quad : rotate_quad(quad, at, state.y + row));
 }
 
-#ifdef BLOCKS
-#define STORE_QUAD(CACHE, FIRST) STORE_BLOCKS(CACHE, FIRST, stored.element)
-#else
-#define STORE_QUAD(CACHE, FIRST) STORE(CACHE, FIRST, stored.element, stored.quad)
-#endif
-
 void main() {
   const uint item = workgroup_index() * LOCAL_SIZE + gl_LocalInvocationID.x;
   if (workgroup_index() >= push.n_groups) return;
@@ -182,8 +176,8 @@ void main() {
 #endif
   if (!stored.any) return;
   if (stored.is_value) {
-    STORE_QUAD(value, push.value_first)
+    STORE(value, push.value_first)
   } else {
-    STORE_QUAD(key, push.key_first)
+    STORE(key, push.key_first)
   }
 }
