@@ -62,7 +62,7 @@ typedef struct lpx_kernels {
 /* Products of type `dtype` on matrices whatever they are worth; UNSUPPORTED where the device can't. */
 laprox_result lpx_kernels_use_matrix(lpx_kernels *kernels, laprox_dtype dtype);
 
-/* `dtypes`: bit 1 << dtype for every weight type in use. cache_dtype: F16 or F32. */
+/* `dtypes`: bit 1 << dtype for every weight type in use. cache_dtype: F16, F32, Q8_0 or Q4_0. */
 laprox_result lpx_kernels_init(laprox_context *context, uint32_t dtypes, laprox_dtype cache_dtype,
                                lpx_kernels *out);
 

@@ -15,13 +15,16 @@ static laprox_result compile_pipelines(laprox_context *context, const laprox_pla
   return result;
 }
 
-/* One that only selects has its pipelines from the plan that scored. */
 laprox_result lpx_pass_init(laprox_context *context, const laprox_plan_info *info, const uint32_t *window,
                             lpx_pass *out) {
-  laprox_result result = window ? LAPROX_OK : compile_pipelines(context, info);
-  if (!result)
-    result = window ? lpx_plan_create_scored(context, info, *window, &out->plan)
-                    : laprox_plan_create(context, info, &out->plan);
+  laprox_result result = LAPROX_OK;
+  if (window) {
+    /* its pipelines are there since the plan that scored */
+    result = lpx_plan_create_scored(context, info, *window, &out->plan);
+  } else {
+    result = compile_pipelines(context, info);
+    if (!result) result = laprox_plan_create(context, info, &out->plan);
+  }
   if (!result) laprox_plan_requirements(out->plan, &out->needs);
   return result;
 }
