@@ -67,7 +67,7 @@ struct Stored {
 #ifdef BLOCKS
 
 #define PAIR_THREADS 16
-const uint BLOCK_HALVES = STORE_TYPE == DTYPE_Q8_0 ? 17u : 9u; // and words of two blocks
+const uint BLOCK_HALVES = HALVES_OF_BLOCK(STORE_TYPE); // and words of two blocks
 
 shared float extremes[LOCAL_SIZE];
 shared uint numbers[LOCAL_SIZE];    // four bytes each

@@ -21,7 +21,8 @@ vec4 unpack_bytes(uint word) {
 
 // GGUF's blocks of 32 elements, of 17 or 9 halves of words: a scale, then bytes; or 16 bytes, with elements 0 … 15 in
 // their low and 16 … 31 in their high halves. Blocks begin at either half of a word. INDEX is a multiple of 4.
-#define BLOCK_AT(DTYPE, INDEX) (((INDEX) >> 5) * ((DTYPE) == DTYPE_Q8_0 ? 17u : 9u))
+#define HALVES_OF_BLOCK(DTYPE) ((DTYPE) == DTYPE_Q8_0 ? 17u : 9u)
+#define BLOCK_AT(DTYPE, INDEX) (((INDEX) >> 5) * HALVES_OF_BLOCK(DTYPE))
 #define QUAD_AT(DTYPE, INDEX)                                                                                        \
   (BLOCK_AT(DTYPE, INDEX) + 1u + (((INDEX) >> 1) & ((DTYPE) == DTYPE_Q8_0 ? 14u : 6u)))
 
