@@ -213,8 +213,8 @@ LAPROX_API laprox_result laprox_session_evict_scored(laprox_session *session, co
 
 /** What an eviction does to a layer's attention. */
 typedef struct laprox_attention_error {
-  double
-      mass; /**< share of attention that goes to entries that are kept, mean over queries and query heads */
+  /** share of attention that goes to entries that are kept, mean over queries and query heads */
+  double mass;
   double output; /**< |O' - O| / |O| of the attention's output behind the output projection */
 } laprox_attention_error;
 /** Takes the last queries of a session that holds everything it has read, as many as its window, and that session's K
