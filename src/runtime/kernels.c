@@ -381,8 +381,8 @@ VkDeviceSize lpx_rope_header_bytes(const laprox_shape *shape) {
 /* How many heads of the tail fit one binding; at least 1. */
 static uint32_t heads_in_range(const lpx_kernels *kernels, const lpx_rope *rope) {
   const uint64_t row_bytes = laprox_dtype_bytes(kernels->cache_dtype, rope->shape->head_dim);
-  const uint64_t fit =
-      (kernels->context->max_range - kernels->context->range_alignment) / (rope->head_rows * row_bytes);
+  const uint64_t room = lpx_buffer_units_room(kernels->context, lpx_dtype_unit(kernels->cache_dtype));
+  const uint64_t fit = room / (rope->head_rows * row_bytes);
   return fit < 1 ? 1 : fit > rope->shape->n_kv_heads ? rope->shape->n_kv_heads : (uint32_t)fit;
 }
 
