@@ -136,30 +136,30 @@ static void turn_tail_into_prefix(lpx_cache *cache) {
 }
 
 /* Copies the tail's rows to a buffer with room for `capacity` rows a head. */
-static laprox_result begin_growth(const lpx_cache *cache, lpx_program *program, uint32_t old_capacity,
-                                  uint32_t capacity, const lpx_buffer *tail, lpx_buffer *grown) {
+static laprox_result begin_resize(const lpx_cache *cache, lpx_program *program, uint32_t old_capacity,
+                                  uint32_t capacity, const lpx_buffer *tail, lpx_buffer *resized) {
   const uint64_t row_bytes = lpx_cache_row_bytes(cache);
   const uint32_t n_heads = cache->shape.n_kv_heads;
   if (!capacity) return LAPROX_OK;
   const laprox_result result = lpx_buffer_init(cache->device->context, LPX_MEMORY_DEVICE,
-                                               row_bytes * n_heads * capacity, "KV cache", grown);
+                                               row_bytes * n_heads * capacity, "KV cache", resized);
   if (result) return result;
   for (uint32_t head = 0; head < n_heads && cache->n_tail; head++)
     lpx_program_copy(
         program,
         lpx_buffer_part(lpx_buffer_whole(tail), row_bytes * head * old_capacity, row_bytes * cache->n_tail),
-        lpx_buffer_part(lpx_buffer_whole(grown), row_bytes * head * capacity, row_bytes * cache->n_tail));
+        lpx_buffer_part(lpx_buffer_whole(resized), row_bytes * head * capacity, row_bytes * cache->n_tail));
   return LAPROX_OK;
 }
 
-static laprox_result grow_layer(lpx_cache *cache, lpx_cache_layer *layer, uint32_t capacity) {
+static laprox_result resize_layer(lpx_cache *cache, lpx_cache_layer *layer, uint32_t capacity) {
   laprox_context *context = cache->device->context;
   lpx_buffer key = {0}, value = {0};
   lpx_program *program = NULL;
-  laprox_result result = lpx_program_create(context, "growing a cache", &program);
-  if (!result) result = begin_growth(cache, program, layer->tail_capacity, capacity, &layer->tail_key, &key);
+  laprox_result result = lpx_program_create(context, "resizing a cache", &program);
+  if (!result) result = begin_resize(cache, program, layer->tail_capacity, capacity, &layer->tail_key, &key);
   if (!result)
-    result = begin_growth(cache, program, layer->tail_capacity, capacity, &layer->tail_value, &value);
+    result = begin_resize(cache, program, layer->tail_capacity, capacity, &layer->tail_value, &value);
   if (!result) result = lpx_program_finish_building(program);
   if (!result) result = lpx_queue_run(cache->device->queue, program, NULL);
   lpx_program_destroy(program);
@@ -177,6 +177,13 @@ static laprox_result grow_layer(lpx_cache *cache, lpx_cache_layer *layer, uint32
   layer->tail_capacity = capacity;
   lpx_cache_count_bytes(cache);
   return LAPROX_OK;
+}
+
+static laprox_result resize_tails(lpx_cache *cache, uint32_t capacity) {
+  laprox_result result = LAPROX_OK;
+  for (uint32_t l = 0; l < cache->shape.n_layers && !result; l++)
+    if (cache->layers[l].tail_capacity != capacity) result = resize_layer(cache, &cache->layers[l], capacity);
+  return result;
 }
 
 /* A growth that failed leaves some layers with more room than others. The next one makes them equal again,
@@ -197,11 +204,7 @@ laprox_result lpx_cache_reserve(lpx_cache *cache, uint32_t n_more, bool exact) {
   if (capacity > INT32_MAX)
     return lpx_fail(&cache->device->context->host, LAPROX_ERROR_UNSUPPORTED, "a cache of %llu entries a head",
                     (unsigned long long)capacity);
-  laprox_result result = LAPROX_OK;
-  for (uint32_t l = 0; l < cache->shape.n_layers && !result; l++)
-    if (cache->layers[l].tail_capacity != capacity)
-      result = grow_layer(cache, &cache->layers[l], (uint32_t)capacity);
-  return result;
+  return resize_tails(cache, (uint32_t)capacity);
 }
 
 void lpx_cache_advance(lpx_cache *cache, uint32_t n) {
@@ -210,13 +213,9 @@ void lpx_cache_advance(lpx_cache *cache, uint32_t n) {
 }
 
 laprox_result lpx_cache_retreat(lpx_cache *cache, uint32_t n) {
-  laprox_result result = LAPROX_OK;
   cache->n_tail -= n;
   cache->n_tokens -= n;
-  for (uint32_t l = 0; l < cache->shape.n_layers && !result; l++)
-    if (cache->layers[l].tail_capacity != cache->n_tail)
-      result = grow_layer(cache, &cache->layers[l], cache->n_tail);
-  return result;
+  return resize_tails(cache, cache->n_tail);
 }
 
 lpx_attention_segment lpx_cache_prefix(const lpx_cache *cache, uint32_t layer) {
