@@ -1,6 +1,6 @@
 /* Every kernel of the forward pass but attention against f64. */
 #include "runtime/kernels.h"
-#include "support/blocks.h"
+#include "support/encode.h"
 #include "support/kernel.h"
 
 #include <math.h>

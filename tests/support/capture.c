@@ -2,7 +2,7 @@
 #include "support/capture.h"
 #include "core/core.h"
 #include "reference/allocate.h"
-#include "support/blocks.h"
+#include "support/encode.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -50,20 +50,7 @@ static void tensor_finish(capture_tensor *tensor) {
 
 /* Rounds the values to the tensor's type. */
 static void tensor_store(capture_tensor *tensor) {
-  if (lpx_dtype_is_blocks(tensor->dtype)) {
-    encode_blocks(tensor->dtype, tensor->values, tensor->n_elements, tensor->data);
-    lpx_to_f32(tensor->dtype, tensor->data, tensor->n_elements, tensor->values);
-    return;
-  }
-  for (size_t i = 0; i < tensor->n_elements; i++) {
-    uint16_t *half = (uint16_t *)tensor->data + i;
-    if (tensor->dtype == LAPROX_DTYPE_F32)
-      memcpy((float *)tensor->data + i, &tensor->values[i], sizeof(float));
-    else if (tensor->dtype == LAPROX_DTYPE_F16)
-      tensor->values[i] = lpx_f16_to_f32(*half = lpx_f32_to_f16(tensor->values[i]));
-    else
-      tensor->values[i] = lpx_bf16_to_f32(*half = lpx_f32_to_bf16(tensor->values[i]));
-  }
+  encode_values(tensor->dtype, tensor->values, tensor->n_elements, tensor->data);
 }
 
 static void fill_normal(float *values, size_t n, double deviation, uint64_t *state) {

@@ -1,5 +1,5 @@
 #include "support/kernel.h"
-#include "support/blocks.h"
+#include "support/encode.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -66,15 +66,7 @@ void *kernel_encode(laprox_dtype dtype, float *values, size_t n) {
   const size_t bytes = laprox_dtype_bytes(dtype, n);
   uint8_t *data = malloc(bytes ? bytes : 1);
   assert_non_null(data);
-  for (size_t i = 0; i < n; i++) {
-    const uint16_t half = dtype == LAPROX_DTYPE_F16 ? lpx_f32_to_f16(values[i]) : lpx_f32_to_bf16(values[i]);
-    if (dtype == LAPROX_DTYPE_F32)
-      memcpy(data + 4 * i, &values[i], 4);
-    else if (!lpx_dtype_is_blocks(dtype))
-      memcpy(data + 2 * i, &half, 2);
-  }
-  if (lpx_dtype_is_blocks(dtype)) encode_blocks(dtype, values, n, data);
-  lpx_to_f32(dtype, data, n, values);
+  encode_values(dtype, values, n, data);
   return data;
 }
 

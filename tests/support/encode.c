@@ -1,4 +1,4 @@
-#include "support/blocks.h"
+#include "support/encode.h"
 
 #include <math.h>
 #include <string.h>
@@ -29,7 +29,20 @@ static void encode_block(laprox_dtype dtype, const float *values, uint8_t *block
   }
 }
 
-void encode_blocks(laprox_dtype dtype, const float *values, size_t n, uint8_t *to) {
-  const size_t bytes = laprox_dtype_bytes(dtype, ELEMENTS);
-  for (size_t i = 0; i < n; i += ELEMENTS, to += bytes) encode_block(dtype, values + i, to);
+static void encode_half(laprox_dtype dtype, float value, uint8_t *to) {
+  const uint16_t half = dtype == LAPROX_DTYPE_F16 ? lpx_f32_to_f16(value) : lpx_f32_to_bf16(value);
+  memcpy(to, &half, sizeof half);
+}
+
+void encode_values(laprox_dtype dtype, float *values, size_t n, void *to) {
+  const size_t unit = lpx_dtype_is_blocks(dtype) ? ELEMENTS : 1, unit_bytes = laprox_dtype_bytes(dtype, unit);
+  uint8_t *bytes = to;
+  for (size_t i = 0; i < n; i += unit, bytes += unit_bytes)
+    if (lpx_dtype_is_blocks(dtype))
+      encode_block(dtype, values + i, bytes);
+    else if (dtype == LAPROX_DTYPE_F32)
+      memcpy(bytes, &values[i], sizeof *values);
+    else
+      encode_half(dtype, values[i], bytes);
+  lpx_to_f32(dtype, to, n, values);
 }
