@@ -17,11 +17,9 @@
 
 #include <cmocka.h>
 
-#define INPUT          "test_evict_file_input.safetensors"
-#define OUTPUT         "test_evict_file_output.safetensors"
-#define OUTPUT_AGAIN   "test_evict_file_output_again.safetensors"
-#define TOLERANCE_HALF 1e-3
-#define TOLERANCE_F32  1e-5
+#define INPUT        "test_evict_file_input.safetensors"
+#define OUTPUT       "test_evict_file_output.safetensors"
+#define OUTPUT_AGAIN "test_evict_file_output_again.safetensors"
 
 typedef struct evict_case {
   const char *name;
@@ -492,21 +490,6 @@ static void expect_same_files(const char *left_path, const char *right_path) {
   free(right);
 }
 
-/* The device's own scores must lead to its choice exactly: the cut and the ties leave no room. */
-static const char *check_selection(const ref_scores *scores, const ref_rules *rules, uint32_t budget,
-                                   const result_file *result, char *message) {
-  ref_scores own = *scores;
-  size_t n = scores->offsets[(size_t)scores->shape.n_layers * scores->shape.n_kv_heads];
-  own.values = calloc(n + 1, sizeof(double));
-  assert_non_null(own.values);
-  for (size_t i = 0; i < n; i++) own.values[i] = (double)result->scores[i];
-  /* The device's sums over heads are of f32. */
-  const double room = rules->scope == LAPROX_SCOPE_TOKEN ? 1e-6 : 0;
-  const char *complaint = ref_check_kept(&own, rules, budget, room, &result->kept, NULL, message);
-  free(own.values);
-  return complaint;
-}
-
 static void expect_report(const capture_cache *capture, const ref_scores *scores, const ref_rules *rules,
                           uint32_t budget, const ref_kept *kept, const laprox_evict_file_report *report) {
   const capture_options *options = &capture->options;
@@ -532,7 +515,7 @@ static void expect_result(const evict_case *scenario, const capture_cache *captu
   laprox_policy policy = scenario->policy;
   char message[REF_MESSAGE_BYTES];
   const char *complaint = NULL;
-  double tolerance = scenario->capture.dtype == LAPROX_DTYPE_F32 ? TOLERANCE_F32 : TOLERANCE_HALF;
+  double tolerance = capture_tolerance(scenario->capture.dtype);
   size_t n_different = 0;
   result_file result;
   ref_scores scores;
@@ -550,7 +533,8 @@ static void expect_result(const evict_case *scenario, const capture_cache *captu
     complaint = ref_check_kept(&scores, &rules, budget, tolerance, &result.kept, &n_different, message);
   if (!complaint && budget != REF_KEEP_ALL) {
     complaint = ref_check_scores(&scores, result.scores, tolerance, message);
-    if (!complaint) complaint = check_selection(&scores, &rules, budget, &result, message);
+    if (!complaint)
+      complaint = ref_check_choice(&scores, result.scores, &rules, budget, &result.kept, message);
   }
   if (complaint) fail_msg("%s", complaint);
   if (n_different) print_message("%zu entries differ, all within the error of the cut\n", n_different);

@@ -131,5 +131,8 @@ const char *ref_check_scores(const ref_scores *scores, const float *got, double 
 const char *ref_check_kept(const ref_scores *scores, const ref_rules *rules, uint32_t budget,
                            double tolerance, const ref_kept *got, size_t *n_different,
                            char message[REF_MESSAGE_BYTES]);
+/* Whether somebody's own scores, `got` as above, lead to exactly their choice: the cut and the ties leave no room. */
+const char *ref_check_choice(const ref_scores *scores, const float *got, const ref_rules *rules,
+                             uint32_t budget, const ref_kept *kept, char message[REF_MESSAGE_BYTES]);
 
 #endif

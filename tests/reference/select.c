@@ -315,3 +315,15 @@ const char *ref_check_kept(const ref_scores *scores, const ref_rules *rules, uin
   free(expected);
   return complaint;
 }
+
+const char *ref_check_choice(const ref_scores *scores, const float *got, const ref_rules *rules,
+                             uint32_t budget, const ref_kept *kept, char message[REF_MESSAGE_BYTES]) {
+  const size_t n = scores->offsets[n_heads_of(scores)];
+  const double room = rules->scope == LAPROX_SCOPE_TOKEN ? 1e-6 : 0; /* sums over heads are of f32 */
+  ref_scores own = *scores;
+  own.values = ref_allocate(n, sizeof *own.values);
+  for (size_t i = 0; i < n; i++) own.values[i] = (double)got[i];
+  const char *complaint = ref_check_kept(&own, rules, budget, room, kept, NULL, message);
+  free(own.values);
+  return complaint;
+}

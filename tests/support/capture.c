@@ -168,6 +168,10 @@ static void store_layers(capture_cache *capture) {
   }
 }
 
+double capture_tolerance(laprox_dtype dtype) {
+  return dtype == LAPROX_DTYPE_F32 || lpx_dtype_is_blocks(dtype) ? 1e-5 : 1e-3;
+}
+
 void capture_init(capture_cache *capture, const capture_options *options) {
   const laprox_shape *shape = &options->shape;
   uint32_t d = shape->head_dim, model_dim = options->model_dim ? options->model_dim : DEFAULT_MODEL_DIM;

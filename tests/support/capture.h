@@ -58,6 +58,8 @@ typedef struct capture_cache {
 /* The same options give the same bytes on every machine of IEEE arithmetic. */
 void capture_init(capture_cache *capture, const capture_options *options);
 void capture_finish(capture_cache *capture);
+/* How far off a score may be where K and V are of this type, as a share of its head's largest. */
+double capture_tolerance(laprox_dtype dtype);
 
 /* Same bytes in a file (support/capture_file.c). */
 laprox_result capture_write(const capture_cache *capture, const laprox_host *host, const char *path);

@@ -471,8 +471,7 @@ static ref_kept read_kept(const flow *f) {
 }
 
 void flow_expect(const flow *f) {
-  const laprox_dtype dtype = f->options.capture.dtype;
-  const double tolerance = dtype == LAPROX_DTYPE_F32 || lpx_dtype_is_blocks(dtype) ? 1e-5 : 1e-3;
+  const double tolerance = capture_tolerance(f->options.capture.dtype);
   const ref_rules rules = ref_rules_decide(&f->options.policy);
   char message[REF_MESSAGE_BYTES];
   ref_scores scores;

@@ -8,9 +8,6 @@
 
 #include <cmocka.h>
 
-#define TOLERANCE_HALF 1e-3
-#define TOLERANCE_F32  1e-5
-
 static const laprox_shape *shape_of(const test_sequence *sequence) {
   return &sequence->world.options.shape;
 }
@@ -328,9 +325,7 @@ static float *spread_scores(const ref_scores *scores, const float *got) {
 
 static void expect_choice(const test_sequence *sequence, const ref_kept *held, const ref_kept *kept,
                           const ref_rules *rules, uint32_t budget, const float *got) {
-  const laprox_dtype dtype = sequence->cache.dtype;
-  const bool exact = dtype == LAPROX_DTYPE_F32 || lpx_dtype_is_blocks(dtype);
-  const double tolerance = exact ? TOLERANCE_F32 : TOLERANCE_HALF;
+  const double tolerance = capture_tolerance(sequence->cache.dtype);
   char message[REF_MESSAGE_BYTES];
   reference_view view;
   ref_scores scores;
@@ -340,11 +335,7 @@ static void expect_choice(const test_sequence *sequence, const ref_kept *held, c
   const char *complaint = ref_check_kept(&scores, rules, budget, tolerance, &entries, NULL, message);
   float *spread = spread_scores(&scores, got);
   if (!complaint) complaint = ref_check_scores(&scores, spread, tolerance, message);
-  if (!complaint) { /* the device's own scores leave no room */
-    for (size_t i = 0; i < scores.offsets[held->n_heads]; i++) scores.values[i] = (double)spread[i];
-    const double room = rules->scope == LAPROX_SCOPE_TOKEN ? 1e-6 : 0; /* sums over heads are of f32 */
-    complaint = ref_check_kept(&scores, rules, budget, room, &entries, NULL, message);
-  }
+  if (!complaint) complaint = ref_check_choice(&scores, spread, rules, budget, &entries, message);
   if (complaint) fail_msg("%s", complaint);
   free(spread);
   ref_scores_finish(&scores);
