@@ -46,12 +46,14 @@ size_t ref_equal_places(const ref_scores *scores, const ref_rules *rules, uint32
   return places < 0 ? 0 : (size_t)places;
 }
 
-/* Every head's scores become the sums over all heads. */
-static ref_scores sum_tokens(const ref_scores *scores) {
-  const size_t n_heads = n_heads_of(scores);
+/* Scores as they compete, in values of their own: with scope token, the sums over all heads in every head's place. */
+static ref_scores competing_scores(const ref_scores *scores, const ref_rules *rules, uint32_t budget) {
+  const size_t n_heads = n_heads_of(scores), n = scores->offsets[n_heads];
+  const bool as_they_are = rules->scope != LAPROX_SCOPE_TOKEN || budget == REF_KEEP_ALL;
   ref_scores out = *scores;
-  out.values = ref_allocate(scores->offsets[n_heads], sizeof *out.values);
-  for (size_t head = 0; head < n_heads; head++)
+  out.values = ref_allocate(n, sizeof *out.values);
+  if (as_they_are) memcpy(out.values, scores->values, n * sizeof *out.values);
+  for (size_t head = 0; head < n_heads && !as_they_are; head++)
     for (uint32_t entry = scores->first[head]; entry < scores->end[head]; entry++)
       for (size_t other = 0; other < n_heads; other++)
         out.values[scores->offsets[head] + entry] += scores->values[scores->offsets[other] + entry];
@@ -91,9 +93,6 @@ static void select_problem(const ref_scores *scores, const ref_rules *rules, siz
 
 static void mark_survivors(const ref_scores *scores, const ref_rules *rules, uint32_t budget,
                            unsigned char *marks) {
-  const bool tokens = rules->scope == LAPROX_SCOPE_TOKEN && budget != REF_KEEP_ALL;
-  ref_scores sums = tokens ? sum_tokens(scores) : (ref_scores){0};
-  if (tokens) scores = &sums;
   size_t n_heads = n_heads_of(scores), step = heads_per_problem(scores, rules);
   if (budget == REF_KEEP_ALL) {
     memset(marks, 1, scores->offsets[n_heads]);
@@ -107,13 +106,14 @@ static void mark_survivors(const ref_scores *scores, const ref_rules *rules, uin
   for (size_t first = 0; first < n_heads; first += step)
     select_problem(scores, rules, places[first], first, first + step, marks);
   free(places);
-  free(sums.values);
 }
 
 void ref_select(const ref_scores *scores, const ref_rules *rules, uint32_t budget, ref_kept *out) {
   size_t n_heads = n_heads_of(scores), n = 0, n_entries = 0;
   unsigned char *marks = ref_allocate(scores->offsets[n_heads], 1);
-  mark_survivors(scores, rules, budget, marks);
+  ref_scores competing = competing_scores(scores, rules, budget);
+  mark_survivors(&competing, rules, budget, marks);
+  free(competing.values);
   for (size_t head = 0; head < n_heads; head++) n_entries += scores->n_entries[head];
   *out = (ref_kept){n_heads, ref_allocate(n_heads + 1, sizeof(size_t)),
                     ref_allocate(n_entries, sizeof(uint32_t))};
@@ -293,23 +293,21 @@ const char *ref_check_kept(const ref_scores *scores, const ref_rules *rules, uin
     complaint = complain(message, "%zu heads instead of %zu", got->n_heads, n_heads);
   for (size_t head = 0; head < n_heads && !complaint; head++)
     complaint = check_head(scores, got, head, marks, message);
-  mark_survivors(scores, rules, budget, expected);
+  ref_scores competing = competing_scores(scores, rules, budget);
+  mark_survivors(&competing, rules, budget, expected);
   for (size_t i = 0; i < n; i++)
     if (expected[i] && !marks[i]) {
       if (!n_missing) missing = i;
       n_missing++;
     }
-  ref_scores sums = {0};
   double *errors = find_errors(scores, rules, tolerance);
-  if (rules->scope == LAPROX_SCOPE_TOKEN) sums = sum_tokens(scores);
-  const ref_scores *judged = sums.values ? &sums : scores;
   if (!complaint && budget != REF_KEEP_ALL) complaint = check_same(scores, rules, marks, message);
-  if (!complaint) complaint = check_marks(judged, rules, errors, marks, expected, message);
+  if (!complaint) complaint = check_marks(&competing, rules, errors, marks, expected, message);
   if (!complaint && n_missing && tolerance == 0)
     complaint = complain(message, "%zu entries of the reference are missing, the first is score number %zu",
                          n_missing, missing);
   if (n_different) *n_different = n_missing;
-  free(sums.values);
+  free(competing.values);
   free(errors);
   free(marks);
   free(expected);
