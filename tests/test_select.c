@@ -56,17 +56,24 @@ static float make_score(kernel_test *test, pattern which) {
   }
 }
 
+/* Of a head's candidate; what is not a normal number counts nothing. */
+static float scaled_score(const laprox_plan *plan, const float *scores, const uint32_t *result, uint32_t head,
+                          uint32_t i) {
+  const uint32_t layer = head / N_KV_HEADS;
+  const float score = scores[laprox_plan_score_offset(plan, layer, head % N_KV_HEADS) / sizeof *scores + i];
+  float scale;
+  memcpy(&scale, &result[plan->result.counters + 2 * layer + 1], sizeof scale);
+  const float scaled = score * scale;
+  return score >= FLT_MIN && scaled >= FLT_MIN ? scaled : 0.0f;
+}
+
 /* Of each token over all heads, as the device comes to it: layers in their order, and heads within. */
 static float token_score(const laprox_plan *plan, const float *scores, const uint32_t *result, uint32_t i) {
   float sum = 0.0f;
   for (uint32_t layer = 0; layer < N_LAYERS; layer++) {
-    float scale, of_layer = 0.0f;
-    memcpy(&scale, &result[plan->result.counters + 2 * layer + 1], sizeof scale);
-    for (uint32_t head = 0; head < N_KV_HEADS; head++) {
-      const float score = scores[laprox_plan_score_offset(plan, layer, head) / sizeof *scores + i];
-      const float scaled = score * scale;
-      if (score >= FLT_MIN && scaled >= FLT_MIN) of_layer += scaled;
-    }
+    float of_layer = 0.0f;
+    for (uint32_t head = 0; head < N_KV_HEADS; head++)
+      of_layer += scaled_score(plan, scores, result, layer * N_KV_HEADS + head, i);
     sum += of_layer;
   }
   return sum;
@@ -96,22 +103,15 @@ static uint8_t *reference(const laprox_plan *plan, const select_case *c, const f
                           const uint32_t *result, size_t stride) {
   uint8_t *taken = calloc(N_HEADS, stride), *floors = calloc(N_HEADS, stride);
   candidate *all = malloc(((size_t)plan->n_blocks * BLOCK_ENTRIES + 1) * sizeof *all);
+  const bool tokens = c->scope == LAPROX_SCOPE_TOKEN;
   size_t n = 0;
   for (uint32_t head = 0; head < N_HEADS; head++) {
     const uint32_t *row = plan->tables + (size_t)head * HEAD_WORDS;
-    float scale;
-    memcpy(&scale, &result[plan->result.counters + 2 * (head / N_KV_HEADS) + 1], sizeof scale);
-    for (uint32_t i = 0; i < row[HEAD_N_CANDIDATES] && c->scope == LAPROX_SCOPE_TOKEN; i++, n++) {
-      const float sum = token_score(plan, scores, result, i);
+    for (uint32_t i = 0; i < row[HEAD_N_CANDIDATES]; i++, n++) {
+      const float score =
+          tokens ? token_score(plan, scores, result, i) : scaled_score(plan, scores, result, head, i);
       all[n] = (candidate){.head = head, .entry = row[HEAD_N_SINKS] + i};
-      if (sum >= FLT_MIN) memcpy(&all[n].key, &sum, sizeof sum);
-    }
-    for (uint32_t i = 0; i < row[HEAD_N_CANDIDATES] && c->scope != LAPROX_SCOPE_TOKEN; i++) {
-      const float scaled = scores[(size_t)row[HEAD_FIRST_BLOCK] * BLOCK_ENTRIES + i] * scale;
-      all[n] = (candidate){.head = head, .entry = row[HEAD_N_SINKS] + i};
-      const bool normal = scores[(size_t)row[HEAD_FIRST_BLOCK] * BLOCK_ENTRIES + i] >= FLT_MIN;
-      if (normal && scaled >= FLT_MIN) memcpy(&all[n].key, &scaled, sizeof scaled);
-      n++;
+      memcpy(&all[n].key, &score, sizeof score);
     }
     for (uint32_t i = 0; i < row[HEAD_N_ENTRIES]; i++)
       taken[head * stride + i] = i < row[HEAD_N_SINKS] || i + WINDOW >= row[HEAD_N_ENTRIES];
@@ -120,11 +120,12 @@ static uint8_t *reference(const laprox_plan *plan, const select_case *c, const f
     choose(all, n, head, head + 1, c->floor, floors, stride);
   for (size_t i = 0; i < n; i++)
     if (floors[all[i].head * stride + all[i].entry]) all[i].key = 0x7f800000;
+  /* Whole tokens are one problem, which every head has the answer to. */
   const uint32_t heads = plan->selection.heads_per_problem;
-  for (uint32_t head = 0; head < N_HEADS && c->scope == LAPROX_SCOPE_TOKEN; head++)
-    choose(all, n, head, head + 1, plan->selection.k[0], taken, stride);
-  for (uint32_t problem = 0; problem < plan->selection.n_problems; problem++)
-    choose(all, n, problem * heads, (problem + 1) * heads, plan->selection.k[problem], taken, stride);
+  const uint32_t n_problems = tokens ? N_HEADS : plan->selection.n_problems;
+  for (uint32_t problem = 0; problem < n_problems; problem++)
+    choose(all, n, problem * heads, (problem + 1) * heads, plan->selection.k[tokens ? 0 : problem], taken,
+           stride);
   free(all);
   free(floors);
   return taken;
