@@ -207,6 +207,13 @@ static void run_decode(kernel_test *test, const attention_case *c) {
   free_data(test, &data);
 }
 
+/* A prompt's rows, then one row over the same cache. */
+static void run_both(kernel_test *test, attention_case c) {
+  run_prefill(test, &c);
+  c.n_rows = 1;
+  run_decode(test, &c);
+}
+
 /* Head dimensions and group sizes, with lengths on and beside the edges of tiles and chunks. */
 static void test_shapes(void **state) {
   kernel_test test = kernel_test_begin(state, 1);
@@ -224,9 +231,7 @@ static void test_shapes(void **state) {
                           .n_rows = rows[(i + j) % COUNT(rows)]};
       c.n_tail = c.n_rows + before[(i * 2 + j) % COUNT(before)];
       c.head_rows = c.n_tail + (uint32_t)j;
-      run_prefill(&test, &c);
-      c.n_rows = 1;
-      run_decode(&test, &c);
+      run_both(&test, c);
     }
   kernel_test_end(&test);
 }
@@ -269,9 +274,7 @@ static void test_blocks(void **state) {
                           .prefix = {129, (uint32_t)i % 2, 7 + (uint32_t)j}};
       c.n_tail = c.n_rows + before[i];
       c.head_rows = c.n_tail + (uint32_t)j;
-      run_prefill(&test, &c);
-      c.n_rows = 1;
-      run_decode(&test, &c);
+      run_both(&test, c);
     }
   kernel_test_end(&test);
 }
@@ -304,9 +307,7 @@ static void test_ranges(void **state) {
                       .n_tail = 290,
                       .head_rows = 301,
                       .max_range = (VkDeviceSize)180 << 10};
-  run_prefill(&test, &c);
-  c.n_rows = 1;
-  run_decode(&test, &c);
+  run_both(&test, c);
   for (laprox_dtype dtype = LAPROX_DTYPE_Q8_0; dtype <= LAPROX_DTYPE_Q4_0; dtype++) {
     c = (attention_case){.dtype = dtype,
                          .head_dim = 64,
@@ -317,9 +318,7 @@ static void test_ranges(void **state) {
                          .n_tail = 1290,
                          .head_rows = 1301,
                          .max_range = (VkDeviceSize)(dtype == LAPROX_DTYPE_Q8_0 ? 190 : 102) << 10};
-    run_prefill(&test, &c);
-    c.n_rows = 1;
-    run_decode(&test, &c);
+    run_both(&test, c);
   }
   kernel_test_end(&test);
 }
