@@ -114,22 +114,27 @@ static void test_short_text(void **state) {
 
 /* ---- probes ---- */
 
-/* A session with the document and a probe behind it, as the reference's cache. */
-static void capture_probed(const uint32_t *probe, laprox_dtype dtype, capture_cache *out) {
-  const laprox_session_info info = {.kv_dtype = dtype, .window = PROBE};
-  laprox_session *session = make_with(&info);
-  read_tokens(session, N);
-  assert_int_equal(laprox_session_prefill(session, probe, PROBE), LAPROX_OK);
-  assert_int_equal(laprox_session_capture(session, CAPTURE), LAPROX_OK);
+/* A session of half precision as the reference's cache. */
+static void read_session(laprox_session *session, capture_cache *out) {
   laprox_model_description about;
   laprox_model_describe(rig.model, &about);
   const capture_options options = {.shape = about.shape,
-                                   .n_tokens = N + PROBE,
+                                   .n_tokens = (uint32_t)laprox_session_n_tokens(session),
                                    .window = PROBE,
                                    .model_dim = about.model_dim,
-                                   .dtype = dtype};
+                                   .dtype = LAPROX_DTYPE_F16};
+  assert_int_equal(laprox_session_capture(session, CAPTURE), LAPROX_OK);
   capture_init(out, &options);
   assert_int_equal(capture_read(out, &session->context->host, CAPTURE), LAPROX_OK);
+}
+
+/* The document and a probe behind it. */
+static void read_probed(const uint32_t *probe, capture_cache *out) {
+  const laprox_session_info info = {.window = PROBE};
+  laprox_session *session = make_with(&info);
+  read_tokens(session, N);
+  assert_int_equal(laprox_session_prefill(session, probe, PROBE), LAPROX_OK);
+  read_session(session, out);
   laprox_session_destroy(session);
 }
 
@@ -209,7 +214,7 @@ static void test_probes(void **state) {
                                         {.kind = LAPROX_POLICY_TOVA}};
   capture_cache worlds[2];
   const laprox_probe probes[] = {{rig.tokens + 500, PROBE}, {rig.tokens + 900, PROBE}};
-  for (int i = 0; i < 2; i++) capture_probed(probes[i].tokens, LAPROX_DTYPE_F16, &worlds[i]);
+  for (int i = 0; i < 2; i++) read_probed(probes[i].tokens, &worlds[i]);
   laprox_session *session = make_at(N);
   for (size_t i = 0; i < sizeof tried / sizeof *tried; i++) {
     laprox_score_info info = {.policy = tried[i], .probes = probes, .n_probes = 1};
@@ -396,16 +401,7 @@ static void test_compare(void **state) {
   read_tokens(evicted, 60);
   assert_int_equal(laprox_session_compare(session, other, layers), LAPROX_OK);
   decode_tokens(session, 60); /* the full cache in two pieces */
-  assert_int_equal(laprox_session_capture(session, CAPTURE), LAPROX_OK);
-  laprox_model_description about;
-  laprox_model_describe(rig.model, &about);
-  const capture_options options = {.shape = about.shape,
-                                   .n_tokens = N,
-                                   .window = PROBE,
-                                   .model_dim = about.model_dim,
-                                   .dtype = LAPROX_DTYPE_F16};
-  capture_init(&world, &options);
-  assert_int_equal(capture_read(&world, &session->context->host, CAPTURE), LAPROX_OK);
+  read_session(session, &world);
   assert_int_equal(laprox_session_compare(session, session, layers), LAPROX_OK);
   for (uint32_t l = 0; l < N_LAYERS; l++) assert_true(layers[l].mass == 1 && layers[l].output == 0);
   assert_int_equal(laprox_session_compare(session, evicted, layers), LAPROX_OK);
