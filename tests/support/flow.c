@@ -309,6 +309,20 @@ laprox_result flow_run(flow *f) {
   return result;
 }
 
+static laprox_result compact(const flow *f, const laprox_compaction_info *info) {
+  laprox_compaction *compaction = NULL;
+  laprox_result result = laprox_compaction_create(f->plan, info, &compaction);
+  if (result) {
+    assert_null(compaction);
+    return result;
+  }
+  app_begin(f->device);
+  result = laprox_cmd_compact(f->device->commands, compaction);
+  app_submit(f->device);
+  laprox_compaction_destroy(compaction);
+  return result;
+}
+
 static laprox_result compact_layer(flow *f, uint32_t layer) {
   const laprox_shape *shape = &f->options.capture.shape;
   const uint32_t *rows = flow_cu_seqlens(f) + (size_t)layer * shape->n_kv_heads;
@@ -322,17 +336,7 @@ static laprox_result compact_layer(flow *f, uint32_t layer) {
                                        .cu_seqlens = flow_cu_seqlens(f),
                                        .key = f->packed_keys[layer],
                                        .value = f->packed_values[layer]};
-  laprox_compaction *compaction = NULL;
-  laprox_result result = laprox_compaction_create(f->plan, &info, &compaction);
-  if (result) {
-    assert_null(compaction);
-    return result;
-  }
-  app_begin(f->device);
-  result = laprox_cmd_compact(f->device->commands, compaction);
-  app_submit(f->device);
-  laprox_compaction_destroy(compaction);
-  return result;
+  return compact(f, &info);
 }
 
 laprox_result flow_compact(flow *f) {
@@ -370,15 +374,8 @@ laprox_result flow_compact_in_place(flow *f) {
                                          .result = f->result,
                                          .cu_seqlens = flow_cu_seqlens(f),
                                          .in_place = true};
-    laprox_compaction *compaction = NULL;
-    result = laprox_compaction_create(f->plan, &info, &compaction);
-    if (!result) {
-      app_begin(f->device);
-      result = laprox_cmd_compact(f->device->commands, compaction);
-      app_submit(f->device);
-      laprox_compaction_destroy(compaction);
-      assert_memory_equal(expected, f->device->mapped, n_bytes);
-    }
+    result = compact(f, &info);
+    if (!result) assert_memory_equal(expected, f->device->mapped, n_bytes);
     free(expected);
   }
   return result;
