@@ -192,6 +192,7 @@ void app_commands_create(const app *a, int queue, app_commands *out) {
                                         .queueFamilyIndex = a->family[queue]};
   const VkFenceCreateInfo fence = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
   out->a = a;
+  out->queue = a->queue[queue];
   must(vkCreateCommandPool(a->device, &pool, NULL, &out->pool), "vkCreateCommandPool");
   const VkCommandBufferAllocateInfo buffer = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
                                               .commandPool = out->pool,
@@ -225,13 +226,15 @@ void app_end(const app_commands *c) {
   must(vkEndCommandBuffer(c->buffer), "vkEndCommandBuffer");
 }
 
-void app_submit(const app_commands *c, VkQueue queue) {
-  const VkSubmitInfo info = {
-      .sType = VK_STRUCTURE_TYPE_SUBMIT_INFO, .commandBufferCount = 1, .pCommandBuffers = &c->buffer};
-  must(vkQueueSubmit(queue, 1, &info, c->fence), "vkQueueSubmit");
-}
-
 void app_wait(const app_commands *c) {
   must(vkWaitForFences(c->a->device, 1, &c->fence, VK_TRUE, UINT64_MAX), "vkWaitForFences");
   must(vkResetFences(c->a->device, 1, &c->fence), "vkResetFences");
+}
+
+void app_run(const app_commands *c) {
+  const VkSubmitInfo info = {
+      .sType = VK_STRUCTURE_TYPE_SUBMIT_INFO, .commandBufferCount = 1, .pCommandBuffers = &c->buffer};
+  app_end(c);
+  must(vkQueueSubmit(c->queue, 1, &info, c->fence), "vkQueueSubmit");
+  app_wait(c);
 }

@@ -35,9 +35,10 @@ laprox_buffer app_take(app *a, VkDeviceSize bytes, float **host);
 void app_fill_layer(app *a, const laprox_shape *shape, uint32_t number, uint32_t n_tokens,
                     const laprox_requirements *needs, laprox_layer_buffers *layer);
 
-/* One submitter's command buffer. */
+/* One submitter's command buffer, for one of the queues. */
 typedef struct app_commands {
   const app *a;
+  VkQueue queue;
   VkCommandPool pool;
   VkCommandBuffer buffer;
   VkFence fence;
@@ -48,8 +49,9 @@ void app_begin(const app_commands *c);
 void app_copy(const app_commands *c, VkBuffer from, VkBuffer to, laprox_buffer part);
 /* Ends the recording with the barrier that the library leaves to the application: copies before host reads. */
 void app_end(const app_commands *c);
-void app_submit(const app_commands *c, VkQueue queue);
 void app_wait(const app_commands *c);
+/* Ends, submits and waits. */
+void app_run(const app_commands *c);
 
 /* Ends the program where `result` is not 0. */
 void must(int result, const char *what);

@@ -20,9 +20,7 @@ static void compact_layer(app *a, const app_commands *c, const laprox_plan *plan
   must(laprox_cmd_compact(c->buffer, compaction), "laprox_cmd_compact");
   app_copy(c, a->arena, a->host, info.key);
   app_copy(c, a->arena, a->host, info.value);
-  app_end(c);
-  app_submit(c, a->queue[0]);
-  app_wait(c);
+  app_run(c);
   laprox_compaction_destroy(compaction);
   for (uint32_t g = 0; g < KV_HEADS; g++) {
     const uint32_t *kept = indices + rows[g], n = rows[g + 1] - rows[g];
@@ -60,9 +58,7 @@ static void evict(app *a, const app_commands *c, laprox_context *context) {
   app_copy(c, a->host, a->arena, uploads);
   must(laprox_cmd_steps(c->buffer, binding, 0, laprox_binding_n_steps(binding)), "laprox_cmd_steps");
   app_copy(c, a->arena, a->host, buffers.result);
-  app_end(c);
-  app_submit(c, a->queue[0]);
-  app_wait(c);
+  app_run(c);
 
   const uint32_t *cu_seqlens = (uint32_t *)(void *)((char *)host_result + layout.cu_seqlens);
   const uint32_t *indices = (uint32_t *)(void *)((char *)host_result + layout.indices);

@@ -124,9 +124,7 @@ static void run(app *a, const laprox_binding *binding, laprox_buffer uploads, la
   app_copy(&commands, a->host, a->arena, uploads);
   must(laprox_cmd_steps(commands.buffer, binding, 0, laprox_binding_n_steps(binding)), "laprox_cmd_steps");
   app_copy(&commands, a->arena, a->host, result);
-  app_end(&commands);
-  app_submit(&commands, a->queue[0]);
-  app_wait(&commands);
+  app_run(&commands);
   app_commands_destroy(&commands);
 }
 

@@ -52,9 +52,7 @@ static void plan_and_bind(process *p, laprox_context *context) {
   must_all(laprox_binding_create(p->plan, &buffers, &p->binding), "laprox_binding_create");
   app_begin(&p->c);
   app_copy(&p->c, p->a.host, p->a.arena, uploads);
-  app_end(&p->c);
-  app_submit(&p->c, p->a.queue[0]);
-  app_wait(&p->c);
+  app_run(&p->c);
 }
 
 /* Steps [first, first + count) between copies of what comes from the host before, and goes there after. */
@@ -64,9 +62,7 @@ static void run(const process *p, uint32_t first, uint32_t count, laprox_buffer 
   if (from_host.size) app_copy(&p->c, p->a.host, p->a.arena, from_host);
   must_all(laprox_cmd_steps(p->c.buffer, p->binding, first, count), "laprox_cmd_steps");
   if (to_host.size) app_copy(&p->c, p->a.arena, p->a.host, to_host);
-  app_end(&p->c);
-  app_submit(&p->c, p->a.queue[0]);
-  app_wait(&p->c);
+  app_run(&p->c);
 }
 
 /* Scoring needs nobody else; then all choose together, round by round. */

@@ -57,7 +57,7 @@ static int64_t now_ns(void) {
 }
 
 /* Vulkan leaves a queue to one thread at a time, and whose turn it is to the application. */
-static void submit(loop *s, const app_commands *c, int queue, VkSemaphore wait, VkSemaphore signal) {
+static void submit(loop *s, const app_commands *c, VkSemaphore wait, VkSemaphore signal) {
   const VkPipelineStageFlags stage = VK_PIPELINE_STAGE_TRANSFER_BIT;
   const VkSubmitInfo info = {.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO,
                              .waitSemaphoreCount = wait != VK_NULL_HANDLE,
@@ -68,7 +68,7 @@ static void submit(loop *s, const app_commands *c, int queue, VkSemaphore wait, 
                              .signalSemaphoreCount = signal != VK_NULL_HANDLE,
                              .pSignalSemaphores = &signal};
   (void)pthread_mutex_lock(&s->queue_lock);
-  must(vkQueueSubmit(s->a.queue[queue], 1, &info, c->fence), "vkQueueSubmit");
+  must(vkQueueSubmit(c->queue, 1, &info, c->fence), "vkQueueSubmit");
   (void)pthread_mutex_unlock(&s->queue_lock);
 }
 
@@ -103,7 +103,7 @@ static void run_steps(loop *s) {
     if (step + n == n_steps) app_copy(&s->commands, s->a.arena, s->a.host, s->result);
     app_end(&s->commands);
     const int64_t begin = now_ns();
-    submit(s, &s->commands, 1, VK_NULL_HANDLE, VK_NULL_HANDLE);
+    submit(s, &s->commands, VK_NULL_HANDLE, VK_NULL_HANDLE);
     app_wait(&s->commands);
     s->ns_done += now_ns() - begin;
     s->cost_done += cost;
@@ -128,7 +128,7 @@ static void pack(loop *s, uint32_t layer, const uint32_t *cu_seqlens) {
   app_begin(&s->commands);
   must(laprox_cmd_compact(s->commands.buffer, compaction), "laprox_cmd_compact");
   app_end(&s->commands);
-  submit(s, &s->commands, 1, VK_NULL_HANDLE, s->packed);
+  submit(s, &s->commands, VK_NULL_HANDLE, s->packed);
   s->n_submits++;
   (void)pthread_mutex_lock(&s->lock);
   s->waiting = &info.key;
@@ -201,9 +201,7 @@ static void prepare(loop *s) {
   app_commands_create(&s->a, 1, &s->commands);
   app_begin(&s->commands);
   app_copy(&s->commands, s->a.host, s->a.arena, uploads);
-  app_end(&s->commands);
-  app_submit(&s->commands, s->a.queue[1]);
-  app_wait(&s->commands);
+  app_run(&s->commands);
 }
 
 /* ---- the drawing thread ---- */
@@ -274,7 +272,7 @@ static int64_t draw_frame(loop *s, const app_commands *c, const picture *p, unsi
   draw(s, c, p, frame);
   if (rows) app_copy(c, s->a.arena, s->a.host, *rows);
   app_end(c);
-  submit(s, c, 0, rows ? s->packed : VK_NULL_HANDLE, VK_NULL_HANDLE);
+  submit(s, c, rows ? s->packed : VK_NULL_HANDLE, VK_NULL_HANDLE);
   (void)pthread_mutex_lock(&s->lock);
   s->n_frames++;
   (void)pthread_cond_broadcast(&s->changed);
