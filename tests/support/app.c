@@ -1,4 +1,5 @@
 #include "support/app.h"
+#include "../tools/examples/instance.h"
 #include "support/variants.h"
 
 #include <stdio.h>
@@ -12,48 +13,6 @@ static void must(int result, const char *what) {
   abort();
 }
 
-static VKAPI_ATTR VkBool32 VKAPI_CALL on_validation(VkDebugUtilsMessageSeverityFlagBitsEXT severity,
-                                                    VkDebugUtilsMessageTypeFlagsEXT types,
-                                                    const VkDebugUtilsMessengerCallbackDataEXT *data,
-                                                    void *user) {
-  (void)severity;
-  (void)types;
-  app_vulkan *app = user;
-  app->n_validation++;
-  (void)fprintf(stderr, "validation: %s\n", data->pMessage);
-  return VK_FALSE;
-}
-
-static void create_instance(app_vulkan *app, bool validation) {
-  const VkApplicationInfo about = {.sType = VK_STRUCTURE_TYPE_APPLICATION_INFO,
-                                   .apiVersion = VK_API_VERSION_1_1};
-  const VkValidationFeatureEnableEXT synchronisation =
-      VK_VALIDATION_FEATURE_ENABLE_SYNCHRONIZATION_VALIDATION_EXT;
-  const VkValidationFeaturesEXT features = {.sType = VK_STRUCTURE_TYPE_VALIDATION_FEATURES_EXT,
-                                            .enabledValidationFeatureCount = 1,
-                                            .pEnabledValidationFeatures = &synchronisation};
-  const char *layer = "VK_LAYER_KHRONOS_validation", *extension = VK_EXT_DEBUG_UTILS_EXTENSION_NAME;
-  const VkInstanceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_INSTANCE_CREATE_INFO,
-                                     .pNext = validation ? &features : NULL,
-                                     .pApplicationInfo = &about,
-                                     .enabledLayerCount = validation,
-                                     .ppEnabledLayerNames = &layer,
-                                     .enabledExtensionCount = validation,
-                                     .ppEnabledExtensionNames = &extension};
-  must(vkCreateInstance(&info, NULL, &app->instance), "vkCreateInstance");
-  volkLoadInstance(app->instance);
-  if (!validation) return;
-  const VkDebugUtilsMessengerCreateInfoEXT messenger = {
-      .sType = VK_STRUCTURE_TYPE_DEBUG_UTILS_MESSENGER_CREATE_INFO_EXT,
-      .messageSeverity =
-          VK_DEBUG_UTILS_MESSAGE_SEVERITY_ERROR_BIT_EXT | VK_DEBUG_UTILS_MESSAGE_SEVERITY_WARNING_BIT_EXT,
-      .messageType = VK_DEBUG_UTILS_MESSAGE_TYPE_VALIDATION_BIT_EXT,
-      .pfnUserCallback = on_validation,
-      .pUserData = app};
-  must(vkCreateDebugUtilsMessengerEXT(app->instance, &messenger, NULL, &app->messenger),
-       "vkCreateDebugUtilsMessengerEXT");
-}
-
 void app_vulkan_init(app_vulkan *app) {
   const char *validation = getenv("LAPROX_TEST_VALIDATION"), *selector = getenv("LAPROX_DEVICE");
   VkPhysicalDevice gpus[16];
@@ -61,7 +20,9 @@ void app_vulkan_init(app_vulkan *app) {
   uint32_t n_gpus = 16, n_families = 16;
   *app = (app_vulkan){0};
   must(volkInitialize(), "looking for a Vulkan loader");
-  create_instance(app, !validation || strcmp(validation, "0") != 0);
+  const bool validate = !validation || strcmp(validation, "0") != 0;
+  must(instance_create(validate ? &app->n_validation : NULL, &app->instance, &app->messenger),
+       "vkCreateInstance");
   must(vkEnumeratePhysicalDevices(app->instance, &n_gpus, gpus) < 0 || !n_gpus, "looking for a device");
   const unsigned long wanted = selector ? strtoul(selector, NULL, 10) : 0;
   app->gpu = gpus[wanted < n_gpus ? wanted : 0];
@@ -73,8 +34,7 @@ void app_vulkan_init(app_vulkan *app) {
 }
 
 unsigned app_vulkan_finish(app_vulkan *app) {
-  if (app->messenger) vkDestroyDebugUtilsMessengerEXT(app->instance, app->messenger, NULL);
-  vkDestroyInstance(app->instance, NULL);
+  instance_destroy(app->instance, app->messenger);
   return app->n_validation;
 }
 

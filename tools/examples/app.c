@@ -1,4 +1,5 @@
 #include "app.h"
+#include "instance.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,50 +15,6 @@ void must(int result, const char *what) {
 static void print_message(void *user, laprox_message_level level, const char *text) {
   (void)level;
   (void)fprintf(user, "%s\n", text);
-}
-
-static VKAPI_ATTR VkBool32 VKAPI_CALL on_finding(VkDebugUtilsMessageSeverityFlagBitsEXT severity,
-                                                 VkDebugUtilsMessageTypeFlagsEXT types,
-                                                 const VkDebugUtilsMessengerCallbackDataEXT *data,
-                                                 void *user) {
-  (void)severity;
-  (void)types;
-  ((app *)user)->n_findings++;
-  (void)fprintf(stderr, "validation: %s\n", data->pMessage);
-  return VK_FALSE;
-}
-
-static void create_instance(app *a, bool validate) {
-  const VkApplicationInfo about = {.sType = VK_STRUCTURE_TYPE_APPLICATION_INFO,
-                                   .apiVersion = VK_API_VERSION_1_1};
-  const VkValidationFeatureEnableEXT synchronisation =
-      VK_VALIDATION_FEATURE_ENABLE_SYNCHRONIZATION_VALIDATION_EXT;
-  const VkValidationFeaturesEXT features = {.sType = VK_STRUCTURE_TYPE_VALIDATION_FEATURES_EXT,
-                                            .enabledValidationFeatureCount = 1,
-                                            .pEnabledValidationFeatures = &synchronisation};
-  const char *layer = "VK_LAYER_KHRONOS_validation", *extension = VK_EXT_DEBUG_UTILS_EXTENSION_NAME;
-  const VkInstanceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_INSTANCE_CREATE_INFO,
-                                     .pNext = validate ? &features : NULL,
-                                     .pApplicationInfo = &about,
-                                     .enabledLayerCount = validate,
-                                     .ppEnabledLayerNames = &layer,
-                                     .enabledExtensionCount = validate,
-                                     .ppEnabledExtensionNames = &extension};
-  const VkDebugUtilsMessengerCreateInfoEXT messenger = {
-      .sType = VK_STRUCTURE_TYPE_DEBUG_UTILS_MESSENGER_CREATE_INFO_EXT,
-      .messageSeverity =
-          VK_DEBUG_UTILS_MESSAGE_SEVERITY_ERROR_BIT_EXT | VK_DEBUG_UTILS_MESSAGE_SEVERITY_WARNING_BIT_EXT,
-      .messageType = VK_DEBUG_UTILS_MESSAGE_TYPE_VALIDATION_BIT_EXT,
-      .pfnUserCallback = on_finding,
-      .pUserData = a};
-  must(volkInitialize(), "looking for a Vulkan loader");
-  const VkResult result = vkCreateInstance(&info, NULL, &a->instance);
-  if (result == VK_ERROR_LAYER_NOT_PRESENT) exit(NO_LAYER);
-  must(result, "vkCreateInstance");
-  volkLoadInstance(a->instance);
-  if (validate)
-    must(vkCreateDebugUtilsMessengerEXT(a->instance, &messenger, NULL, &a->messenger),
-         "vkCreateDebugUtilsMessengerEXT");
 }
 
 /* A family that computes; for a second queue, one more of it or of another family, else the same again. */
@@ -122,7 +79,10 @@ static void create_memory(app *a, int mapped, VkBuffer *out) {
 
 void app_open(app *a, bool validate, VkDeviceSize arena_bytes) {
   *a = (app){.arena_bytes = arena_bytes, .alignment = 256};
-  create_instance(a, validate);
+  must(volkInitialize(), "looking for a Vulkan loader");
+  const VkResult result = instance_create(validate ? &a->n_findings : NULL, &a->instance, &a->messenger);
+  if (result == VK_ERROR_LAYER_NOT_PRESENT) exit(NO_LAYER);
+  must(result, "vkCreateInstance");
   create_device(a);
   create_memory(a, 0, &a->arena);
   create_memory(a, 1, &a->host);
@@ -134,8 +94,7 @@ void app_close(app *a) {
   vkFreeMemory(a->device, a->memory[0], NULL);
   vkFreeMemory(a->device, a->memory[1], NULL);
   vkDestroyDevice(a->device, NULL);
-  if (a->messenger) vkDestroyDebugUtilsMessengerEXT(a->instance, a->messenger, NULL);
-  vkDestroyInstance(a->instance, NULL);
+  instance_destroy(a->instance, a->messenger);
 }
 
 laprox_context_info app_context_info(const app *a) {
