@@ -174,7 +174,7 @@ execute_llama() {
   wanted "$1" || return 0
   libs=$(tree_libraries "$tree" x86_64)
   said=$(
-    cc -std=c11 -O1 -I"$root/include" -idirafter "$cache/$tree/root/usr/include" "$root"/tools/examples/{llama,app,volk}.c \
+    cc -std=c11 -O1 -I"$root/include" -idirafter "$cache/$tree/root/usr/include" "$root"/tools/examples/{llama,app,instance,volk}.c \
       "$out/build-amd64/src/liblaprox.a" -L"$libs" -lllama -lggml -lggml-base -Wl,--allow-shlib-undefined -ldl -lm \
       -o "$out/llama" 2>"$log" && cd "$libs"/ggml/backends* &&
       in_tree "$tree" lvp - "$out/llama" "$LAPROX_TEST_DATA/model-f16.gguf" "$LAPROX_TEST_DATA/demo.txt" 2>>"$log"
