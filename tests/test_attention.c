@@ -144,6 +144,7 @@ static void run_prefill(kernel_test *test, const attention_case *c) {
   const size_t bytes = (size_t)c->n_rows * data.shape.n_heads * c->head_dim * sizeof(float);
   float *got = malloc(bytes);
   const VkDeviceSize max_range = test->context->max_range;
+  const uint32_t variants = test->context->variants;
   static const char *const names[] = {"prefill", "prefill, large", "prefill, direct"};
   test->context->variants |= LAPROX_VARIANT_LARGE_TILES; /* any device takes them, if slowly */
   for (int kind = 0; kind < LPX_N_PREFILL_KINDS; kind++) {
@@ -160,6 +161,7 @@ static void run_prefill(kernel_test *test, const attention_case *c) {
     check(c, &data, got, names[kind]);
     kernel_release(test, &out);
   }
+  test->context->variants = variants;
   free(got);
   free_data(test, &data);
 }
@@ -181,12 +183,11 @@ static void run_decode(kernel_test *test, const attention_case *c) {
   for (uint32_t head = 0; head < c->n_kv_heads; head++)
     if (c->prefix[head] + c->n_tail > most) most = c->prefix[head] + c->n_tail;
   const VkDeviceSize max_range = test->context->max_range;
+  const uint32_t variants = test->context->variants, large = LAPROX_VARIANT_LARGE_TILES;
   for (int direct = 0; direct < 2; direct++) {
     lpx_attention attention;
-    if (direct)
-      test->context->variants |= LAPROX_VARIANT_LARGE_TILES; /* any device takes them, if slowly */
-    else
-      test->context->variants &= ~(uint32_t)LAPROX_VARIANT_LARGE_TILES;
+    test->context->variants =
+        direct ? variants | large : variants & ~large; /* any device takes them, if slowly */
     assert_int_equal(lpx_attention_init(test->context, &data.shape, c->dtype, &attention), LAPROX_OK);
     use_merge_variant(&attention, direct);
     lpx_buffer out = kernel_buffer(test, NULL, bytes);
@@ -203,6 +204,7 @@ static void run_decode(kernel_test *test, const attention_case *c) {
     kernel_release(test, &out);
     kernel_release(test, &scratch);
   }
+  test->context->variants = variants;
   free(got);
   free_data(test, &data);
 }
