@@ -145,11 +145,12 @@ static void run_prefill(kernel_test *test, const attention_case *c) {
   float *got = malloc(bytes);
   const VkDeviceSize max_range = test->context->max_range;
   const uint32_t variants = test->context->variants;
-  static const char *const names[] = {"prefill", "prefill, large", "prefill, direct"};
+  static const char *const names[] = {"prefill", "prefill, large", "prefill, direct", "prefill, matrix"};
   test->context->variants |= LAPROX_VARIANT_LARGE_TILES; /* any device takes them, if slowly */
   for (int kind = 0; kind < LPX_N_PREFILL_KINDS; kind++) {
     lpx_attention attention;
     assert_int_equal(lpx_attention_init(test->context, &data.shape, c->dtype, &attention), LAPROX_OK);
+    if (!lpx_prefill_attention_has(&attention, (lpx_prefill_kind)kind)) continue;
     assert_int_equal(lpx_prefill_attention_choose(&attention, (lpx_prefill_kind)kind), LAPROX_OK);
     lpx_buffer out = kernel_buffer(test, NULL, (size_t)lpx_prefill_attention_bytes(&data.shape, c->n_rows));
     if (c->max_range) test->context->max_range = c->max_range;

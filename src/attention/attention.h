@@ -10,11 +10,13 @@
 
 #include "vk/vk.h"
 
-/* Variants of the prefill kernel: for the baseline, with LAPROX_VARIANT_LARGE_TILES, and for processors. */
+/* Variants of the prefill kernel: for the baseline, with LAPROX_VARIANT_LARGE_TILES, for processors, and on cooperative
+ * matrices. */
 typedef enum lpx_prefill_kind {
   LPX_PREFILL_SMALL,
   LPX_PREFILL_LARGE,
   LPX_PREFILL_DIRECT,
+  LPX_PREFILL_MATRIX,
   LPX_N_PREFILL_KINDS
 } lpx_prefill_kind;
 
@@ -24,7 +26,8 @@ typedef struct lpx_attention {
   laprox_shape shape;
   laprox_dtype cache_dtype; /* F16, F32, Q8_0 or Q4_0 */
   lpx_pipeline prefill, lse, decode, merge;
-  uint32_t prefill_rows;    /* query rows of a workgroup */
+  uint32_t prefill_rows;    /* query rows of a workgroup, a row for each of its heads */
+  uint32_t prefill_heads;   /* query heads of a KV head that share workgroups: 1 or all */
   uint32_t prefill_parts;   /* workgroups among which the dimensions of the values are divided */
   uint32_t query_heads;     /* from one of prefill's query rows to the next; n_heads unless it is changed */
   uint32_t decode_elements; /* of K or V that a thread loads at once */
@@ -34,7 +37,9 @@ typedef struct lpx_attention {
 laprox_result lpx_attention_init(laprox_context *context, const laprox_shape *shape, laprox_dtype cache_dtype,
                                  lpx_attention *out);
 
-/* Takes another variant than lpx_attention_init has chosen. */
+/* Whether there is that variant for the shape and the cache type on this device. Slow ones count. */
+bool lpx_prefill_attention_has(const lpx_attention *attention, lpx_prefill_kind kind);
+/* Takes another variant than lpx_attention_init has chosen, one that there is. */
 laprox_result lpx_prefill_attention_choose(lpx_attention *attention, lpx_prefill_kind kind);
 
 /* A stretch of a layer's cache: head g's entries are rows head_first_row[g] … + head_n_rows[g] - 1 of the K

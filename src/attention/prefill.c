@@ -31,12 +31,90 @@ static laprox_result check(laprox_context *context, const laprox_shape *shape, l
   return result ? result : lpx_check_cache_dtype(&context->host, "attention", cache_dtype, shape->head_dim);
 }
 
+/* ---- on cooperative matrices ---- */
+
+/* What a workgroup takes of them. */
+typedef struct matrix_tile {
+  uint32_t n_subgroups, row_matrices, n_keys;
+  bool share_rests; /* what f16 leaves of the queries is in shared memory, as registers are short */
+} matrix_tile;
+
+enum { MAX_MATRIX_DIM = 128 };
+
+/* Shared memory of prefill_matrix.comp. */
+static uint32_t matrix_bytes(const lpx_attention *attention, const matrix_tile *tile) {
+  const uint32_t size = attention->context->matrix.m, rows = tile->row_matrices * size;
+  const uint32_t row_bytes = attention->shape.head_dim * 2 + 16;
+  const uint32_t parts = 2 * rows * (tile->n_keys * 2 + 16), pair = 2 * size * size * 4;
+  const uint32_t rests = tile->share_rests ? rows * row_bytes : 0;
+  return 2 * tile->n_keys * row_bytes + 16 +
+         tile->n_subgroups * ((parts > pair ? parts : pair) + rests + rows * 4 + 4);
+}
+
+/* The first that fits: a device of 48 KiB takes the first, one of 16 KiB the last. AMD's operands stand in every
+   quarter of a subgroup of 64. */
+static bool choose_tile(const lpx_attention *attention, matrix_tile *out) {
+  static const matrix_tile narrow[] = {{8, 1, 32, false}, {4, 1, 32, false}, {4, 1, 16, false}};
+  static const matrix_tile wide[] = {{4, 1, 32, true}, {2, 1, 32, true}, {2, 1, 16, true}};
+  const laprox_context *context = attention->context;
+  const matrix_tile *tiles = context->subgroup_size > 32 ? wide : narrow;
+  for (size_t i = 0; i < sizeof narrow / sizeof *narrow; i++) {
+    *out = tiles[i];
+    if (lpx_workgroup_fits(context, out->n_subgroups, matrix_bytes(attention, out))) return true;
+  }
+  return false;
+}
+
+/* Devices that run shaders in software compile loops, not the same written out. */
+static const char *matrix_shader(const laprox_context *context) {
+  return lpx_is_software(context) ? "attention_prefill_matrix_rolled" : "attention_prefill_matrix";
+}
+
+static bool has_matrix(const lpx_attention *attention) {
+  const laprox_context *context = attention->context;
+  const uint32_t size = context->matrix.m, d = attention->shape.head_dim;
+  matrix_tile tile;
+  return attention->cache_dtype == LAPROX_DTYPE_F16 && d % 16 == 0 && d <= MAX_MATRIX_DIM &&
+         lpx_shader_usable(context, matrix_shader(context)) && (size == 8 || size == 16) &&
+         size == context->matrix.n && size == context->matrix.k && context->matrix.half_sums &&
+         context->subgroup_size >= 4 && context->subgroup_size <= 128 && choose_tile(attention, &tile);
+}
+
+static laprox_result choose_matrix(lpx_attention *attention) {
+  const laprox_context *context = attention->context;
+  const laprox_shape *shape = &attention->shape;
+  matrix_tile tile;
+  if (!choose_tile(attention, &tile))
+    return lpx_fail(&context->host, LAPROX_ERROR_UNSUPPORTED, "a prompt's attention on matrices");
+  const uint32_t n_invocations = tile.n_subgroups * context->subgroup_size;
+  const uint32_t constants[] = {shape->head_dim,
+                                shape->n_heads / shape->n_kv_heads,
+                                context->matrix.m,
+                                tile.row_matrices,
+                                tile.n_keys,
+                                tile.share_rests,
+                                context->subgroup_size,
+                                n_invocations,
+                                n_invocations};
+  attention->prefill_rows = tile.n_subgroups * tile.row_matrices * context->matrix.m;
+  attention->prefill_heads = shape->n_heads / shape->n_kv_heads;
+  attention->prefill_parts = 1;
+  return lpx_pipeline_get(attention->context, matrix_shader(context), 4, constants, 9, &attention->prefill);
+}
+
+/* ---- variants ---- */
+
+bool lpx_prefill_attention_has(const lpx_attention *attention, lpx_prefill_kind kind) {
+  if (kind == LPX_PREFILL_MATRIX) return has_matrix(attention);
+  return kind != LPX_PREFILL_LARGE || lpx_large_tiles(attention->context);
+}
+
 laprox_result lpx_prefill_attention_choose(lpx_attention *attention, lpx_prefill_kind kind) {
   /* what a workgroup takes; head dimensions up to 64, 128 and 256 */
   static const struct {
     const char *shader;
     uint32_t n_rows, n_dims;
-  } kernels[LPX_N_PREFILL_KINDS][3] = {
+  } kernels[LPX_PREFILL_MATRIX][3] = {
       [LPX_PREFILL_SMALL] = {{"attention_prefill_64", 32, 64},
                              {"attention_prefill_128", 32, 128},
                              {"attention_prefill_128", 32, 128}},
@@ -47,15 +125,25 @@ laprox_result lpx_prefill_attention_choose(lpx_attention *attention, lpx_prefill
                               {"attention_prefill_128_direct", 64, 128},
                               {"attention_prefill_256_direct", 32, 256}},
   };
+  if (kind == LPX_PREFILL_MATRIX) return choose_matrix(attention);
   const laprox_shape *shape = &attention->shape;
   const uint32_t size = shape->head_dim <= 64 ? 0 : shape->head_dim <= 128 ? 1 : 2;
   const uint32_t n_dims = kernels[kind][size].n_dims;
   const uint32_t constants[] = {(uint32_t)attention->cache_dtype, shape->head_dim,
                                 shape->n_heads / shape->n_kv_heads};
   attention->prefill_rows = kernels[kind][size].n_rows;
+  attention->prefill_heads = 1;
   attention->prefill_parts = (shape->head_dim + n_dims - 1) / n_dims;
   return lpx_pipeline_get(attention->context, kernels[kind][size].shader, 4, constants, 3,
                           &attention->prefill);
+}
+
+/* The fastest. */
+static lpx_prefill_kind best_kind(const lpx_attention *attention) {
+  const laprox_context *context = attention->context;
+  if (lpx_matrices_pay(context) && has_matrix(attention)) return LPX_PREFILL_MATRIX;
+  if (lpx_is_software(context)) return LPX_PREFILL_DIRECT;
+  return lpx_large_tiles(context) ? LPX_PREFILL_LARGE : LPX_PREFILL_SMALL;
 }
 
 laprox_result lpx_attention_init(laprox_context *context, const laprox_shape *shape, laprox_dtype cache_dtype,
@@ -64,9 +152,7 @@ laprox_result lpx_attention_init(laprox_context *context, const laprox_shape *sh
       .context = context, .shape = *shape, .cache_dtype = cache_dtype, .query_heads = shape->n_heads};
   laprox_result result = check(context, shape, cache_dtype);
   if (result) return result;
-  result = lpx_prefill_attention_choose(out, lpx_is_software(context)   ? LPX_PREFILL_DIRECT
-                                             : lpx_large_tiles(context) ? LPX_PREFILL_LARGE
-                                                                        : LPX_PREFILL_SMALL);
+  result = lpx_prefill_attention_choose(out, best_kind(out));
   if (!result) result = lpx_pipeline_get(context, "attention_lse", 2, NULL, 0, &out->lse);
   return result ? result : lpx_decode_attention_init(out);
 }
@@ -128,9 +214,10 @@ VkDeviceSize lpx_prefill_attention_bytes(const laprox_shape *shape, uint32_t n_r
 static void append_pieces(lpx_program *program, const lpx_attention *attention, const laprox_buffer *ranges,
                           prefill_push *push, uint32_t n_kv_heads) {
   const laprox_shape *shape = &attention->shape;
-  const uint64_t n_tiles = (push->n_rows + attention->prefill_rows - 1) / attention->prefill_rows;
-  const uint64_t n_groups =
-      n_tiles * attention->prefill_parts * n_kv_heads * (shape->n_heads / shape->n_kv_heads);
+  const uint64_t n_rows = (uint64_t)push->n_rows * attention->prefill_heads;
+  const uint64_t n_tiles = (n_rows + attention->prefill_rows - 1) / attention->prefill_rows;
+  const uint64_t n_groups = n_tiles * attention->prefill_parts * n_kv_heads *
+                            (shape->n_heads / shape->n_kv_heads / attention->prefill_heads);
   const uint64_t seen = (uint64_t)push->n_visible + (push->causal ? push->n_rows / 2 : 0);
   const uint64_t group_dims = shape->head_dim + shape->head_dim / attention->prefill_parts;
   const uint64_t group_cost = 2 * seen * attention->prefill_rows * group_dims + 1;

@@ -207,6 +207,12 @@ static bool better_matrix(const VkCooperativeMatrixPropertiesKHR *a,
   return a->MSize * a->NSize * a->KSize > b->MSize * b->NSize * b->KSize;
 }
 
+static bool multiplies_halves(const VkCooperativeMatrixPropertiesKHR *p, uint32_t sum_type) {
+  return (uint32_t)p->AType == VK_COMPONENT_TYPE_FLOAT16_KHR &&
+         (uint32_t)p->BType == VK_COMPONENT_TYPE_FLOAT16_KHR && (uint32_t)p->CType == sum_type &&
+         (uint32_t)p->ResultType == sum_type && (uint32_t)p->scope == VK_SCOPE_SUBGROUP_KHR;
+}
+
 /* Sizes that divide the kernels' tiles, f16 in and f32 out; 16 x 16 x 16 where there is one. */
 static bool find_matrix(laprox_context *context, PFN_vkGetInstanceProcAddr get_instance_proc_addr) {
   PFN_vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR get =
@@ -220,18 +226,17 @@ static bool find_matrix(laprox_context *context, PFN_vkGetInstanceProcAddr get_i
   if (!get || get(context->physical_device, &count, found) < 0) return false;
   for (uint32_t i = 0; i < count; i++) {
     const VkCooperativeMatrixPropertiesKHR *p = &found[i];
-    if ((uint32_t)p->AType != VK_COMPONENT_TYPE_FLOAT16_KHR ||
-        (uint32_t)p->BType != VK_COMPONENT_TYPE_FLOAT16_KHR ||
-        (uint32_t)p->CType != VK_COMPONENT_TYPE_FLOAT32_KHR ||
-        (uint32_t)p->ResultType != VK_COMPONENT_TYPE_FLOAT32_KHR ||
-        (uint32_t)p->scope != VK_SCOPE_SUBGROUP_KHR)
-      continue;
+    if (!multiplies_halves(p, VK_COMPONENT_TYPE_FLOAT32_KHR)) continue;
     if (!p->MSize || !p->NSize || !p->KSize || 16 % p->MSize || 16 % p->NSize || 16 % p->KSize) continue;
     if (!best.MSize || better_matrix(p, &best)) best = *p;
   }
   context->matrix.m = best.MSize;
   context->matrix.n = best.NSize;
   context->matrix.k = best.KSize;
+  for (uint32_t i = 0; i < count; i++)
+    if (found[i].MSize == best.MSize && found[i].NSize == best.NSize && found[i].KSize == best.KSize &&
+        multiplies_halves(&found[i], VK_COMPONENT_TYPE_FLOAT16_KHR))
+      context->matrix.half_sums = true;
   return best.MSize != 0;
 }
 

@@ -47,7 +47,8 @@ struct laprox_context {
   uint32_t subgroup_size;
   struct {
     uint32_t m, n, k;
-  } matrix; /* with LAPROX_VARIANT_MATRIX: A is m x k, B k x n */
+    bool half_sums; /* f16 in and out too: sums may be turned into f16 */
+  } matrix;         /* with LAPROX_VARIANT_MATRIX: A is m x k, B k x n */
   VkPipelineCache pipeline_cache;
   bool has_debug_utils, has_memory_budget;
   bool avoid_atomics; /* they fail on this device; read when plans are made */

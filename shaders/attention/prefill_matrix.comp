@@ -1,0 +1,474 @@
+#version 450
+#extension GL_GOOGLE_include_directive : require
+#extension GL_KHR_cooperative_matrix : require
+#extension GL_KHR_memory_scope_semantics : require
+#extension GL_KHR_shader_subgroup_basic : require
+#extension GL_EXT_control_flow_attributes : require
+#extension GL_EXT_shader_16bit_storage : require
+#extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
+// prefill.comp on cooperative matrices, over a cache of f16. The query heads of a KV head are packed: row p of the kernel
+// is query row p / GROUP of head p % GROUP. A subgroup has ROWS of them, with queries and output in its registers; the
+// workgroup's subgroups share keys and values, which pass through shared memory in tiles.
+//
+// Queries and probabilities are f16 and what that rounds off, which is another product: with the first alone the results
+// would have 11 bits.
+//
+// Elements of a matrix are spread over the subgroup in an unknown way, so that a row's maximum costs a detour through
+// shared memory. It is taken rarely: exponents are relative to a maximum that may be out of date by ROOM, which f16 has
+// digits for, and sums are kept element by element until the end.
+#include "finite.glsl"
+
+layout(constant_id = 0) const uint HEAD_DIM = 64;
+layout(constant_id = 1) const uint GROUP = 2;        // query heads a KV head
+layout(constant_id = 2) const uint SIZE = 16;        // of a matrix
+layout(constant_id = 3) const uint ROW_MATRICES = 1; // of a subgroup
+layout(constant_id = 4) const uint KEYS = 32;        // of a tile
+layout(constant_id = 5) const uint SHARE_RESTS = 0;  // what f16 leaves of the queries is in shared memory
+layout(constant_id = 6) const uint SUBGROUP_SIZE = 32;
+layout(local_size_x_id = 7, local_size_y = 1, local_size_z = 1) in;
+layout(constant_id = 8) const uint N_INVOCATIONS = 128; // the same
+
+layout(push_constant) uniform Push { // as in prefill.comp
+  uint n_groups;
+  uint first_group;
+  uint n_rows;
+  uint n_heads;
+  uint query_heads;
+  uint first_head;
+  uint head_rows;
+  uint n_visible;
+  uint causal;
+  uint key_first, value_first;
+  uint state_first;
+  uint carry;
+  float scale;
+} push;
+
+layout(binding = 0) readonly buffer Query { vec4 query[]; };
+layout(binding = 1) readonly buffer Key { uvec4 key[]; };
+layout(binding = 2) readonly buffer Value { uvec4 value[]; };
+layout(binding = 3) buffer Output { vec4 result[]; };
+
+// Matrices stay in registers where loops over them are written out; drivers that run in software take minutes for that.
+#ifdef ROLLED
+#define UNROLLED [[dont_unroll]]
+#else
+#define UNROLLED [[unroll]]
+#endif
+
+#define LOWEST         -1.0e38
+#define MINUS_INFINITY uintBitsToFloat(0xff800000u)
+#define ROOM           8.0 // powers of two by which a probability may exceed 1
+
+const uint N_SUBGROUPS = N_INVOCATIONS / SUBGROUP_SIZE;
+const uint ROWS = ROW_MATRICES * SIZE;
+const uint DEPTH = HEAD_DIM / SIZE;
+const uint COLUMNS = KEYS / SIZE;
+const uint QUADS = HEAD_DIM / 4;
+const uint OCTETS = HEAD_DIM / 8;
+const uint SIZE_QUADS = SIZE / 4;
+// In uvec4s; odd, so that neighbouring rows hit different banks.
+const uint STRIDE = OCTETS + 1;
+const uint P_STRIDE = KEYS / 8 + 1;
+const uint PART = ROWS * P_STRIDE;
+const uint Q_STRIDE = SIZE / 8 + 1;
+const uint PAIR = 2 * SIZE * SIZE_QUADS; // two matrices of f32
+const uint EXCHANGE = 2 * PART > PAIR ? 2 * PART : PAIR;
+const uint LOADS = (KEYS * OCTETS + N_INVOCATIONS - 1) / N_INVOCATIONS; // an invocation's of a tile
+
+shared uvec4 key_tile[KEYS * STRIDE];
+shared uvec4 value_tile[KEYS * STRIDE];
+shared uvec4 exchange[N_SUBGROUPS * EXCHANGE]; // a subgroup's probabilities, in two parts, or what else it passes around
+shared uvec4 shared_rests[SHARE_RESTS == 0 ? 1 : N_SUBGROUPS * ROWS * STRIDE];
+shared float row_maximum[N_SUBGROUPS * ROWS];
+shared uint raised[N_SUBGROUPS]; // the last tile that has raised a maximum
+
+#define A_MATRIX    coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseA>
+#define B_MATRIX    coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseB>
+#define SUM_MATRIX  coopmat<float, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseAccumulator>
+#define HALF_MATRIX coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseAccumulator>
+#define ROW_MAJOR    gl_CooperativeMatrixLayoutRowMajor
+#define COLUMN_MAJOR gl_CooperativeMatrixLayoutColumnMajor
+
+A_MATRIX queries[ROW_MATRICES * DEPTH], rests[SHARE_RESTS == 0 ? ROW_MATRICES * DEPTH : 1];
+SUM_MATRIX logits[ROW_MATRICES * COLUMNS];
+SUM_MATRIX sums[ROW_MATRICES * DEPTH]; // of the values
+SUM_MATRIX maximum[ROW_MATRICES];      // of a row, in all its elements
+SUM_MATRIX total[ROW_MATRICES];        // of an element
+uvec4 fetched[LOADS];
+
+uint n_packed;                     // rows of the KV head
+uint first_head, head_entry;       // of the KV head
+uint first_row;                    // of the subgroup
+uint base, first_rest, lane;       // places in exchange[] and shared_rests[]
+uint limit, own_limit, seen_by_all; // entries that some row of the workgroup, some and every row of the subgroup sees
+float scale;
+
+// Between what a subgroup's invocations write and read. Subgroups come here at different times; Mesa's llvmpipe takes any
+// control barrier for one of the workgroup, and its subgroups are vectors, which need none.
+void join() {
+#ifdef ROLLED
+  subgroupMemoryBarrierShared();
+#else
+  subgroupBarrier();
+#endif
+}
+
+uint workgroup_index() {
+  return gl_WorkGroupID.y * gl_NumWorkGroups.x + gl_WorkGroupID.x;
+}
+
+uint visible(uint row) {
+  return push.n_visible + (push.causal != 0u ? min(row, n_packed - 1u) / GROUP : 0u);
+}
+
+// ---- queries ----
+
+vec4 load_query(uint row, uint quad) {
+  if (row >= n_packed) return vec4(0.0);
+  return query[(row / GROUP * push.query_heads + first_head + row % GROUP) * QUADS + quad];
+}
+
+// As many digits as f16 has, by integers, which no compiler mistakes for the number itself.
+float rounded(float number) {
+  return is_finite(number) ? uintBitsToFloat((floatBitsToUint(number) + 0x1000u) & 0xffffe000u) : number;
+}
+
+// The exponent, as floats have it, of a power of two that makes the subgroup's queries less than 256.
+uint find_exponent() {
+  uint largest = 0;
+  for (uint i = lane; i < ROWS * QUADS; i += SUBGROUP_SIZE) {
+    const vec4 q = load_query(first_row + i / QUADS, i % QUADS);
+    [[unroll]] for (uint e = 0; e < 4; e++)
+      if (is_finite(q[e])) largest = max(largest, floatBitsToUint(abs(q[e])));
+  }
+  exchange[base + lane / 4][lane % 4] = largest;
+  join();
+  for (uint i = 0; i < SUBGROUP_SIZE / 4; i++) {
+    const uvec4 others = exchange[base + i];
+    largest = max(largest, max(max(others.x, others.y), max(others.z, others.w)));
+  }
+  join();
+  return clamp(largest >> 23, 32u, 240u) - 7u;
+}
+
+void write_half_quad(uint at, uint half_quad, vec4 numbers) {
+  const uvec2 halves = uvec2(packHalf2x16(numbers.xy), packHalf2x16(numbers.zw));
+  if (half_quad == 0u) exchange[at].xy = halves;
+  else exchange[at].zw = halves;
+}
+
+// Both parts of a matrix of queries, from elements k * SIZE of rows r * SIZE on.
+void stage_query(uint r, uint k, float factor) {
+  join();
+  for (uint i = lane; i < SIZE * SIZE_QUADS; i += SUBGROUP_SIZE) {
+    const uint row = i / SIZE_QUADS, quad = i % SIZE_QUADS;
+    const vec4 q = load_query(first_row + r * SIZE + row, k * SIZE_QUADS + quad) * factor;
+    const vec4 high = vec4(rounded(q.x), rounded(q.y), rounded(q.z), rounded(q.w));
+    const uint at = base + row * Q_STRIDE + quad / 2;
+    write_half_quad(at, quad % 2, high);
+    write_half_quad(at + SIZE * Q_STRIDE, quad % 2, mix(vec4(0.0), q - high, lessThan(abs(high), vec4(3.0e38))));
+  }
+  join();
+}
+
+void load_queries() {
+  const uint exponent = find_exponent();
+  const float factor = uintBitsToFloat((254u - exponent) << 23);
+  scale = push.scale * uintBitsToFloat(exponent << 23);
+  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
+    UNROLLED for (uint k = 0; k < DEPTH; k++) {
+      stage_query(r, k, factor);
+      coopMatLoad(queries[r * DEPTH + k], exchange, base, Q_STRIDE, ROW_MAJOR);
+      if (SHARE_RESTS == 0) {
+        coopMatLoad(rests[r * DEPTH + k], exchange, base + SIZE * Q_STRIDE, Q_STRIDE, ROW_MAJOR);
+        continue;
+      }
+      for (uint i = lane; i < SIZE * SIZE / 8; i += SUBGROUP_SIZE) {
+        const uint row = i / (SIZE / 8), octet = i % (SIZE / 8);
+        shared_rests[first_rest + (r * SIZE + row) * STRIDE + k * SIZE / 8 + octet] =
+            exchange[base + (SIZE + row) * Q_STRIDE + octet];
+      }
+    }
+  join();
+}
+
+// ---- tiles ----
+
+// Entries beyond the last are zeros, never stale memory: zero times NaN is NaN.
+#define FETCH(BUFFER, first)                                                                                         \
+  UNROLLED for (uint i = 0; i < LOADS; i++) {                                                                        \
+    const uint n = i * N_INVOCATIONS + gl_LocalInvocationIndex, entry = key0 + n / OCTETS;                           \
+    fetched[i] = uvec4(0);                                                                                           \
+    if (n < KEYS * OCTETS && entry < limit)                                                                          \
+      fetched[i] = BUFFER[(first) / 8 + (head_entry + entry) * OCTETS + n % OCTETS];                                 \
+  }
+
+#define STORE(tile)                                                                                                  \
+  UNROLLED for (uint i = 0; i < LOADS; i++) {                                                                        \
+    const uint n = i * N_INVOCATIONS + gl_LocalInvocationIndex;                                                      \
+    if (n < KEYS * OCTETS) tile[n / OCTETS * STRIDE + n % OCTETS] = fetched[i];                                      \
+  }
+
+void fetch_keys(uint key0) {
+  FETCH(key, push.key_first)
+}
+
+void fetch_values(uint key0) {
+  FETCH(value, push.value_first)
+}
+
+void store_keys() {
+  STORE(key_tile)
+}
+
+void store_values() {
+  STORE(value_tile)
+}
+
+// ---- scores ----
+
+void multiply() {
+  UNROLLED for (uint i = 0; i < ROW_MATRICES * COLUMNS; i++) logits[i] = SUM_MATRIX(0.0);
+  UNROLLED for (uint k = 0; k < DEPTH; k++) {
+    if (SHARE_RESTS != 0)
+      UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
+        A_MATRIX rest;
+        coopMatLoad(rest, shared_rests, first_rest + r * SIZE * STRIDE + k * SIZE / 8, STRIDE, ROW_MAJOR);
+        UNROLLED for (uint c = 0; c < COLUMNS; c++) {
+          B_MATRIX b;
+          coopMatLoad(b, key_tile, c * SIZE * STRIDE + k * SIZE / 8, STRIDE, COLUMN_MAJOR);
+          logits[r * COLUMNS + c] = coopMatMulAdd(rest, b, logits[r * COLUMNS + c]);
+          logits[r * COLUMNS + c] = coopMatMulAdd(queries[r * DEPTH + k], b, logits[r * COLUMNS + c]);
+        }
+      }
+    else
+      UNROLLED for (uint c = 0; c < COLUMNS; c++) {
+        B_MATRIX b;
+        coopMatLoad(b, key_tile, c * SIZE * STRIDE + k * SIZE / 8, STRIDE, COLUMN_MAJOR);
+        UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
+          logits[r * COLUMNS + c] = coopMatMulAdd(rests[r * DEPTH + k], b, logits[r * COLUMNS + c]);
+          logits[r * COLUMNS + c] = coopMatMulAdd(queries[r * DEPTH + k], b, logits[r * COLUMNS + c]);
+        }
+      }
+  }
+}
+
+// Takes out what a row doesn't see.
+void hide(uint key0) {
+  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
+    join();
+    for (uint i = lane; i < SIZE * KEYS / 4; i += SUBGROUP_SIZE) {
+      const uint n = visible(first_row + r * SIZE + i / (KEYS / 4)), entry = key0 + i % (KEYS / 4) * 4;
+      exchange[base + i] = uvec4(lessThan(uvec4(entry, entry + 1, entry + 2, entry + 3), uvec4(n))) * 0x3f800000u;
+    }
+    join();
+    UNROLLED for (uint c = 0; c < COLUMNS; c++) {
+      SUM_MATRIX seen;
+      coopMatLoad(seen, exchange, base + c * SIZE_QUADS, KEYS / 4, ROW_MAJOR);
+      UNROLLED for (uint e = 0; e < seen.length(); e++)
+        if (seen[e] == 0.0) logits[r * COLUMNS + c][e] = MINUS_INFINITY;
+    }
+  }
+  join();
+}
+
+// ---- softmax ----
+
+// Brings the rows' maxima up to date, and what is relative to them.
+void raise() {
+  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
+    SUM_MATRIX factor = logits[r * COLUMNS];
+    UNROLLED for (uint c = 1; c < COLUMNS; c++)
+      UNROLLED for (uint e = 0; e < factor.length(); e++) factor[e] = max(factor[e], logits[r * COLUMNS + c][e]);
+    join();
+    coopMatStore(factor, exchange, base, SIZE_QUADS, ROW_MAJOR);
+    join();
+    for (uint row = lane; row < SIZE; row += SUBGROUP_SIZE) {
+      const uint at = gl_SubgroupID * ROWS + r * SIZE + row;
+      const float old = row_maximum[at];
+      float highest = old;
+      for (uint i = 0; i < SIZE_QUADS; i++) {
+        const vec4 four = uintBitsToFloat(exchange[base + row * SIZE_QUADS + i]);
+        highest = max(highest, max(max(four.x, four.y), max(four.z, four.w)));
+      }
+      row_maximum[at] = highest;
+      for (uint i = 0; i < SIZE_QUADS; i++) {
+        exchange[base + row * SIZE_QUADS + i] = uvec4(floatBitsToUint(highest));
+        exchange[base + (SIZE + row) * SIZE_QUADS + i] = uvec4(floatBitsToUint(exp2(old - highest)));
+      }
+    }
+    join();
+    coopMatLoad(maximum[r], exchange, base, SIZE_QUADS, ROW_MAJOR);
+    coopMatLoad(factor, exchange, base + SIZE * SIZE_QUADS, SIZE_QUADS, ROW_MAJOR);
+    UNROLLED for (uint e = 0; e < factor.length(); e++) total[r][e] *= factor[e];
+    UNROLLED for (uint n = 0; n < DEPTH; n++)
+      UNROLLED for (uint e = 0; e < factor.length(); e++) sums[r * DEPTH + n][e] *= factor[e];
+  }
+  join();
+}
+
+// Logits to probabilities, which go to exchange[] in two parts.
+void update(uint key0) {
+  bool above = false;
+  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
+    UNROLLED for (uint c = 0; c < COLUMNS; c++)
+      UNROLLED for (uint e = 0; e < maximum[r].length(); e++)
+        above = above || logits[r * COLUMNS + c][e] - maximum[r][e] > ROOM;
+  if (above) raised[gl_SubgroupID] = key0 + 1;
+  join();
+  if (raised[gl_SubgroupID] == key0 + 1) raise();
+  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
+    UNROLLED for (uint c = 0; c < COLUMNS; c++) {
+      HALF_MATRIX high, rest;
+      UNROLLED for (uint e = 0; e < maximum[r].length(); e++) {
+        const float p = exp2(logits[r * COLUMNS + c][e] - maximum[r][e]);
+        const float digits = uintBitsToFloat(floatBitsToUint(p) & 0xffffe000u);
+        total[r][e] += p;
+        high[e] = float16_t(digits);
+        rest[e] = float16_t(p - digits);
+      }
+      const uint at = base + r * SIZE * P_STRIDE + c * SIZE / 8;
+      coopMatStore(high, exchange, at, P_STRIDE, ROW_MAJOR);
+      coopMatStore(rest, exchange, at + PART, P_STRIDE, ROW_MAJOR);
+    }
+  join();
+}
+
+void add_values() {
+  UNROLLED for (uint c = 0; c < COLUMNS; c++) {
+    A_MATRIX high[ROW_MATRICES], rest[ROW_MATRICES];
+    UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
+      const uint at = base + r * SIZE * P_STRIDE + c * SIZE / 8;
+      coopMatLoad(high[r], exchange, at, P_STRIDE, ROW_MAJOR);
+      coopMatLoad(rest[r], exchange, at + PART, P_STRIDE, ROW_MAJOR);
+    }
+    UNROLLED for (uint n = 0; n < DEPTH; n++) {
+      B_MATRIX b;
+      coopMatLoad(b, value_tile, c * SIZE * STRIDE + n * SIZE / 8, STRIDE, ROW_MAJOR);
+      UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
+        sums[r * DEPTH + n] = coopMatMulAdd(rest[r], b, sums[r * DEPTH + n]);
+        sums[r * DEPTH + n] = coopMatMulAdd(high[r], b, sums[r * DEPTH + n]);
+      }
+    }
+  }
+}
+
+// ---- rows ----
+
+uint result_row(uint row) {
+  return row / GROUP * push.n_heads + first_head + row % GROUP;
+}
+
+// (maximum, sum) that a row goes on from.
+vec2 carried(uint row) {
+  if (push.carry == 0u || row >= n_packed) return vec2(LOWEST, 0.0);
+  return result[push.state_first + result_row(row)].xy;
+}
+
+void begin_rows() {
+  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
+    for (uint i = lane; i < SIZE * SIZE_QUADS; i += SUBGROUP_SIZE) {
+      const uint row = r * SIZE + i / SIZE_QUADS;
+      const vec2 state = carried(first_row + row);
+      if (i % SIZE_QUADS == 0) row_maximum[gl_SubgroupID * ROWS + row] = state.x;
+      exchange[base + i] = uvec4(floatBitsToUint(state.x));
+      exchange[base + SIZE * SIZE_QUADS + i] = uvec4(i % SIZE_QUADS == 0 ? floatBitsToUint(state.y) : 0, 0, 0, 0);
+    }
+    join();
+    coopMatLoad(maximum[r], exchange, base, SIZE_QUADS, ROW_MAJOR);
+    coopMatLoad(total[r], exchange, base + SIZE * SIZE_QUADS, SIZE_QUADS, ROW_MAJOR);
+    join();
+  }
+  UNROLLED for (uint i = 0; i < ROW_MATRICES * DEPTH; i++) sums[i] = SUM_MATRIX(0.0);
+  if (push.carry == 0u) return;
+  UNROLLED for (uint n = 0; n < ROW_MATRICES * DEPTH; n++) {
+    for (uint i = lane; i < SIZE * SIZE_QUADS; i += SUBGROUP_SIZE) {
+      const uint row = first_row + n / DEPTH * SIZE + i / SIZE_QUADS;
+      vec4 four = vec4(0.0);
+      if (row < n_packed)
+        four = result[result_row(row) * QUADS + n % DEPTH * SIZE_QUADS + i % SIZE_QUADS] * carried(row).y;
+      exchange[base + i] = floatBitsToUint(four);
+    }
+    join();
+    coopMatLoad(sums[n], exchange, base, SIZE_QUADS, ROW_MAJOR);
+    join();
+  }
+}
+
+// Leaves maxima and sums behind the output, and the factors of its rows in place of the maxima.
+void end_softmax() {
+  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
+    join();
+    coopMatStore(total[r], exchange, base, SIZE_QUADS, ROW_MAJOR);
+    join();
+    for (uint i = lane; i < SIZE; i += SUBGROUP_SIZE) {
+      const uint row = first_row + r * SIZE + i, at = gl_SubgroupID * ROWS + r * SIZE + i;
+      vec4 four = vec4(0.0);
+      for (uint q = 0; q < SIZE_QUADS; q++) four += uintBitsToFloat(exchange[base + i * SIZE_QUADS + q]);
+      const vec2 state = vec2(row_maximum[at], four.x + four.y + four.z + four.w);
+      row_maximum[at] = state.y > 0.0 ? 1.0 / state.y : 0.0;
+      if (row < n_packed) result[push.state_first + result_row(row)] = vec4(state, state);
+    }
+  }
+  join();
+}
+
+void store_rows() {
+  end_softmax();
+  UNROLLED for (uint n = 0; n < ROW_MATRICES * DEPTH; n++) {
+    coopMatStore(sums[n], exchange, base, SIZE_QUADS, ROW_MAJOR);
+    join();
+    for (uint i = lane; i < SIZE * SIZE_QUADS; i += SUBGROUP_SIZE) {
+      const uint place = n / DEPTH * SIZE + i / SIZE_QUADS, row = first_row + place;
+      if (row < n_packed)
+        result[result_row(row) * QUADS + n % DEPTH * SIZE_QUADS + i % SIZE_QUADS] =
+            uintBitsToFloat(exchange[base + i]) * row_maximum[gl_SubgroupID * ROWS + place];
+    }
+    join();
+  }
+}
+
+// Finds the workgroup's rows, the last ones first: they take longest.
+void find_rows() {
+  const uint group = push.first_group + workgroup_index();
+  n_packed = push.n_rows * GROUP;
+  const uint tile_rows = N_SUBGROUPS * ROWS, n_tiles = (n_packed + tile_rows - 1) / tile_rows;
+  const uint row0 = (n_tiles - 1 - group % n_tiles) * tile_rows;
+  first_head = push.first_head + group / n_tiles * GROUP;
+  head_entry = group / n_tiles * push.head_rows;
+  first_row = row0 + gl_SubgroupID * ROWS;
+  limit = visible(row0 + tile_rows - 1);
+  own_limit = first_row < n_packed ? visible(first_row + ROWS - 1) : 0;
+  seen_by_all = visible(first_row);
+  lane = gl_SubgroupInvocationID;
+  base = gl_SubgroupID * EXCHANGE;
+  first_rest = gl_SubgroupID * ROWS * STRIDE;
+}
+
+void main() {
+  if (workgroup_index() >= push.n_groups) return;
+  find_rows();
+  if (lane == 0) raised[gl_SubgroupID] = 0;
+  load_queries();
+  begin_rows();
+  fetch_keys(0);
+  store_keys();
+  barrier();
+  for (uint key0 = 0; key0 < limit; key0 += KEYS) {
+    fetch_values(key0);
+    if (key0 < own_limit) {
+      multiply();
+      UNROLLED for (uint i = 0; i < ROW_MATRICES * COLUMNS; i++) logits[i] *= scale;
+      if (key0 + KEYS > seen_by_all) hide(key0);
+      update(key0);
+    }
+    store_values();
+    barrier();
+    if (key0 + KEYS < limit) fetch_keys(key0 + KEYS);
+    if (key0 < own_limit) add_values();
+    if (key0 + KEYS < limit) store_keys();
+    barrier();
+  }
+  store_rows();
+}
