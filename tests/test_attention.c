@@ -91,9 +91,9 @@ static size_t entry_row(const attention_case *c, const attention_data *data, uin
   return *in_tail ? (size_t)head * c->head_rows + entry - c->prefix[head] : data->first_row[head] + entry;
 }
 
-/* One query row of one head, with a bound of the error that f32 may make. */
+/* One query row of one head and the logarithm of its softmax sum, with a bound of the error that f32 may make. */
 static double reference_row(const attention_case *c, const attention_data *data, uint32_t row, uint32_t head,
-                            double *out) {
+                            double *out, double *lse) {
   const uint32_t kv_head = head / c->group, d = c->head_dim;
   const uint32_t n = c->prefix[kv_head] + c->n_tail - c->n_rows + 1 + row;
   const bool none = c->prefix[kv_head] + c->n_tail == 0;
@@ -121,49 +121,67 @@ static double reference_row(const attention_case *c, const attention_data *data,
     for (uint32_t e = 0; e < d; e++) out[e] += p * (double)v[e];
   }
   for (uint32_t e = 0; e < d && total > 0.0; e++) out[e] /= total;
+  *lse = top + log(total);
   free(logits);
   /* Logits err by d roundings, exp2 by 3 + 2 |x| units, sums by n roundings; values are at most 1. */
   return 2.0 * ((d + 8) * size + 2.0 * (3.0 + 4.0 * size) + n + 16) * EPSILON;
 }
 
-static void check(const attention_case *c, const attention_data *data, const float *out, const char *what) {
+/* `sums`: NULL, or as lpx_prefill_lse_append leaves them of all rows. */
+static void check(const attention_case *c, const attention_data *data, const float *out, const float *sums,
+                  const char *what) {
   double *want = malloc(c->head_dim * sizeof *want);
   for (uint32_t row = 0; row < c->n_rows; row++)
     for (uint32_t head = 0; head < data->shape.n_heads; head++) {
-      const double tolerance = reference_row(c, data, row, head, want);
+      double lse;
+      const double tolerance = reference_row(c, data, row, head, want, &lse);
       const size_t at = ((size_t)row * data->shape.n_heads + head) * c->head_dim;
+      if (sums)
+        kernel_assert_close((double)sums[(size_t)head * c->n_rows + row], lse,
+                            tolerance + 8.0 * EPSILON * fabs(lse), what, at);
       for (uint32_t e = 0; e < c->head_dim; e++)
         kernel_assert_close((double)out[at + e], want[e], tolerance, what, at + e);
     }
   free(want);
 }
 
+static void run_prefill_kind(kernel_test *test, const attention_case *c, const attention_data *data,
+                             lpx_prefill_kind kind) {
+  static const char *const names[] = {"prefill", "prefill, large", "prefill, direct", "prefill, matrix"};
+  const VkDeviceSize max_range = test->context->max_range;
+  const size_t n_sums = (size_t)c->n_rows * data->shape.n_heads, n = n_sums * c->head_dim;
+  lpx_attention attention;
+  assert_int_equal(lpx_attention_init(test->context, &data->shape, c->dtype, &attention), LAPROX_OK);
+  if (!lpx_prefill_attention_has(&attention, kind)) return;
+  assert_int_equal(lpx_prefill_attention_choose(&attention, kind), LAPROX_OK);
+  lpx_buffer out = kernel_buffer(test, NULL, (size_t)lpx_prefill_attention_bytes(&data->shape, c->n_rows));
+  lpx_buffer sums = kernel_buffer(test, NULL, n_sums * sizeof(float));
+  if (c->max_range) test->context->max_range = c->max_range;
+  lpx_prefill_attention_append(test->program, &attention, lpx_buffer_whole(&data->query_buffer), c->n_rows,
+                               &data->prefix, &data->tail, lpx_buffer_whole(&out));
+  lpx_program_barrier(test->program);
+  const laprox_buffer ring = lpx_buffer_part(lpx_buffer_whole(&sums), 0, n_sums * sizeof(float));
+  lpx_prefill_lse_append(test->program, &attention, lpx_buffer_whole(&out), c->n_rows, 0, ring, 0);
+  kernel_run(test);
+  test->context->max_range = max_range;
+  float *got = malloc(n * sizeof *got), *got_sums = malloc(n_sums * sizeof *got_sums);
+  kernel_download(test, &out, got, n * sizeof *got);
+  kernel_download(test, &sums, got_sums, n_sums * sizeof *got_sums);
+  check(c, data, got, got_sums, names[kind]);
+  kernel_release(test, &out);
+  kernel_release(test, &sums);
+  free(got);
+  free(got_sums);
+}
+
 static void run_prefill(kernel_test *test, const attention_case *c) {
   attention_data data;
   make_data(test, c, &data);
-  const size_t bytes = (size_t)c->n_rows * data.shape.n_heads * c->head_dim * sizeof(float);
-  float *got = malloc(bytes);
-  const VkDeviceSize max_range = test->context->max_range;
   const uint32_t variants = test->context->variants;
-  static const char *const names[] = {"prefill", "prefill, large", "prefill, direct", "prefill, matrix"};
   test->context->variants |= LAPROX_VARIANT_LARGE_TILES; /* any device takes them, if slowly */
-  for (int kind = 0; kind < LPX_N_PREFILL_KINDS; kind++) {
-    lpx_attention attention;
-    assert_int_equal(lpx_attention_init(test->context, &data.shape, c->dtype, &attention), LAPROX_OK);
-    if (!lpx_prefill_attention_has(&attention, (lpx_prefill_kind)kind)) continue;
-    assert_int_equal(lpx_prefill_attention_choose(&attention, (lpx_prefill_kind)kind), LAPROX_OK);
-    lpx_buffer out = kernel_buffer(test, NULL, (size_t)lpx_prefill_attention_bytes(&data.shape, c->n_rows));
-    if (c->max_range) test->context->max_range = c->max_range;
-    lpx_prefill_attention_append(test->program, &attention, lpx_buffer_whole(&data.query_buffer), c->n_rows,
-                                 &data.prefix, &data.tail, lpx_buffer_whole(&out));
-    kernel_run(test);
-    test->context->max_range = max_range;
-    kernel_download(test, &out, got, bytes);
-    check(c, &data, got, names[kind]);
-    kernel_release(test, &out);
-  }
+  for (int kind = 0; kind < LPX_N_PREFILL_KINDS; kind++)
+    run_prefill_kind(test, c, &data, (lpx_prefill_kind)kind);
   test->context->variants = variants;
-  free(got);
   free_data(test, &data);
 }
 
@@ -201,7 +219,7 @@ static void run_decode(kernel_test *test, const attention_case *c) {
     kernel_run(test);
     test->context->max_range = max_range;
     kernel_download(test, &out, got, bytes);
-    check(c, &data, got, direct ? "decode, direct" : "decode");
+    check(c, &data, got, NULL, direct ? "decode, direct" : "decode");
     kernel_release(test, &out);
     kernel_release(test, &scratch);
   }
@@ -354,7 +372,7 @@ static void test_decode_is_deterministic(void **state) {
     kernel_release(&test, &out);
   }
   assert_memory_equal(got[0], got[1], sizeof got[0]);
-  check(&c, &data, got[0], "decode");
+  check(&c, &data, got[0], NULL, "decode");
   kernel_release(&test, &scratch);
   free_data(&test, &data);
   kernel_test_end(&test);

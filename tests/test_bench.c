@@ -175,6 +175,8 @@ static void test_model(void **state) {
                *evicted = find(root, "generate, evicted", NULL);
   assert_non_null(find(root, "evict", NULL));
   assert_true(reading && full && evicted);
+  assert_true(strstr(text(reading, "shaders"), "attention_prefill") &&
+              strstr(text(reading, "shaders"), "matmul"));
   const double seconds = real(json_object_get(reading, "time_us"), "median") * 1e-6;
   assert_true(fabs(real(reading, "tokens_per_s") * seconds - 96) < 1e-3);
   assert_true(real(full, "bytes") > real(evicted, "bytes"));

@@ -1,8 +1,11 @@
 /* bench_model.c: a model reads a prompt, evicts, and generates, timed as a user would see it. */
 #include "bench.h"
 
+#include "runtime/session.h"
+
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { N_GENERATED = 16, READ_REPEATS = 3, SHORT_PROMPT = 48 };
 
@@ -45,6 +48,22 @@ static laprox_result new_session(model_bench *m, uint32_t n_tokens) {
   return result ? result : laprox_session_prefill(m->session, m->tokens, n_tokens);
 }
 
+static void name_shader(bench_result *row, const char *shader) {
+  const size_t used = strlen(row->shaders);
+  if (shader && !strstr(row->shaders, shader))
+    snprintf(row->shaders + used, sizeof row->shaders - used, "%s%s", used ? "," : "", shader);
+}
+
+/* What attends and multiplies in a prompt, which is nearly all of the time. */
+static void name_reading_shaders(const model_bench *m, bench_result *row) {
+  const lpx_forward *forward = &m->session->shared->forward;
+  name_shader(row, forward->attention.prefill.shader);
+  for (uint32_t dtype = 0; dtype < LPX_N_DTYPES; dtype++) {
+    const char *on_matrices = forward->kernels.matmul_matrix[dtype][0].shader;
+    name_shader(row, on_matrices ? on_matrices : forward->kernels.matmul[dtype].shader);
+  }
+}
+
 /* Leaves a session that has read the prompt. */
 static laprox_result time_reading(model_bench *m) {
   const double n = m->shape.n_tokens, vocabulary = (double)m->model.n_vocab * m->model.model_dim;
@@ -59,6 +78,7 @@ static laprox_result time_reading(model_bench *m) {
     result = new_session(m, m->shape.n_tokens);
     note(row, now_ms() - start);
   }
+  if (!result) name_reading_shaders(m, row);
   bench_sort(&row->timing);
   return result;
 }

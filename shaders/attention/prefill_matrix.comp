@@ -3,6 +3,7 @@
 #extension GL_KHR_cooperative_matrix : require
 #extension GL_KHR_memory_scope_semantics : require
 #extension GL_KHR_shader_subgroup_basic : require
+#extension GL_KHR_shader_subgroup_vote : require
 #extension GL_EXT_control_flow_attributes : require
 #extension GL_EXT_shader_16bit_storage : require
 #extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
@@ -81,7 +82,6 @@ shared uvec4 value_tile[KEYS * STRIDE];
 shared uvec4 exchange[N_SUBGROUPS * EXCHANGE]; // a subgroup's probabilities, in two parts, or what else it passes around
 shared uvec4 shared_rests[SHARE_RESTS == 0 ? 1 : N_SUBGROUPS * ROWS * STRIDE];
 shared float row_maximum[N_SUBGROUPS * ROWS];
-shared uint raised[N_SUBGROUPS]; // the last tile that has raised a maximum
 
 #define A_MATRIX    coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseA>
 #define B_MATRIX    coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseB>
@@ -228,29 +228,23 @@ void store_values() {
 
 // ---- scores ----
 
+// Products that follow one another have different sums, as far as registers go: each waits for its sum.
 void multiply() {
   UNROLLED for (uint i = 0; i < ROW_MATRICES * COLUMNS; i++) logits[i] = SUM_MATRIX(0.0);
   UNROLLED for (uint k = 0; k < DEPTH; k++) {
-    if (SHARE_RESTS != 0)
-      UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
-        A_MATRIX rest;
-        coopMatLoad(rest, shared_rests, first_rest + r * SIZE * STRIDE + k * SIZE / 8, STRIDE, ROW_MAJOR);
-        UNROLLED for (uint c = 0; c < COLUMNS; c++) {
-          B_MATRIX b;
-          coopMatLoad(b, key_tile, c * SIZE * STRIDE + k * SIZE / 8, STRIDE, COLUMN_MAJOR);
-          logits[r * COLUMNS + c] = coopMatMulAdd(rest, b, logits[r * COLUMNS + c]);
-          logits[r * COLUMNS + c] = coopMatMulAdd(queries[r * DEPTH + k], b, logits[r * COLUMNS + c]);
-        }
-      }
-    else
-      UNROLLED for (uint c = 0; c < COLUMNS; c++) {
-        B_MATRIX b;
-        coopMatLoad(b, key_tile, c * SIZE * STRIDE + k * SIZE / 8, STRIDE, COLUMN_MAJOR);
-        UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
-          logits[r * COLUMNS + c] = coopMatMulAdd(rests[r * DEPTH + k], b, logits[r * COLUMNS + c]);
-          logits[r * COLUMNS + c] = coopMatMulAdd(queries[r * DEPTH + k], b, logits[r * COLUMNS + c]);
-        }
-      }
+    B_MATRIX b[COLUMNS];
+    UNROLLED for (uint c = 0; c < COLUMNS; c++)
+      coopMatLoad(b[c], key_tile, c * SIZE * STRIDE + k * SIZE / 8, STRIDE, COLUMN_MAJOR);
+    UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
+      A_MATRIX rest;
+      if (SHARE_RESTS == 0) rest = rests[r * DEPTH + k];
+      else coopMatLoad(rest, shared_rests, first_rest + r * SIZE * STRIDE + k * SIZE / 8, STRIDE, ROW_MAJOR);
+      UNROLLED for (uint c = 0; c < COLUMNS; c++)
+        logits[r * COLUMNS + c] = coopMatMulAdd(rest, b[c], logits[r * COLUMNS + c]);
+    }
+    UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
+      UNROLLED for (uint c = 0; c < COLUMNS; c++)
+        logits[r * COLUMNS + c] = coopMatMulAdd(queries[r * DEPTH + k], b[c], logits[r * COLUMNS + c]);
   }
 }
 
@@ -309,15 +303,13 @@ void raise() {
 }
 
 // Logits to probabilities, which go to exchange[] in two parts.
-void update(uint key0) {
+void update() {
   bool above = false;
   UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
     UNROLLED for (uint c = 0; c < COLUMNS; c++)
       UNROLLED for (uint e = 0; e < maximum[r].length(); e++)
         above = above || logits[r * COLUMNS + c][e] - maximum[r][e] > ROOM;
-  if (above) raised[gl_SubgroupID] = key0 + 1;
-  join();
-  if (raised[gl_SubgroupID] == key0 + 1) raise();
+  if (subgroupAny(above)) raise();
   UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
     UNROLLED for (uint c = 0; c < COLUMNS; c++) {
       HALF_MATRIX high, rest;
@@ -343,13 +335,17 @@ void add_values() {
       coopMatLoad(high[r], exchange, at, P_STRIDE, ROW_MAJOR);
       coopMatLoad(rest[r], exchange, at + PART, P_STRIDE, ROW_MAJOR);
     }
-    UNROLLED for (uint n = 0; n < DEPTH; n++) {
-      B_MATRIX b;
-      coopMatLoad(b, value_tile, c * SIZE * STRIDE + n * SIZE / 8, STRIDE, ROW_MAJOR);
-      UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
-        sums[r * DEPTH + n] = coopMatMulAdd(rest[r], b, sums[r * DEPTH + n]);
-        sums[r * DEPTH + n] = coopMatMulAdd(high[r], b, sums[r * DEPTH + n]);
-      }
+    UNROLLED for (uint n = 0; n < DEPTH; n += 2) {
+      const uint now = min(DEPTH - n, 2u);
+      B_MATRIX b[2];
+      UNROLLED for (uint i = 0; i < now; i++)
+        coopMatLoad(b[i], value_tile, c * SIZE * STRIDE + (n + i) * SIZE / 8, STRIDE, ROW_MAJOR);
+      UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
+        UNROLLED for (uint i = 0; i < now; i++)
+          sums[r * DEPTH + n + i] = coopMatMulAdd(rest[r], b[i], sums[r * DEPTH + n + i]);
+      UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
+        UNROLLED for (uint i = 0; i < now; i++)
+          sums[r * DEPTH + n + i] = coopMatMulAdd(high[r], b[i], sums[r * DEPTH + n + i]);
     }
   }
 }
@@ -449,7 +445,6 @@ void find_rows() {
 void main() {
   if (workgroup_index() >= push.n_groups) return;
   find_rows();
-  if (lane == 0) raised[gl_SubgroupID] = 0;
   load_queries();
   begin_rows();
   fetch_keys(0);
@@ -461,7 +456,7 @@ void main() {
       multiply();
       UNROLLED for (uint i = 0; i < ROW_MATRICES * COLUMNS; i++) logits[i] *= scale;
       if (key0 + KEYS > seen_by_all) hide(key0);
-      update(key0);
+      update();
     }
     store_values();
     barrier();

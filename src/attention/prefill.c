@@ -48,13 +48,13 @@ static uint32_t matrix_bytes(const lpx_attention *attention, const matrix_tile *
   const uint32_t parts = 2 * rows * (tile->n_keys * 2 + 16), pair = 2 * size * size * 4;
   const uint32_t rests = tile->share_rests ? rows * row_bytes : 0;
   return 2 * tile->n_keys * row_bytes + 16 +
-         tile->n_subgroups * ((parts > pair ? parts : pair) + rests + rows * 4 + 4);
+         tile->n_subgroups * ((parts > pair ? parts : pair) + rests + rows * 4);
 }
 
 /* The first that fits: a device of 48 KiB takes the first, one of 16 KiB the last. AMD's operands stand in every
    quarter of a subgroup of 64. */
 static bool choose_tile(const lpx_attention *attention, matrix_tile *out) {
-  static const matrix_tile narrow[] = {{8, 1, 32, false}, {4, 1, 32, false}, {4, 1, 16, false}};
+  static const matrix_tile narrow[] = {{4, 1, 32, false}, {2, 1, 32, false}, {4, 1, 16, false}};
   static const matrix_tile wide[] = {{4, 1, 32, true}, {2, 1, 32, true}, {2, 1, 16, true}};
   const laprox_context *context = attention->context;
   const matrix_tile *tiles = context->subgroup_size > 32 ? wide : narrow;
