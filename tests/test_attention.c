@@ -21,7 +21,8 @@ typedef struct attention_case {
   uint32_t n_rows;               /* the last rows of the tail */
   uint32_t prefix[MAX_KV_HEADS]; /* entries of each head's ragged prefix */
   uint32_t n_tail, head_rows;
-  VkDeviceSize max_range; /* 0: the device's */
+  VkDeviceSize max_range;     /* 0: the device's */
+  float query_size, key_size; /* of the largest number; 0: 1, and 4, so that the softmax is far from flat */
 } attention_case;
 
 /* What a case runs on: values as stored, and their buffers. */
@@ -59,8 +60,9 @@ static void make_data(kernel_test *test, const attention_case *c, attention_data
   const uint32_t n_prefix = data->first_row[c->n_kv_heads], n_dense = c->n_kv_heads * c->head_rows;
   const size_t n_query = (size_t)c->n_rows * data->shape.n_heads * c->head_dim;
   data->query = kernel_random_floats(test, n_query);
+  for (size_t i = 0; i < n_query && c->query_size > 0; i++) data->query[i] *= c->query_size;
   data->query_buffer = kernel_buffer(test, data->query, n_query * sizeof(float));
-  const float sharp = 4.0f; /* so that the softmax is far from flat */
+  const float sharp = c->key_size > 0 ? c->key_size : 4.0f;
   data->buffers[0] = make_rows(test, c, n_prefix, 1, 1, sharp, &data->prefix_key);
   data->buffers[1] = make_rows(test, c, n_prefix, 1, 1, 1.0f, &data->prefix_value);
   data->buffers[2] = make_rows(test, c, n_dense, c->head_rows, c->n_tail, sharp, &data->tail_key);
@@ -147,7 +149,8 @@ static void check(const attention_case *c, const attention_data *data, const flo
 
 static void run_prefill_kind(kernel_test *test, const attention_case *c, const attention_data *data,
                              lpx_prefill_kind kind) {
-  static const char *const names[] = {"prefill", "prefill, large", "prefill, direct", "prefill, matrix"};
+  static const char *const names[] = {"prefill", "prefill, large", "prefill, direct", "prefill, matrix",
+                                      "prefill, wide matrix"};
   const VkDeviceSize max_range = test->context->max_range;
   const size_t n_sums = (size_t)c->n_rows * data->shape.n_heads, n = n_sums * c->head_dim;
   lpx_attention attention;
@@ -174,15 +177,20 @@ static void run_prefill_kind(kernel_test *test, const attention_case *c, const a
   free(got_sums);
 }
 
-static void run_prefill(kernel_test *test, const attention_case *c) {
+/* In these variants. */
+static void run_prefill_kinds(kernel_test *test, const attention_case *c, int first, int last) {
   attention_data data;
   make_data(test, c, &data);
   const uint32_t variants = test->context->variants;
   test->context->variants |= LAPROX_VARIANT_LARGE_TILES; /* any device takes them, if slowly */
-  for (int kind = 0; kind < LPX_N_PREFILL_KINDS; kind++)
-    run_prefill_kind(test, c, &data, (lpx_prefill_kind)kind);
+  for (int kind = first; kind <= last; kind++) run_prefill_kind(test, c, &data, (lpx_prefill_kind)kind);
   test->context->variants = variants;
   free_data(test, &data);
+}
+
+/* The last one has tests of its own: see test_matrices. */
+static void run_prefill(kernel_test *test, const attention_case *c) {
+  run_prefill_kinds(test, c, 0, LPX_PREFILL_MATRIX);
 }
 
 static void use_merge_variant(lpx_attention *attention, int direct) {
@@ -378,6 +386,51 @@ static void test_decode_is_deterministic(void **state) {
   kernel_test_end(&test);
 }
 
+/* Logits that grow and shrink by more than a probability's room, and numbers that f16 has not. */
+static void test_magnitudes(void **state) {
+  kernel_test test = kernel_test_begin(state, 7);
+  static const float sizes[][2] = {{1.0f, 60.0f}, {1e-3f, 4000.0f}, {1e5f, 0.004f}, {0.0625f, 0.0625f}};
+  for (size_t i = 0; i < COUNT(sizes); i++) {
+    const attention_case c = {.dtype = LAPROX_DTYPE_F16,
+                              .head_dim = 64,
+                              .n_kv_heads = 2,
+                              .group = 2,
+                              .n_rows = 37,
+                              .prefix = {i % 2 ? 70 : 0, i % 2 ? 1 : 0},
+                              .n_tail = 201,
+                              .head_rows = 201,
+                              .query_size = sizes[i][0],
+                              .key_size = sizes[i][1]};
+    run_prefill_kinds(&test, &c, 0, LPX_PREFILL_MATRIX_WIDE);
+  }
+  kernel_test_end(&test);
+}
+
+/* Every dimension there is on matrices, in every tile of a workgroup. */
+static void test_matrices(void **state) {
+  kernel_test test = kernel_test_begin(state, 8);
+  uint32_t *shared_bytes = &test.context->properties.limits.maxComputeSharedMemorySize;
+  const uint32_t device_bytes = *shared_bytes;
+  static const uint32_t groups[] = {5, 1, 3, 8}, rows[] = {2, 65, 33, 7};
+  for (uint32_t i = 0; i < 8; i++) {
+    attention_case c = {.dtype = LAPROX_DTYPE_F16,
+                        .head_dim = 16 * (i + 1),
+                        .n_kv_heads = 2,
+                        .group = groups[i % 4],
+                        .n_rows = rows[i % 4],
+                        .n_tail = 66 + i,
+                        .head_rows = 70 + i};
+    run_prefill_kinds(&test, &c, LPX_PREFILL_MATRIX + (int)i % 2, LPX_PREFILL_MATRIX + (int)i % 2);
+    if (i % 4 != 3) continue;
+    for (uint32_t bytes = 10240; bytes <= 24576; bytes += 2048) {
+      *shared_bytes = bytes < device_bytes ? bytes : device_bytes;
+      run_prefill_kinds(&test, &c, LPX_PREFILL_MATRIX + (int)(i / 4), LPX_PREFILL_MATRIX + (int)(i / 4));
+    }
+    *shared_bytes = device_bytes;
+  }
+  kernel_test_end(&test);
+}
+
 static void test_bad_arguments(void **state) {
   test_gpu *gpu = *state;
   laprox_context *context = laprox_device_context(gpu->device);
@@ -397,6 +450,7 @@ int main(void) {
       cmocka_unit_test(test_shapes),        cmocka_unit_test(test_segments),
       cmocka_unit_test(test_blocks),        cmocka_unit_test(test_heads_without_entries),
       cmocka_unit_test(test_ranges),        cmocka_unit_test(test_decode_is_deterministic),
+      cmocka_unit_test(test_magnitudes),    cmocka_unit_test(test_matrices),
       cmocka_unit_test(test_bad_arguments),
   };
   return cmocka_run_group_tests(tests, test_gpu_setup, test_gpu_teardown);

@@ -11,12 +11,13 @@
 #include "vk/vk.h"
 
 /* Variants of the prefill kernel: for the baseline, with LAPROX_VARIANT_LARGE_TILES, for processors, and on cooperative
- * matrices. */
+ * matrices, with all of the queries in registers or, for wide subgroups, part of them in shared memory. */
 typedef enum lpx_prefill_kind {
   LPX_PREFILL_SMALL,
   LPX_PREFILL_LARGE,
   LPX_PREFILL_DIRECT,
   LPX_PREFILL_MATRIX,
+  LPX_PREFILL_MATRIX_WIDE,
   LPX_N_PREFILL_KINDS
 } lpx_prefill_kind;
 

@@ -4,7 +4,7 @@
 
 #include <math.h>
 
-/* A dispatch does about this much, so that none is long: see SUBMIT_COST of the queue. */
+/* A dispatch does about this much, or what the device's others do, so that none is long. */
 #define DISPATCH_COST (UINT64_C(1) << 30)
 
 typedef struct prefill_push {
@@ -33,34 +33,30 @@ static laprox_result check(laprox_context *context, const laprox_shape *shape, l
 
 /* ---- on cooperative matrices ---- */
 
-/* What a workgroup takes of them. */
+/* What a workgroup takes: subgroups, matrices of query rows of each, and keys at once. */
 typedef struct matrix_tile {
   uint32_t n_subgroups, row_matrices, n_keys;
-  bool share_rests; /* what f16 leaves of the queries is in shared memory, as registers are short */
 } matrix_tile;
 
 enum { MAX_MATRIX_DIM = 128 };
 
 /* Shared memory of prefill_matrix.comp. */
-static uint32_t matrix_bytes(const lpx_attention *attention, const matrix_tile *tile) {
+static uint32_t matrix_bytes(const lpx_attention *attention, const matrix_tile *tile, bool share_rests) {
   const uint32_t size = attention->context->matrix.m, rows = tile->row_matrices * size;
   const uint32_t row_bytes = attention->shape.head_dim * 2 + 16;
   const uint32_t parts = 2 * rows * (tile->n_keys * 2 + 16), pair = 2 * size * size * 4;
-  const uint32_t rests = tile->share_rests ? rows * row_bytes : 0;
+  const uint32_t rests = share_rests ? rows * row_bytes : 0;
   return 2 * tile->n_keys * row_bytes + 16 +
          tile->n_subgroups * ((parts > pair ? parts : pair) + rests + rows * 4);
 }
 
-/* The first that fits: a device of 48 KiB takes the first, one of 16 KiB the last. AMD's operands stand in every
-   quarter of a subgroup of 64. */
-static bool choose_tile(const lpx_attention *attention, matrix_tile *out) {
-  static const matrix_tile narrow[] = {{4, 1, 32, false}, {2, 1, 32, false}, {4, 1, 16, false}};
-  static const matrix_tile wide[] = {{4, 1, 32, true}, {2, 1, 32, true}, {2, 1, 16, true}};
-  const laprox_context *context = attention->context;
-  const matrix_tile *tiles = context->subgroup_size > 32 ? wide : narrow;
-  for (size_t i = 0; i < sizeof narrow / sizeof *narrow; i++) {
+/* The first that fits. Few subgroups, as a chunk of a prompt has few rows for a large device. */
+static bool choose_tile(const lpx_attention *attention, bool share_rests, matrix_tile *out) {
+  static const matrix_tile tiles[] = {{4, 1, 32}, {2, 1, 32}, {4, 1, 16}, {2, 1, 16}};
+  for (size_t i = 0; i < sizeof tiles / sizeof *tiles; i++) {
     *out = tiles[i];
-    if (lpx_workgroup_fits(context, out->n_subgroups, matrix_bytes(attention, out))) return true;
+    const uint32_t bytes = matrix_bytes(attention, out, share_rests);
+    if (lpx_workgroup_fits(attention->context, out->n_subgroups, bytes)) return true;
   }
   return false;
 }
@@ -70,29 +66,31 @@ static const char *matrix_shader(const laprox_context *context) {
   return lpx_is_software(context) ? "attention_prefill_matrix_rolled" : "attention_prefill_matrix";
 }
 
-static bool has_matrix(const lpx_attention *attention) {
+static bool has_matrix(const lpx_attention *attention, bool share_rests) {
   const laprox_context *context = attention->context;
   const uint32_t size = context->matrix.m, d = attention->shape.head_dim;
   matrix_tile tile;
   return attention->cache_dtype == LAPROX_DTYPE_F16 && d % 16 == 0 && d <= MAX_MATRIX_DIM &&
          lpx_shader_usable(context, matrix_shader(context)) && (size == 8 || size == 16) &&
          size == context->matrix.n && size == context->matrix.k && context->matrix.half_sums &&
-         context->subgroup_size >= 4 && context->subgroup_size <= 128 && choose_tile(attention, &tile);
+         context->subgroup_size <= 128 && choose_tile(attention, share_rests, &tile);
 }
 
-static laprox_result choose_matrix(lpx_attention *attention) {
+static laprox_result choose_matrix(lpx_attention *attention, bool share_rests) {
   const laprox_context *context = attention->context;
   const laprox_shape *shape = &attention->shape;
   matrix_tile tile;
-  if (!choose_tile(attention, &tile))
-    return lpx_fail(&context->host, LAPROX_ERROR_UNSUPPORTED, "a prompt's attention on matrices");
+  if (!has_matrix(attention, share_rests) || !choose_tile(attention, share_rests, &tile))
+    return lpx_fail(&context->host, LAPROX_ERROR_UNSUPPORTED,
+                    "attention of prompts on matrices of %u x %u x %u, heads of %u", context->matrix.m,
+                    context->matrix.n, context->matrix.k, shape->head_dim);
   const uint32_t n_invocations = tile.n_subgroups * context->subgroup_size;
   const uint32_t constants[] = {shape->head_dim,
                                 shape->n_heads / shape->n_kv_heads,
                                 context->matrix.m,
                                 tile.row_matrices,
                                 tile.n_keys,
-                                tile.share_rests,
+                                share_rests,
                                 context->subgroup_size,
                                 n_invocations,
                                 n_invocations};
@@ -105,7 +103,7 @@ static laprox_result choose_matrix(lpx_attention *attention) {
 /* ---- variants ---- */
 
 bool lpx_prefill_attention_has(const lpx_attention *attention, lpx_prefill_kind kind) {
-  if (kind == LPX_PREFILL_MATRIX) return has_matrix(attention);
+  if (kind >= LPX_PREFILL_MATRIX) return has_matrix(attention, kind == LPX_PREFILL_MATRIX_WIDE);
   return kind != LPX_PREFILL_LARGE || lpx_large_tiles(attention->context);
 }
 
@@ -125,7 +123,7 @@ laprox_result lpx_prefill_attention_choose(lpx_attention *attention, lpx_prefill
                               {"attention_prefill_128_direct", 64, 128},
                               {"attention_prefill_256_direct", 32, 256}},
   };
-  if (kind == LPX_PREFILL_MATRIX) return choose_matrix(attention);
+  if (kind >= LPX_PREFILL_MATRIX) return choose_matrix(attention, kind == LPX_PREFILL_MATRIX_WIDE);
   const laprox_shape *shape = &attention->shape;
   const uint32_t size = shape->head_dim <= 64 ? 0 : shape->head_dim <= 128 ? 1 : 2;
   const uint32_t n_dims = kernels[kind][size].n_dims;
@@ -138,10 +136,11 @@ laprox_result lpx_prefill_attention_choose(lpx_attention *attention, lpx_prefill
                           &attention->prefill);
 }
 
-/* The fastest. */
+/* The fastest. Operands of AMD's matrices stand in every quarter of a subgroup of 64: too many for registers. */
 static lpx_prefill_kind best_kind(const lpx_attention *attention) {
   const laprox_context *context = attention->context;
-  if (lpx_matrices_pay(context) && has_matrix(attention)) return LPX_PREFILL_MATRIX;
+  const lpx_prefill_kind matrix = context->subgroup_size > 32 ? LPX_PREFILL_MATRIX_WIDE : LPX_PREFILL_MATRIX;
+  if (lpx_matrices_pay(context) && lpx_prefill_attention_has(attention, matrix)) return matrix;
   if (lpx_is_software(context)) return LPX_PREFILL_DIRECT;
   return lpx_large_tiles(context) ? LPX_PREFILL_LARGE : LPX_PREFILL_SMALL;
 }
@@ -221,7 +220,8 @@ static void append_pieces(lpx_program *program, const lpx_attention *attention, 
   const uint64_t seen = (uint64_t)push->n_visible + (push->causal ? push->n_rows / 2 : 0);
   const uint64_t group_dims = shape->head_dim + shape->head_dim / attention->prefill_parts;
   const uint64_t group_cost = 2 * seen * attention->prefill_rows * group_dims + 1;
-  const uint64_t piece = DISPATCH_COST / group_cost + 1;
+  const uint64_t cost = attention->context->dispatch_cost;
+  const uint64_t piece = (cost > DISPATCH_COST ? cost : DISPATCH_COST) / group_cost + 1;
   for (uint64_t first = 0; first < n_groups; first += piece) {
     const uint64_t now = n_groups - first < piece ? n_groups - first : piece;
     push->first_group = (uint32_t)first;
