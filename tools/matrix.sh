@@ -71,7 +71,7 @@ if [ $mode = full ]; then
   fi
 fi
 if has sid-amd64; then
-  execute 'lavapipe of Debian sid' sid-amd64 lvp "$kernels"
+  execute 'lavapipe of Debian sid' sid-amd64 lvp "$kernels$([ $mode = quick ] || echo ' test_attention')"
   [ $mode = quick ] || execute 'lavapipe of Debian sid, baseline' sid-amd64 lvp "$kernels" LAPROX_VARIANTS=baseline
 else
   absent executed 'lavapipe of Debian sid'
