@@ -165,7 +165,7 @@ typedef struct laprox_plan_info {
   uint32_t query_rows; /**< rows of the query ring, >= window; 0 = window */
   /** row of the window's first query; row (query_start + t) % query_rows holds query t */
   uint32_t query_start;
-  float scale;        /**< of the attention logits; 0 = 1 / sqrt(head_dim) */
+  float scale;        /**< of the attention logits, not below 0; 0 = 1 / sqrt(head_dim) */
   uint32_t model_dim; /**< rows of the output projection; only criticalkv and defensivekv need it */
   /** Selecting while a model is still being read. Scores of a layer are normalised by that layer's own sum, so the best
    *  of layers 0 … l are known once layer l is scored, and what is not among them never comes back: cutting after every

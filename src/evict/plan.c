@@ -436,8 +436,9 @@ static laprox_result check_info(laprox_context *context, const laprox_plan_info 
     return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT,
                     "laprox_plan_info: policy %s needs the model's dimension, but model_dim is 0",
                     laprox_policy_name(rules->kind));
-  if (!isfinite(info->scale))
-    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "laprox_plan_info: scale is not finite");
+  if (!isfinite(info->scale) || info->scale < 0.0f)
+    return lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "laprox_plan_info: scale is %g",
+                    (double)info->scale);
   for (uint32_t s = 0; s < info->n_segments && !result; s++) result = lpx_segment_check(host, info, s);
   return result;
 }

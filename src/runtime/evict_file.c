@@ -117,8 +117,8 @@ static laprox_result read_scale(capture *c) {
   if (!text) return LAPROX_OK;
   char *end = NULL;
   c->scale = strtof(text, &end);
-  if (end != text && !*end && isfinite(c->scale) && c->scale != 0.0f) return LAPROX_OK;
-  return lpx_fail(c->host, LAPROX_ERROR_FORMAT, "%s: metadata scale \"%.40s\" is not a number other than 0",
+  if (end != text && !*end && isfinite(c->scale) && c->scale > 0.0f) return LAPROX_OK;
+  return lpx_fail(c->host, LAPROX_ERROR_FORMAT, "%s: metadata scale \"%.40s\" is not a number above 0",
                   lpx_safetensors_path(c->file), text);
 }
 
