@@ -10,60 +10,65 @@
 // of 64 candidates. One workgroup per (group_items tiles, up to four query heads).
 #include "finite.glsl"
 #include "../evict/layout.glsl"
-#define STEP_ENTRIES TILE_ENTRIES
 #include "../evict/window_matrix.glsl"
 
-SUM_MATRIX softmax[ROW_MATRICES]; // log2 of the sum of exponentials, the same in all columns
+// Twice the log2 of the sum of exponentials, the same in all columns.
+SUM_MATRIX softmax[ROW_MATRICES];
 
-#define EXCHANGE_FLOATS 512 // of a subgroup: 512 / SIZE columns, SIZE rows
-const uint SUMS_AT_ONCE = EXCHANGE_FLOATS / SIZE / SIZE;
-const uint SUM_COLUMNS = EXCHANGE_FLOATS / SIZE;
+// Of a subgroup: a matrix, column after column, each with room behind that keeps them in different banks.
+const uint COLUMN_QUADS = SIZE / 4 + 1;
+const uint EXCHANGE_QUADS = SIZE * COLUMN_QUADS;
+shared vec4 exchange[N_SUBGROUPS * EXCHANGE_QUADS];
+// Of squares, over the queries of a part; of two steps.
+shared float sums[2 * TILE_HEADS * PARTS * STEP_ENTRIES];
 
 // Of a query that the window has not: infinite, so that its probabilities are 0.
 void load_softmax() {
-  const uint base = gl_SubgroupID * EXCHANGE_FLOATS;
-  barrier();
-  for (uint i = gl_SubgroupInvocationID; i < QUERY_ROWS * SIZE; i += SUBGROUP_SIZE) {
-    const uint t = i / SIZE, at = push.softmax + ((head * GROUP + group_head) * WINDOW + t) * 2;
-    float value = uintBitsToFloat(0x7f800000u);
-    if (t < WINDOW) {
-      const float inverse_sum = uintBitsToFloat(state[at + 1]);
-      value = is_finite(inverse_sum) ? uintBitsToFloat(state[at]) - log2(inverse_sum) : NOT_A_NUMBER;
+  const uint base = gl_SubgroupID * EXCHANGE_QUADS;
+  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
+    subgroupBarrier();
+    for (uint i = gl_SubgroupInvocationID; i < SIZE * SIZE; i += SUBGROUP_SIZE) {
+      const uint row = i % SIZE, t = first_row + r * SIZE + row, at = push.softmax + ((head * GROUP + group_head) * WINDOW + t) * 2;
+      float value = uintBitsToFloat(0x7f800000u);
+      if (t < WINDOW) {
+        const float inverse_sum = uintBitsToFloat(state[at + 1]);
+        value = is_finite(inverse_sum) ? 2.0 * (uintBitsToFloat(state[at]) - log2(inverse_sum)) : NOT_A_NUMBER;
+      }
+      exchange[base + i / SIZE * COLUMN_QUADS + row / 4][row % 4] = value;
     }
-    exchange[base + i] = value;
+    subgroupBarrier();
+    coopMatLoad(softmax[r], exchange, base, COLUMN_QUADS, gl_CooperativeMatrixLayoutColumnMajor);
   }
-  barrier();
-  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
-    coopMatLoad(softmax[r], exchange, base + r * SIZE * SIZE, SIZE, gl_CooperativeMatrixLayoutRowMajor);
-  barrier();
 }
 
-void write_norms(uint tile, uint first_entry, uint first_column, uint n_columns) {
-  const uint at = push.out_offset + ((tile - push.items_base) * GROUP + group_head) * TILE_ENTRIES + first_column;
-  for (uint i = gl_SubgroupInvocationID; i < n_columns; i += SUBGROUP_SIZE) {
+void add_squares(uint step) {
+  const uint to = (step % 2 * TILE_HEADS * PARTS + gl_SubgroupID % (TILE_HEADS * PARTS)) * STEP_ENTRIES;
+  UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++) {
+    SUM_MATRIX squares = SUM_MATRIX(0.0);
+    UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
+      UNROLLED for (uint e = 0; e < squares.length(); e++)
+        squares[e] += exp2(fma(logits[r * COLUMN_MATRICES + c][e], 2.0 * scale, -softmax[r][e]));
+    subgroupBarrier();
+    coopMatStore(squares, exchange, gl_SubgroupID * EXCHANGE_QUADS, COLUMN_QUADS, gl_CooperativeMatrixLayoutColumnMajor);
+    subgroupBarrier();
+    for (uint i = gl_SubgroupInvocationID; i < SIZE; i += SUBGROUP_SIZE) {
+      vec4 total = vec4(0.0);
+      UNROLLED for (uint q = 0; q < SIZE / 4; q++) total += exchange[gl_SubgroupID * EXCHANGE_QUADS + i * COLUMN_QUADS + q];
+      sums[to + (entry_part * COLUMN_MATRICES + c) * SIZE + i] = (total.x + total.y) + (total.z + total.w);
+    }
+  }
+}
+
+// Of a step that all subgroups are through with.
+void write_norms(uint tile, uint step, uint first_entry) {
+  for (uint n = gl_LocalInvocationIndex; n < TILE_HEADS * STEP_ENTRIES; n += N_INVOCATIONS) {
+    const uint h = n / STEP_ENTRIES, column = n % STEP_ENTRIES;
+    const uint of_group = workgroup_index() % HEAD_TILES * TILE_HEADS + h;
     float total = 0.0;
-    for (uint row = 0; row < SIZE; row++) total += exchange[gl_SubgroupID * EXCHANGE_FLOATS + row * SUM_COLUMNS + i];
-    const uint entry = first_entry + first_column + i;
-    if (has_head && has_row(entry)) work[at + i] = sqrt(total);
-  }
-}
-
-void add_squares(uint tile, uint first_entry) {
-  UNROLLED for (uint first = 0; first < COLUMN_MATRICES; first += SUMS_AT_ONCE) {
-    const uint n = COLUMN_MATRICES - first < SUMS_AT_ONCE ? COLUMN_MATRICES - first : SUMS_AT_ONCE;
-    subgroupBarrier();
-    UNROLLED for (uint c = first; c < first + n; c++) {
-      SUM_MATRIX squares = SUM_MATRIX(0.0);
-      UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
-        UNROLLED for (uint e = 0; e < squares.length(); e++) {
-          const float p = exp2(fma(logits[r * COLUMN_MATRICES + c][e], scale, -softmax[r][e]));
-          squares[e] = fma(p, p, squares[e]);
-        }
-      coopMatStore(squares, exchange, gl_SubgroupID * EXCHANGE_FLOATS + (c - first) * SIZE, SUM_COLUMNS,
-                   gl_CooperativeMatrixLayoutRowMajor);
-    }
-    subgroupBarrier();
-    write_norms(tile, first_entry, (entry_part * COLUMN_MATRICES + first) * SIZE, n * SIZE);
+    UNROLLED for (uint part = 0; part < PARTS; part++)
+      total += sums[((step % 2 * PARTS + part) * TILE_HEADS + h) * STEP_ENTRIES + column];
+    if (of_group < GROUP && has_row(first_entry + column))
+      work[push.out_offset + ((tile - push.items_base) * GROUP + of_group) * TILE_ENTRIES + column] = sqrt(total);
   }
 }
 
@@ -81,14 +86,16 @@ void main() {
     load_softmax();
     fetch_keys(first_entry);
     for (uint tile = first_tile; tile < next_item; tile++) {
-      const uint entry = first_entry + (tile - first_tile) * TILE_ENTRIES;
-      barrier();
+      const uint step = tile - first_tile, entry = first_entry + step * TILE_ENTRIES;
       store_keys();
-      barrier();
       if (tile + 1 < next_item) fetch_keys(entry + TILE_ENTRIES);
-      if (entry >= entries_end || entry + TILE_ENTRIES <= entries_begin) continue;
+      if (step > 0) write_norms(tile - 1, step - 1, entry - TILE_ENTRIES);
       multiply();
-      add_squares(tile, entry);
+      add_squares(step);
     }
+    barrier();
+    const uint last = next_item - 1 - first_tile;
+    write_norms(next_item - 1, last, first_entry + last * TILE_ENTRIES);
+    barrier();
   }
 }

@@ -13,6 +13,14 @@
 #define UNROLLED [[unroll]]
 #endif
 
+// Keeps a compiler from reading all operands before it multiplies the first. Not for drivers in software, which may take it
+// for a barrier of the workgroup where subgroups have gone different ways.
+#ifdef ROLLED
+#define ONE_AFTER_ANOTHER
+#else
+#define ONE_AFTER_ANOTHER subgroupBarrier();
+#endif
+
 #define PREPARED_QUERY_PARTS  0 // 1, or 2 where a query has more digits than f16
 #define PREPARED_FACTOR_PARTS 1
 #define PREPARED_QUERY_SCALE  2 // of the logits, includes log2 e
@@ -21,12 +29,10 @@
 
 #define QUERY_ROWS 32 // of a head
 
-// The factor's upper triangle by blocks of SIZE rows, each from its diagonal on, with eight elements of room behind every
-// row. Halves before block `block`:
-#define FACTOR_START(block) (SIZE * ((block) * (HEAD_DIM + 8) - SIZE * ((block) * ((block) - 1) / 2)))
-#define FACTOR_STRIDE(block) (HEAD_DIM - SIZE * (block) + 8)
+// The factor's upper triangle by matrices, row after row of them, each from the diagonal on, and each of them in one piece.
 const uint FACTOR_BLOCKS = HEAD_DIM / SIZE;
-const uint FACTOR_HALVES = SIZE * (FACTOR_BLOCKS * (HEAD_DIM + 8) - SIZE * (FACTOR_BLOCKS * (FACTOR_BLOCKS - 1) / 2));
+#define FACTOR_MATRIX_OF(row, column) ((row) * FACTOR_BLOCKS - (row) * ((row) + 1) / 2 + (column))
+const uint FACTOR_HALVES = FACTOR_BLOCKS * (FACTOR_BLOCKS + 1) / 2 * SIZE * SIZE;
 const uint QUERY_HALVES = QUERY_ROWS * HEAD_DIM;
 const uint PREPARED_FACTOR = PREPARED_QUERY + QUERY_HALVES; // both parts
 const uint PREPARED_WORDS = PREPARED_FACTOR + FACTOR_HALVES;

@@ -6,10 +6,14 @@
 #extension GL_EXT_control_flow_attributes : require
 #extension GL_EXT_shader_16bit_storage : require
 #extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
-// Projected-value norms on cooperative matrices, times the attention norms, mean over the group: the raw LaProx score. A
-// subgroup holds the values of 32 or 64 candidates, the factors' triangles go through shared memory: at once where f16 holds
-// them, else in three pieces, each with what the rounding left over. One workgroup per group_items tiles of 64 candidates, which
-// are its subgroups' candidates.
+// Projected-value norms on cooperative matrices, times the attention norms, mean over the group: the raw LaProx score.
+// The factors of up to four query heads stay in registers, each head's in those of PARTS subgroups, and the values of 32
+// candidates a step pass by them through shared memory, where the next step's are stored meanwhile. One workgroup per
+// group_items tiles of 64 candidates.
+//
+// Of the factor's rows of matrices, the first has as many as the last lacks: subgroups take them in pairs, so that all have
+// as much to do.
+#include "repeat.glsl"
 #include "../evict/layout.glsl"
 
 layout(constant_id = 0) const uint HEAD_DIM = 64;
@@ -19,31 +23,34 @@ layout(constant_id = 5) const uint SIZE = 16; // of a matrix
 layout(constant_id = 6) const uint SUBGROUP_SIZE = 32;
 layout(local_size_x_id = 7, local_size_y = 1, local_size_z = 1) in;
 layout(constant_id = 8) const uint N_INVOCATIONS = 128; // the same
-layout(constant_id = 9) const uint CANDIDATES = 32;     // of a subgroup
+layout(constant_id = 9) const uint PARTS = 2;           // subgroups that share a head
+layout(constant_id = 10) const uint HEADS_AT_ONCE = 4;
 
 #include "../evict/matrix.glsl"
 
+#define STEP_ENTRIES 32
 
-const uint N_SUBGROUPS = N_INVOCATIONS / SUBGROUP_SIZE;
-const uint ROW_MATRICES = CANDIDATES / SIZE;
-const uint DEPTH_MATRICES = HEAD_DIM / SIZE;
+const uint HEAD_TILES = (GROUP + HEADS_AT_ONCE - 1) / HEADS_AT_ONCE;
+const uint TILE_HEADS = (GROUP + HEAD_TILES - 1) / HEAD_TILES;
+const uint N_SUBGROUPS = TILE_HEADS * PARTS;
+const uint COLUMN_MATRICES = STEP_ENTRIES / SIZE;
+const uint ROW_PAIRS = (FACTOR_BLOCKS + 1) / 2;
+const uint PAIRS = (ROW_PAIRS + PARTS - 1) / PARTS; // of a subgroup
+const uint PAIR_MATRICES = FACTOR_BLOCKS + 1;
 
-// What a workgroup stages: 32 elements of every candidate, or triangles.
-#define VALUE_DEPTH  32
-#define VALUE_STRIDE 10 // in four halves
-const uint VALUE_QUADS = N_SUBGROUPS * CANDIDATES * VALUE_STRIDE;
-const uint PIECE_BLOCKS = (FACTOR_BLOCKS + 2) / 3;
-const uint FACTOR_QUADS = FACTOR_START(PIECE_BLOCKS) * 2 > FACTOR_HALVES ? FACTOR_START(PIECE_BLOCKS) / 2 : FACTOR_HALVES / 4;
-const uint STAGED_QUADS = VALUE_QUADS > FACTOR_QUADS ? VALUE_QUADS : FACTOR_QUADS;
-const uint LOADS = CANDIDATES * (VALUE_DEPTH / 8) / SUBGROUP_SIZE;
-const uint STEPS = (HEAD_DIM + VALUE_DEPTH - 1) / VALUE_DEPTH;
+const uint ROW_LOADS = HEAD_DIM / 8; // of 16 bytes
+const uint VALUE_STRIDE = ROW_LOADS + 1; // neighbouring rows hit different banks
+const uint STEP_OCTETS = STEP_ENTRIES * VALUE_STRIDE;
+const uint LOADS = (STEP_ENTRIES * ROW_LOADS + N_INVOCATIONS - 1) / N_INVOCATIONS; // an invocation's in a step
+const uint COLUMN_QUADS = SIZE / 4 + 1; // the same for sums of columns
+const uint EXCHANGE_QUADS = SIZE * COLUMN_QUADS;
 
 layout(set = 0, binding = 0) readonly buffer Value { uint value[]; };
 layout(set = 0, binding = 0) readonly buffer Value4 { uvec4 value4[]; };
 layout(set = 0, binding = 1) readonly buffer State { uint state[]; };
 layout(set = 0, binding = 2) buffer Work { float work[]; };
 layout(set = 0, binding = 2) readonly buffer WorkWords { uint work_words[]; };
-layout(set = 0, binding = 2) readonly buffer WorkQuads { f16vec4 work_quads[]; };
+layout(set = 0, binding = 2) readonly buffer WorkHalves { f16vec4 work_halves[]; };
 
 layout(push_constant) uniform Push {
   uint n_groups;
@@ -63,17 +70,22 @@ uint workgroup_index() {
   return gl_WorkGroupID.y * gl_NumWorkGroups.x + gl_WorkGroupID.x;
 }
 
-shared f16vec4 staged[STAGED_QUADS];
-shared float exchange[N_SUBGROUPS * SIZE * SIZE];
+shared uvec4 staged[2 * STEP_OCTETS];
+shared vec4 exchange[N_SUBGROUPS * EXCHANGE_QUADS];
+shared float sums[2 * N_SUBGROUPS * STEP_ENTRIES]; // of the squares that a subgroup's rows make; of two steps
 
-#define VALUE_MATRIX  coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseA>
-#define FACTOR_MATRIX coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseB>
+#define FACTOR_MATRIX coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseA>
+#define VALUE_MATRIX  coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseB>
 #define SUM_MATRIX    coopmat<float, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseAccumulator>
 
 uint head, first_tile, next_tile, first_entry;
+uint head_tile, part; // part: of the subgroup
+uint factor_at;       // four halves in work_halves[], of this subgroup's head
+bool two_parts;       // a factor of the group has more digits than f16
 
-VALUE_MATRIX values[ROW_MATRICES * DEPTH_MATRICES];
-SUM_MATRIX squares[ROW_MATRICES];
+FACTOR_MATRIX factor[PAIRS * PAIR_MATRICES];
+SUM_MATRIX products[PAIRS * 2 * COLUMN_MATRICES];
+uvec4 fetched[LOADS];
 
 #include "../evict/items.glsl"
 
@@ -85,145 +97,206 @@ void find_head() {
   find_rows(head);
 }
 
-uvec4 load_value(uint row, uint column) {
-  const uint entry = first_entry + gl_SubgroupID * CANDIDATES + row;
-  if (!has_row(entry) || column >= HEAD_DIM) return uvec4(0);
-  const uint at = row_start(entry) + column;
-  if (rows_are_wide()) return value4[at >> 3];
-  return uvec4(value[at >> 1], value[(at >> 1) + 1], value[(at >> 1) + 2], value[(at >> 1) + 3]);
+uint prepared_of(uint group_head) {
+  return push.prepared + (head * GROUP + min(group_head, GROUP - 1)) * PREPARED_WORDS;
 }
 
-void load_values() {
-  const uint base = gl_SubgroupID * CANDIDATES * VALUE_STRIDE;
-  uvec4 fetched[STEPS * LOADS];
-  UNROLLED for (uint i = 0; i < STEPS * LOADS; i++) {
-    const uint n = i % LOADS * SUBGROUP_SIZE + gl_SubgroupInvocationID;
-    fetched[i] = load_value(n / (VALUE_DEPTH / 8), i / LOADS * VALUE_DEPTH + n % (VALUE_DEPTH / 8) * 8);
-  }
-  UNROLLED for (uint step = 0; step < STEPS; step++) {
-    barrier();
-    UNROLLED for (uint i = 0; i < LOADS; i++) {
-      const uint n = i * SUBGROUP_SIZE + gl_SubgroupInvocationID;
-      const uint at = base + n / (VALUE_DEPTH / 8) * VALUE_STRIDE + n % (VALUE_DEPTH / 8) * 2;
-      const uvec4 words = fetched[step * LOADS + i];
-      staged[at] = f16vec4(unpackFloat2x16(words.x), unpackFloat2x16(words.y));
-      staged[at + 1] = f16vec4(unpackFloat2x16(words.z), unpackFloat2x16(words.w));
-    }
-    barrier();
-    UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
-      UNROLLED for (uint k = 0; k < VALUE_DEPTH / SIZE; k++)
-        if (step * (VALUE_DEPTH / SIZE) + k < DEPTH_MATRICES)
-          coopMatLoad(values[r * DEPTH_MATRICES + step * (VALUE_DEPTH / SIZE) + k], staged,
-                      base + r * SIZE * VALUE_STRIDE + k * SIZE / 4, VALUE_STRIDE,
+bool has_two_parts() {
+  uint parts = 1;
+  for (uint group_head = 0; group_head < GROUP; group_head++)
+    parts = max(parts, work_words[prepared_of(group_head) + PREPARED_FACTOR_PARTS]);
+  return parts > 1;
+}
+
+// Row of matrices `which` of a pair, and whether there is one. A pair of one row has no second.
+#define ROW_OF(pair, which)  ((which) == 0 ? (pair) : FACTOR_BLOCKS - 1 - (pair))
+#define HAS_ROW(pair, which) ((pair) < ROW_PAIRS && ((which) == 0 || (pair) < FACTOR_BLOCKS - 1 - (pair)))
+// Where a matrix of it is kept.
+#define PLACE_OF(q, pair, which, column)                                                                             \
+  ((q) * PAIR_MATRICES + ((which) == 0 ? (column) - (pair) : FACTOR_BLOCKS - (pair) + (column) - (FACTOR_BLOCKS - 1 - (pair))))
+
+void load_factor_part(uint of) {
+  UNROLLED for (uint q = 0; q < PAIRS; q++)
+    UNROLLED for (uint which = 0; which < 2; which++)
+      UNROLLED for (uint k = 0; k < FACTOR_BLOCKS; k++) {
+        const uint pair = q * PARTS + of, row = ROW_OF(pair, which);
+        if (HAS_ROW(pair, which) && k >= row)
+          coopMatLoad(factor[PLACE_OF(q, pair, which, k)], work_halves,
+                      factor_at + FACTOR_MATRIX_OF(row, k) * SIZE * SIZE / 4, SIZE / 4, gl_CooperativeMatrixLayoutRowMajor);
+      }
+}
+
+void load_value_matrix(uint at, uint c, uint k, out VALUE_MATRIX b) {
+  coopMatLoad(b, staged, at + c * SIZE * VALUE_STRIDE + k * SIZE / 8, VALUE_STRIDE, gl_CooperativeMatrixLayoutColumnMajor);
+}
+
+// What the rounding to f16 left of the factor is read again and again, for there is no room for it.
+void multiply_rest(uint of, uint at) {
+  UNROLLED for (uint k = 0; k < FACTOR_BLOCKS; k++) {
+    VALUE_MATRIX b[COLUMN_MATRICES];
+    ONE_AFTER_ANOTHER
+    UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++) load_value_matrix(at, c, k, b[c]);
+    UNROLLED for (uint q = 0; q < PAIRS; q++)
+      UNROLLED for (uint which = 0; which < 2; which++) {
+        const uint pair = q * PARTS + of, row = ROW_OF(pair, which);
+        if (HAS_ROW(pair, which) && k >= row) {
+          FACTOR_MATRIX rest;
+          coopMatLoad(rest, work_halves, factor_at + (FACTOR_HALVES + FACTOR_MATRIX_OF(row, k) * SIZE * SIZE) / 4, SIZE / 4,
                       gl_CooperativeMatrixLayoutRowMajor);
+          UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++)
+            products[(q * 2 + which) * COLUMN_MATRICES + c] =
+                coopMatMulAdd(rest, b[c], products[(q * 2 + which) * COLUMN_MATRICES + c]);
+        }
+      }
   }
 }
 
-// Halves [first, end) of a part of the factor.
-void stage_factor(uint from, uint first, uint end, uint to) {
-  for (uint i = first / 4 + gl_LocalInvocationIndex; i < end / 4; i += N_INVOCATIONS)
-    staged[to + i - first / 4] = work_quads[from + i];
-}
-
-void multiply(uint block, uint at, inout SUM_MATRIX products[ROW_MATRICES]) {
-  UNROLLED for (uint k = block; k < DEPTH_MATRICES; k++) {
-    FACTOR_MATRIX b;
-    coopMatLoad(b, staged, at + (k - block) * SIZE / 4, FACTOR_STRIDE(block) / 4, gl_CooperativeMatrixLayoutColumnMajor);
-    UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
-      products[r] = coopMatMulAdd(values[r * DEPTH_MATRICES + k], b, products[r]);
-  }
-}
-
-// Squares of the products with factor rows of blocks [first, end), which begin at half `start` in every staged part.
-void add_blocks(uint first, uint end, uint start, bool two_parts, uint part_quads) {
-  UNROLLED for (uint j = 0; j < FACTOR_BLOCKS; j++)
-    if (j >= first && j < end) {
-      SUM_MATRIX products[ROW_MATRICES];
-      UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) products[r] = SUM_MATRIX(0.0);
-      const uint at = (FACTOR_START(j) - start) / 4;
-      multiply(j, at, products);
-      if (two_parts) multiply(j, at + part_quads, products);
-      UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
-        UNROLLED for (uint e = 0; e < products[r].length(); e++)
-          squares[r][e] = fma(products[r][e], products[r][e], squares[r][e]);
+void multiply_part(uint of, uint at) {
+  UNROLLED for (uint k = 0; k < FACTOR_BLOCKS; k++)
+    UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++) {
+      VALUE_MATRIX b;
+      load_value_matrix(at, c, k, b);
+      UNROLLED for (uint q = 0; q < PAIRS; q++)
+        UNROLLED for (uint which = 0; which < 2; which++) {
+          const uint pair = q * PARTS + of;
+          if (HAS_ROW(pair, which) && k >= ROW_OF(pair, which))
+            products[(q * 2 + which) * COLUMN_MATRICES + c] = coopMatMulAdd(
+                factor[PLACE_OF(q, pair, which, k)], b, products[(q * 2 + which) * COLUMN_MATRICES + c]);
+        }
     }
+  if (two_parts) multiply_rest(of, at);
+
 }
 
-const uint N_NORMS = SUBGROUP_SIZE < CANDIDATES ? CANDIDATES / SUBGROUP_SIZE : 1; // |R v| of an invocation's candidates
-float norms[N_NORMS];
+void load_factor() {
+  two_parts = has_two_parts();
+  factor_at = (prepared_of(head_tile * TILE_HEADS + gl_SubgroupID / PARTS) + PREPARED_FACTOR) / 2;
+#define LOAD(of) if (of < PARTS && part == of) load_factor_part(of);
+  REPEAT_4(LOAD)
+}
 
-void project(uint group_head) {
-  const uint at = push.prepared + (head * GROUP + group_head) * PREPARED_WORDS;
-  const uint parts = work_words[at + PREPARED_FACTOR_PARTS], from = (at + PREPARED_FACTOR) / 2;
-  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) squares[r] = SUM_MATRIX(0.0);
-  if (parts == 1) {
-    barrier();
-    stage_factor(from, 0, FACTOR_HALVES, 0);
-    barrier();
-    add_blocks(0, FACTOR_BLOCKS, 0, false, 0);
+void multiply(uint at) {
+  UNROLLED for (uint i = 0; i < PAIRS * 2 * COLUMN_MATRICES; i++) products[i] = SUM_MATRIX(0.0);
+#define MULTIPLY(of) if (of < PARTS && part == of) multiply_part(of, at);
+  REPEAT_4(MULTIPLY)
+}
+
+// An octet that the invocation takes part in fetching: entry of the step, and place in its row.
+#define FETCHED_ENTRY(i) (((i) * N_INVOCATIONS + gl_LocalInvocationIndex) / ROW_LOADS)
+#define FETCHED_OCTET(i) (((i) * N_INVOCATIONS + gl_LocalInvocationIndex) % ROW_LOADS)
+#define IS_FETCHED(i)    ((i) * N_INVOCATIONS + gl_LocalInvocationIndex < STEP_ENTRIES * ROW_LOADS)
+
+// Most steps are within the binding, and all rows begin at 16 bytes.
+void fetch_values(uint step) {
+  const uint first = first_entry + step * STEP_ENTRIES;
+  if (first >= entries_begin && first + STEP_ENTRIES <= entries_end && rows_are_wide()) {
+    const uint at = row_start(first) / 8, stride = push.rows.entry_stride / 8;
+    UNROLLED for (uint i = 0; i < LOADS; i++)
+      if (IS_FETCHED(i)) fetched[i] = value4[at + FETCHED_ENTRY(i) * stride + FETCHED_OCTET(i)];
     return;
   }
-  for (uint first = 0; first < FACTOR_BLOCKS; first += PIECE_BLOCKS) {
-    const uint end = min(first + PIECE_BLOCKS, FACTOR_BLOCKS);
-    const uint start = FACTOR_START(first), stop = FACTOR_START(end), quads = (stop - start) / 4;
-    barrier();
-    stage_factor(from, start, stop, 0);
-    stage_factor(from + FACTOR_HALVES / 4, start, stop, quads);
-    barrier();
-    add_blocks(first, end, start, true, quads);
+  UNROLLED for (uint i = 0; i < LOADS; i++) {
+    const uint entry = first + FETCHED_ENTRY(i), at = row_start(entry) / 2 + FETCHED_OCTET(i) * 4;
+    fetched[i] = uvec4(0);
+    if (IS_FETCHED(i) && has_row(entry)) fetched[i] = uvec4(value[at], value[at + 1], value[at + 2], value[at + 3]);
   }
 }
 
-// Row sums of the squares, for the invocation's candidates n x SUBGROUP_SIZE + invocation.
-void sum_squares() {
-  const uint base = gl_SubgroupID * SIZE * SIZE;
-  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
+void store_values(uint at) {
+  UNROLLED for (uint i = 0; i < LOADS; i++)
+    if (IS_FETCHED(i)) staged[at + FETCHED_ENTRY(i) * VALUE_STRIDE + FETCHED_OCTET(i)] = fetched[i];
+}
+
+// Sums of squares of the columns of this subgroup's products.
+void sum_squares(uint step) {
+  const uint base = gl_SubgroupID * EXCHANGE_QUADS, to = (step % 2 * N_SUBGROUPS + gl_SubgroupID) * STEP_ENTRIES;
+  UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++) {
+    SUM_MATRIX squares = SUM_MATRIX(0.0);
+    UNROLLED for (uint row = 0; row < PAIRS * 2; row++)
+      UNROLLED for (uint e = 0; e < squares.length(); e++)
+        squares[e] = fma(products[row * COLUMN_MATRICES + c][e], products[row * COLUMN_MATRICES + c][e], squares[e]);
     subgroupBarrier();
-    coopMatStore(squares[r], exchange, base, SIZE, gl_CooperativeMatrixLayoutRowMajor);
+    coopMatStore(squares, exchange, base, COLUMN_QUADS, gl_CooperativeMatrixLayoutColumnMajor);
     subgroupBarrier();
-    UNROLLED for (uint n = 0; n < N_NORMS; n++) {
-      const uint row = n * SUBGROUP_SIZE + gl_SubgroupInvocationID - r * SIZE;
-      if (row >= SIZE) continue;
-      float total = 0.0;
-      for (uint x = 0; x < SIZE; x++) total += exchange[base + row * SIZE + x];
-      norms[n] = sqrt(total);
+    for (uint i = gl_SubgroupInvocationID; i < SIZE; i += SUBGROUP_SIZE) {
+      vec4 total = vec4(0.0);
+      UNROLLED for (uint q = 0; q < SIZE / 4; q++) total += exchange[base + i * COLUMN_QUADS + q];
+      sums[to + c * SIZE + i] = (total.x + total.y) + (total.z + total.w);
     }
   }
 }
 
-void write_score(uint row, float score) {
-  const uint candidate = gl_SubgroupID * CANDIDATES + row, entry = first_entry + candidate;
-  const uint in_head = (first_tile - head_word(head, HEAD_FIRST_TILE)) * TILE_ENTRIES + candidate;
-  if (row >= CANDIDATES || first_tile + candidate / TILE_ENTRIES >= next_tile) return;
-  if (entry < entries_begin || entry >= entries_end || in_head >= head_word(head, HEAD_N_CANDIDATES)) return;
+// Scores of a step are the work of 32 invocations, each time of others: SCORERS of them, each with SCORES.
+const uint SCORERS = N_INVOCATIONS < STEP_ENTRIES ? N_INVOCATIONS : STEP_ENTRIES;
+const uint SCORES = (STEP_ENTRIES + SCORERS - 1) / SCORERS;
+const uint TURNS = N_INVOCATIONS / SCORERS;
+float attention[SCORES * TILE_HEADS]; // of this step, times the factors' scale
+
+bool is_scorer(uint step) {
+  return gl_LocalInvocationIndex / SCORERS == step % TURNS;
+}
+
+// Read before the products, so that nobody waits for it afterwards.
+void fetch_attention(uint step) {
+  const uint tile = first_tile + step * STEP_ENTRIES / TILE_ENTRIES - push.items_base;
+  UNROLLED for (uint i = 0; i < SCORES; i++)
+    UNROLLED for (uint h = 0; h < TILE_HEADS; h++) {
+      const uint group_head = head_tile * TILE_HEADS + h;
+      const uint column = step * STEP_ENTRIES % TILE_ENTRIES + i * SCORERS + gl_LocalInvocationIndex % SCORERS;
+      attention[i * TILE_HEADS + h] = 0.0;
+      if (group_head < GROUP && column < TILE_ENTRIES)
+        attention[i * TILE_HEADS + h] = work[prepared_of(group_head) + PREPARED_FACTOR_SCALE] *
+                                        work[push.attention + (tile * GROUP + group_head) * TILE_ENTRIES + column];
+    }
+}
+
+void write_scores(uint step) {
+  const uint first_candidate = (first_tile - head_word(head, HEAD_FIRST_TILE)) * TILE_ENTRIES + step * STEP_ENTRIES;
   const uint block = head_word(head, HEAD_FIRST_BLOCK) - push.layer_block;
-  work[push.raw + block * BLOCK_ENTRIES + in_head] = score;
+  UNROLLED for (uint i = 0; i < SCORES; i++) {
+    const uint column = i * SCORERS + gl_LocalInvocationIndex % SCORERS, in_head = first_candidate + column;
+    if (column >= STEP_ENTRIES || !has_row(first_entry + step * STEP_ENTRIES + column) || in_head >= head_word(head, HEAD_N_CANDIDATES)) continue;
+    const uint to = push.raw + block * BLOCK_ENTRIES + in_head;
+    float score = head_tile == 0 ? 0.0 : work[to];
+    UNROLLED for (uint h = 0; h < TILE_HEADS; h++) {
+      float square = 0.0;
+      UNROLLED for (uint p = 0; p < PARTS; p++)
+        square += sums[(step % 2 * N_SUBGROUPS + h * PARTS + p) * STEP_ENTRIES + column];
+      score = fma(sqrt(square), attention[i * TILE_HEADS + h], score);
+    }
+    work[to] = head_tile + 1 == HEAD_TILES ? score / float(GROUP) : score;
+  }
+}
+
+// Scores of the tiles [first_tile, next_tile) by the query heads of one head tile.
+void add_scores() {
+  const uint n_steps = (next_tile - first_tile) * (TILE_ENTRIES / STEP_ENTRIES);
+  load_factor();
+  fetch_values(0);
+  store_values(0);
+  for (uint step = 0; step < n_steps; step++) {
+    const uint at = step % 2 * STEP_OCTETS;
+    if (step + 1 < n_steps) fetch_values(step + 1);
+    barrier();
+    if (step > 0 && is_scorer(step - 1)) write_scores(step - 1);
+    if (is_scorer(step)) fetch_attention(step);
+    multiply(at);
+    if (step + 1 < n_steps) store_values(STEP_OCTETS - at);
+    sum_squares(step);
+  }
+  barrier();
+  if (is_scorer(n_steps - 1)) write_scores(n_steps - 1);
 }
 
 void main() {
   if (workgroup_index() >= push.n_groups) return;
   first_tile = push.first_item + workgroup_index() * push.group_items;
+  part = gl_SubgroupID % PARTS;
   const uint end = min(first_tile + push.group_items, push.end_item);
   for (; first_tile < end; first_tile = next_tile) {
     find_head();
     next_tile = min(next_tile, end);
     if (first_entry >= entries_end || first_entry + (next_tile - first_tile) * TILE_ENTRIES <= entries_begin) continue;
-    load_values();
-    float scores[N_NORMS];
-    UNROLLED for (uint n = 0; n < N_NORMS; n++) scores[n] = 0.0;
-    for (uint group_head = 0; group_head < GROUP; group_head++) {
-      project(group_head);
-      sum_squares();
-      const float factor_scale = work[push.prepared + (head * GROUP + group_head) * PREPARED_WORDS + PREPARED_FACTOR_SCALE];
-      UNROLLED for (uint n = 0; n < N_NORMS; n++) {
-        const uint candidate = gl_SubgroupID * CANDIDATES + n * SUBGROUP_SIZE + gl_SubgroupInvocationID;
-        const uint tile = first_tile + candidate / TILE_ENTRIES - push.items_base;
-        if (first_tile + candidate / TILE_ENTRIES < next_tile)
-          scores[n] += norms[n] * factor_scale *
-                       work[push.attention + (tile * GROUP + group_head) * TILE_ENTRIES + candidate % TILE_ENTRIES];
-      }
-    }
-    UNROLLED for (uint n = 0; n < N_NORMS; n++)
-      write_score(n * SUBGROUP_SIZE + gl_SubgroupInvocationID, scores[n] / float(GROUP));
+    for (head_tile = 0; head_tile < HEAD_TILES; head_tile++) add_scores();
   }
 }

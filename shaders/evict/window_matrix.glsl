@@ -1,6 +1,5 @@
-// Logits of the observation window on cooperative matrices: STEP_ENTRIES cache entries a step, the queries of up to four query heads,
-// each head's in the registers of its subgroups. Where there are fewer heads, several subgroups share a head and divide
-// the entries. The queries of a head are at most 32.
+// Logits of the observation window on cooperative matrices: 64 cache entries a step, the queries of up to four query heads in
+// registers. The subgroups of a head divide its queries, at most 32, and the step's entries.
 #ifndef WINDOW_MATRIX_GLSL
 #define WINDOW_MATRIX_GLSL
 
@@ -12,20 +11,24 @@ layout(constant_id = 5) const uint SIZE = 16;        // of a matrix
 layout(constant_id = 6) const uint SUBGROUP_SIZE = 32;
 layout(local_size_x_id = 7, local_size_y = 1, local_size_z = 1) in;
 layout(constant_id = 8) const uint N_INVOCATIONS = 128; // the same
+layout(constant_id = 9) const uint PARTS = 1; // that a head's queries are divided into
 layout(constant_id = 10) const uint HEADS_AT_ONCE = 4;
 
 #include "../evict/matrix.glsl"
 
+#define STEP_ENTRIES 64
+
 const uint HEAD_TILES = (GROUP + HEADS_AT_ONCE - 1) / HEADS_AT_ONCE;
 const uint TILE_HEADS = (GROUP + HEAD_TILES - 1) / HEAD_TILES;
 const uint N_SUBGROUPS = N_INVOCATIONS / SUBGROUP_SIZE;
-const uint ENTRY_PARTS = N_SUBGROUPS / TILE_HEADS;
-const uint ROW_MATRICES = QUERY_ROWS / SIZE;
+const uint ENTRY_PARTS = N_SUBGROUPS / TILE_HEADS / PARTS;
+const uint ROW_MATRICES = QUERY_ROWS / SIZE / PARTS;
 const uint DEPTH_MATRICES = HEAD_DIM / SIZE;
 const uint COLUMN_MATRICES = STEP_ENTRIES / SIZE / ENTRY_PARTS;
-const uint KEY_STRIDE = HEAD_DIM / 4 + 2; // in four halves; neighbouring rows hit different banks
-const uint ROW_LOADS = HEAD_DIM / 8;      // of 16 bytes
-const uint LOADS = (STEP_ENTRIES * ROW_LOADS + N_INVOCATIONS - 1) / N_INVOCATIONS; // an invocation's in a step
+const uint ROW_LOADS = HEAD_DIM / 8; // of 16 bytes
+const uint KEY_STRIDE = ROW_LOADS + 1; // neighbouring rows hit different banks
+const uint STEP_OCTETS = STEP_ENTRIES * KEY_STRIDE;
+const uint LOADS = (STEP_ENTRIES * ROW_LOADS + N_INVOCATIONS - 1) / N_INVOCATIONS; // an invocation's
 
 layout(set = 0, binding = 0) readonly buffer Key { uint key[]; };
 layout(set = 0, binding = 0) readonly buffer Key4 { uvec4 key4[]; };
@@ -53,8 +56,7 @@ uint workgroup_index() {
   return gl_WorkGroupID.y * gl_NumWorkGroups.x + gl_WorkGroupID.x;
 }
 
-shared f16vec4 keys[STEP_ENTRIES * KEY_STRIDE];
-shared float exchange[N_SUBGROUPS < 4 ? 2048 : N_SUBGROUPS * 512];
+shared uvec4 keys[STEP_OCTETS];
 
 #define QUERY_MATRIX coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseA>
 #define KEY_MATRIX   coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseB>
@@ -63,7 +65,7 @@ shared float exchange[N_SUBGROUPS < 4 ? 2048 : N_SUBGROUPS * 512];
 uint head, n_entries, next_item;
 uint group_head; // of this subgroup, in the group; that of another subgroup where there is none left
 bool has_head;
-uint entry_part; // of this subgroup
+uint entry_part, first_row; // of this subgroup: its entries of the step, and its first query
 uint query_at, query_parts; // four halves in work_halves[]
 float scale;
 
@@ -85,57 +87,68 @@ void load_queries() {
   const uint at = push.prepared + (head * GROUP + group_head) * PREPARED_WORDS;
   query_parts = work_words[at + PREPARED_QUERY_PARTS];
   scale = work[at + PREPARED_QUERY_SCALE];
-  query_at = (at + PREPARED_QUERY) / 2;
-  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
-    UNROLLED for (uint k = 0; k < DEPTH_MATRICES; k++)
-      coopMatLoad(queries[r * DEPTH_MATRICES + k], work_halves, query_at + (r * SIZE * HEAD_DIM + k * SIZE) / 4,
-                  HEAD_DIM / 4, gl_CooperativeMatrixLayoutRowMajor);
+  query_at = (at + PREPARED_QUERY) / 2 + first_row * HEAD_DIM / 4;
+  UNROLLED for (uint i = 0; i < ROW_MATRICES * DEPTH_MATRICES; i++)
+    coopMatLoad(queries[i], work_halves, query_at + i * SIZE * SIZE / 4, SIZE / 4, gl_CooperativeMatrixLayoutRowMajor);
 }
 
+// An octet that the invocation takes part in fetching: entry of the step, and place in its row.
+#define FETCHED_ENTRY(i) (((i) * N_INVOCATIONS + gl_LocalInvocationIndex) / ROW_LOADS)
+#define FETCHED_OCTET(i) (((i) * N_INVOCATIONS + gl_LocalInvocationIndex) % ROW_LOADS)
+#define IS_FETCHED(i)    ((i) * N_INVOCATIONS + gl_LocalInvocationIndex < STEP_ENTRIES * ROW_LOADS)
+
+// Most steps are within the binding, and all rows begin at 16 bytes.
 void fetch_keys(uint first_entry) {
+  if (first_entry >= entries_begin && first_entry + STEP_ENTRIES <= entries_end && rows_are_wide()) {
+    const uint at = row_start(first_entry) / 8, stride = push.rows.entry_stride / 8;
+    UNROLLED for (uint i = 0; i < LOADS; i++)
+      if (IS_FETCHED(i)) fetched[i] = key4[at + FETCHED_ENTRY(i) * stride + FETCHED_OCTET(i)];
+    return;
+  }
   UNROLLED for (uint i = 0; i < LOADS; i++) {
-    const uint n = i * N_INVOCATIONS + gl_LocalInvocationIndex;
-    const uint entry = first_entry + n / ROW_LOADS;
+    const uint entry = first_entry + FETCHED_ENTRY(i), at = row_start(entry) / 2 + FETCHED_OCTET(i) * 4;
     fetched[i] = uvec4(0);
-    if (n < STEP_ENTRIES * ROW_LOADS && has_row(entry)) {
-      const uint at = row_start(entry) + n % ROW_LOADS * 8;
-      if (rows_are_wide()) fetched[i] = key4[at >> 3];
-      else fetched[i] = uvec4(key[at >> 1], key[(at >> 1) + 1], key[(at >> 1) + 2], key[(at >> 1) + 3]);
-    }
+    if (IS_FETCHED(i) && has_row(entry)) fetched[i] = uvec4(key[at], key[at + 1], key[at + 2], key[at + 3]);
   }
 }
 
+// Between barriers.
 void store_keys() {
-  UNROLLED for (uint i = 0; i < LOADS; i++) {
-    const uint n = i * N_INVOCATIONS + gl_LocalInvocationIndex;
-    const uint at = n / ROW_LOADS * KEY_STRIDE + n % ROW_LOADS * 2;
-    if (n < STEP_ENTRIES * ROW_LOADS) {
-      keys[at] = f16vec4(unpackFloat2x16(fetched[i].x), unpackFloat2x16(fetched[i].y));
-      keys[at + 1] = f16vec4(unpackFloat2x16(fetched[i].z), unpackFloat2x16(fetched[i].w));
-    }
-  }
+  barrier();
+  UNROLLED for (uint i = 0; i < LOADS; i++)
+    if (IS_FETCHED(i)) keys[FETCHED_ENTRY(i) * KEY_STRIDE + FETCHED_OCTET(i)] = fetched[i];
+  barrier();
 }
 
-// Logits of the step's entries that are this subgroup's, before the scale.
+void load_key_matrix(uint c, uint k, out KEY_MATRIX b) {
+  coopMatLoad(b, keys, (entry_part * COLUMN_MATRICES + c) * SIZE * KEY_STRIDE + k * SIZE / 8, KEY_STRIDE,
+              gl_CooperativeMatrixLayoutColumnMajor);
+}
+
+// Logits of this subgroup's queries and entries, before the scale. What f16 leaves of queries is read again and
+// again, for there is no room for it; most have nothing left.
 void multiply() {
+  KEY_MATRIX b;
   UNROLLED for (uint i = 0; i < ROW_MATRICES * COLUMN_MATRICES; i++) logits[i] = SUM_MATRIX(0.0);
-  UNROLLED for (uint k = 0; k < DEPTH_MATRICES; k++) {
-    KEY_MATRIX b[COLUMN_MATRICES];
+  UNROLLED for (uint k = 0; k < DEPTH_MATRICES; k++)
     UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++) {
-      coopMatLoad(b[c], keys, (entry_part * COLUMN_MATRICES + c) * SIZE * KEY_STRIDE + k * SIZE / 4, KEY_STRIDE,
-                  gl_CooperativeMatrixLayoutColumnMajor);
+      load_key_matrix(c, k, b);
       UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
         logits[r * COLUMN_MATRICES + c] =
-            coopMatMulAdd(queries[r * DEPTH_MATRICES + k], b[c], logits[r * COLUMN_MATRICES + c]);
+            coopMatMulAdd(queries[r * DEPTH_MATRICES + k], b, logits[r * COLUMN_MATRICES + c]);
     }
-    if (query_parts > 1)
-      UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
-        QUERY_MATRIX rest;
-        coopMatLoad(rest, work_halves, query_at + (QUERY_HALVES + r * SIZE * HEAD_DIM + k * SIZE) / 4, HEAD_DIM / 4,
-                    gl_CooperativeMatrixLayoutRowMajor);
-        UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++)
-          logits[r * COLUMN_MATRICES + c] = coopMatMulAdd(rest, b[c], logits[r * COLUMN_MATRICES + c]);
-      }
+  if (query_parts == 1) return;
+  UNROLLED for (uint k = 0; k < DEPTH_MATRICES; k++) {
+    QUERY_MATRIX rest[ROW_MATRICES];
+    ONE_AFTER_ANOTHER
+    UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
+      coopMatLoad(rest[r], work_halves, query_at + (QUERY_HALVES + (r * DEPTH_MATRICES + k) * SIZE * SIZE) / 4, SIZE / 4,
+                  gl_CooperativeMatrixLayoutRowMajor);
+    UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++) {
+      load_key_matrix(c, k, b);
+      UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
+        logits[r * COLUMN_MATRICES + c] = coopMatMulAdd(rest[r], b, logits[r * COLUMN_MATRICES + c]);
+    }
   }
 }
 
@@ -144,7 +157,8 @@ void find_subgroup() {
   group_head = head_tile * TILE_HEADS + gl_SubgroupID % TILE_HEADS;
   has_head = group_head < GROUP;
   if (!has_head) group_head = GROUP - 1;
-  entry_part = gl_SubgroupID / TILE_HEADS;
+  first_row = gl_SubgroupID / TILE_HEADS % PARTS * (QUERY_ROWS / PARTS);
+  entry_part = gl_SubgroupID / TILE_HEADS / PARTS;
 }
 
 #endif

@@ -11,10 +11,11 @@
 // query heads).
 #include "finite.glsl"
 #include "../evict/layout.glsl"
-#define STEP_ENTRIES 32 // 64 take more registers than there are
 #include "../evict/window_matrix.glsl"
 
 #define MINUS_INFINITY uintBitsToFloat(0xff800000u)
+
+shared float exchange[N_SUBGROUPS * SIZE * SIZE < QUERY_ROWS * STEP_ENTRIES ? QUERY_ROWS * STEP_ENTRIES : N_SUBGROUPS * SIZE * SIZE];
 
 SUM_MATRIX maximum[ROW_MATRICES], sum[ROW_MATRICES];
 
@@ -30,71 +31,79 @@ void hide(uint first_entry) {
   UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
     UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++) {
       SUM_MATRIX visible;
-      coopMatLoad(visible, exchange, r * SIZE * STEP_ENTRIES + (entry_part * COLUMN_MATRICES + c) * SIZE, STEP_ENTRIES,
+      coopMatLoad(visible, exchange, (first_row + r * SIZE) * STEP_ENTRIES + (entry_part * COLUMN_MATRICES + c) * SIZE, STEP_ENTRIES,
                   gl_CooperativeMatrixLayoutRowMajor);
       UNROLLED for (uint e = 0; e < visible.length(); e++)
         if (visible[e] == 0.0) logits[r * COLUMN_MATRICES + c][e] = MINUS_INFINITY;
     }
 }
 
-// Plus infinity and what is no number make the sum none, minus infinity adds 0.
+// A maximum is good enough while no logit is so much above it: the sum stays far from overflow. Plus infinity and what is no
+// number make the sum none, minus infinity adds 0.
+#define SLACK 16.0
+
+float highest_logit(uint r, uint e) {
+  float highest = logits[r * COLUMN_MATRICES][e];
+  UNROLLED for (uint c = 1; c < COLUMN_MATRICES; c++) highest = max(highest, logits[r * COLUMN_MATRICES + c][e]);
+  return highest;
+}
+
 void update() {
+  float excess = -SLACK;
+  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
+    UNROLLED for (uint e = 0; e < maximum[r].length(); e++)
+      excess = max(excess, fma(highest_logit(r, e), scale, -maximum[r][e]));
+  if (excess > SLACK)
+    UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
+      UNROLLED for (uint e = 0; e < maximum[r].length(); e++) {
+        const float highest = max(maximum[r][e], highest_logit(r, e) * scale);
+        sum[r][e] *= exp2(maximum[r][e] - highest);
+        maximum[r][e] = highest;
+      }
   UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
     UNROLLED for (uint e = 0; e < maximum[r].length(); e++) {
-      float highest = maximum[r][e], added = 0.0;
-      UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++) highest = max(highest, logits[r * COLUMN_MATRICES + c][e]);
-      UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++) added += exp2(logits[r * COLUMN_MATRICES + c][e] - highest);
-      sum[r][e] = sum[r][e] * exp2(maximum[r][e] - highest) + added;
-      maximum[r][e] = highest;
+      float added = 0.0;
+      UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++)
+        added += exp2(fma(logits[r * COLUMN_MATRICES + c][e], scale, -maximum[r][e]));
+      sum[r][e] += added;
     }
 }
 
 uint exchange_row(uint subgroup) {
-  return subgroup * QUERY_ROWS * SIZE;
+  return subgroup * SIZE * SIZE;
 }
 
-void write_partials(uint slot) {
-  barrier();
-  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
-    coopMatStore(maximum[r], exchange, exchange_row(gl_SubgroupID) + r * SIZE * SIZE, SIZE,
-                 gl_CooperativeMatrixLayoutRowMajor);
-  barrier();
-  for (uint n = gl_LocalInvocationIndex; n < TILE_HEADS * QUERY_ROWS; n += N_INVOCATIONS) {
-    const uint subgroup = n / QUERY_ROWS, row = n % QUERY_ROWS;
-    float highest = -1.0e38;
-    for (uint part = 0; part < ENTRY_PARTS; part++)
-      for (uint x = 0; x < SIZE; x++)
-        highest = max(highest, exchange[exchange_row(subgroup + part * TILE_HEADS) + row * SIZE + x]);
-    for (uint part = 0; part < ENTRY_PARTS; part++)
-      for (uint x = 0; x < SIZE; x++) exchange[exchange_row(subgroup + part * TILE_HEADS) + row * SIZE + x] = highest;
-  }
-  barrier();
-  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
-    SUM_MATRIX highest;
-    coopMatLoad(highest, exchange, exchange_row(gl_SubgroupID) + r * SIZE * SIZE, SIZE,
-                gl_CooperativeMatrixLayoutRowMajor);
-    UNROLLED for (uint e = 0; e < highest.length(); e++) sum[r][e] *= exp2(maximum[r][e] - highest[e]);
-    maximum[r] = highest;
-  }
+// Row n of those that subgroups with the same entries have in their matrices of number r.
+void write_partial(uint r, uint first_head, uint n, uint base, float value) {
+  const uint subgroup = n / SIZE, of_group = first_head + subgroup % TILE_HEADS;
+  const uint t = subgroup / TILE_HEADS * (QUERY_ROWS / PARTS) + r * SIZE + n % SIZE;
+  if (t < WINDOW && of_group < GROUP) work[base + (of_group * WINDOW + t) * 2] = value;
+}
+
+// What the elements of a row have come to, and the subgroups that divide the entries: of SIZE queries of every subgroup.
+void write_rows(uint r, uint base) {
+  const uint n_rows = TILE_HEADS * PARTS * SIZE, stride = exchange_row(TILE_HEADS * PARTS);
   const uint first = workgroup_index() % HEAD_TILES * TILE_HEADS;
-  const uint base = push.out_offset + slot * GROUP * WINDOW * 2;
-  for (uint n = gl_LocalInvocationIndex; n < TILE_HEADS * QUERY_ROWS; n += N_INVOCATIONS) {
-    const uint row = n % QUERY_ROWS, of_group = first + n / QUERY_ROWS;
-    if (row < WINDOW && of_group < GROUP)
-      work[base + (of_group * WINDOW + row) * 2] = exchange[exchange_row(n / QUERY_ROWS) + row * SIZE];
+  SUM_MATRIX highest;
+  barrier();
+  coopMatStore(maximum[r], exchange, exchange_row(gl_SubgroupID), SIZE, gl_CooperativeMatrixLayoutRowMajor);
+  barrier();
+  for (uint n = gl_LocalInvocationIndex; n < n_rows; n += N_INVOCATIONS) {
+    float most = -1.0e38;
+    for (uint i = 0; i < ENTRY_PARTS * SIZE; i++) most = max(most, exchange[i / SIZE * stride + n * SIZE + i % SIZE]);
+    for (uint i = 0; i < ENTRY_PARTS * SIZE; i++) exchange[i / SIZE * stride + n * SIZE + i % SIZE] = most;
+    write_partial(r, first, n, base, most);
   }
   barrier();
-  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
-    coopMatStore(sum[r], exchange, exchange_row(gl_SubgroupID) + r * SIZE * SIZE, SIZE,
-                 gl_CooperativeMatrixLayoutRowMajor);
+  coopMatLoad(highest, exchange, exchange_row(gl_SubgroupID), SIZE, gl_CooperativeMatrixLayoutRowMajor);
+  UNROLLED for (uint e = 0; e < highest.length(); e++) sum[r][e] *= exp2(maximum[r][e] - highest[e]);
   barrier();
-  for (uint n = gl_LocalInvocationIndex; n < TILE_HEADS * QUERY_ROWS; n += N_INVOCATIONS) {
-    const uint row = n % QUERY_ROWS, of_group = first + n / QUERY_ROWS;
+  coopMatStore(sum[r], exchange, exchange_row(gl_SubgroupID), SIZE, gl_CooperativeMatrixLayoutRowMajor);
+  barrier();
+  for (uint n = gl_LocalInvocationIndex; n < n_rows; n += N_INVOCATIONS) {
     float total = 0.0;
-    for (uint part = 0; part < ENTRY_PARTS; part++)
-      for (uint x = 0; x < SIZE; x++)
-        total += exchange[exchange_row(n / QUERY_ROWS + part * TILE_HEADS) + row * SIZE + x];
-    if (row < WINDOW && of_group < GROUP) work[base + (of_group * WINDOW + row) * 2 + 1] = total;
+    for (uint i = 0; i < ENTRY_PARTS * SIZE; i++) total += exchange[i / SIZE * stride + n * SIZE + i % SIZE];
+    write_partial(r, first, n, base + 1, total);
   }
 }
 
@@ -111,17 +120,15 @@ void main() {
     maximum[r] = SUM_MATRIX(-1.0e38);
     sum[r] = SUM_MATRIX(0.0);
   }
-  if (begin < end) fetch_keys(begin);
+  fetch_keys(begin);
   for (uint first_entry = begin; first_entry < end; first_entry += STEP_ENTRIES) {
-    barrier();
     store_keys();
-    barrier();
     if (first_entry + STEP_ENTRIES < end) fetch_keys(first_entry + STEP_ENTRIES);
     multiply();
-    UNROLLED for (uint i = 0; i < ROW_MATRICES * COLUMN_MATRICES; i++) logits[i] *= scale;
     if (first_entry < entries_begin || first_entry + STEP_ENTRIES > min(entries_end, n_entries - WINDOW))
       hide(first_entry);
     update();
   }
-  write_partials(split + push.rows.segment * push.items_base);
+  const uint slot = split + push.rows.segment * push.items_base;
+  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) write_rows(r, push.out_offset + slot * GROUP * WINDOW * 2);
 }

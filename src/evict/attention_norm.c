@@ -43,16 +43,16 @@ laprox_result lpx_attention_norm_init(laprox_plan *plan) {
   const bool norm_on_matrix = plan->matrix_size && norm_mode(plan) == MODE_NORM;
   laprox_result result =
       plan->matrix_size
-          ? lpx_matrix_pipeline_get(plan, "window_softmax_matrix", 3, plan->matrix_softmax_subgroups,
-                                    &plan->window_softmax)
+          ? lpx_matrix_pipeline_get(plan, "window_softmax_matrix", 3, plan->matrix_window_subgroups,
+                                    plan->matrix_window_parts, &plan->window_softmax)
           : lpx_pipeline_get(context, lpx_large_tiles(context) ? "window_softmax_large" : "window_softmax", 4,
                              constants, 5, &plan->window_softmax);
   if (!result) result = lpx_pipeline_get(context, "window_merge", 2, constants, 5, &plan->window_merge);
   if (!result) result = lpx_pipeline_get(context, "window_lse", 2, constants, 5, &plan->window_lse);
   constants[4] = norm_mode(plan);
   if (!result && norm_on_matrix)
-    result = lpx_matrix_pipeline_get(plan, "attention_norm_matrix", 3, plan->matrix_norm_subgroups,
-                                     &plan->attention_norm);
+    result = lpx_matrix_pipeline_get(plan, "attention_norm_matrix", 3, plan->matrix_window_subgroups,
+                                     plan->matrix_window_parts, &plan->attention_norm);
   else if (!result)
     result = lpx_pipeline_get(context, lpx_large_tiles(context) ? "attention_norm_large" : "attention_norm",
                               4, constants, 5, &plan->attention_norm);
@@ -117,7 +117,8 @@ static void append_pass(laprox_binding *binding, const lpx_pipeline *pipeline, u
   const laprox_layer_buffers *buffers = &binding->layers[layer];
   const bool splits = item_word == HEAD_FIRST_SPLIT;
   const bool on_matrix = plan->matrix_size && (splits || norm_mode(plan) == MODE_NORM);
-  const uint64_t item_cost = entry_cost(plan) * (splits ? SPLIT_ENTRIES : TILE_ENTRIES);
+  const uint64_t item_cost =
+      entry_cost(plan) * (splits ? SPLIT_ENTRIES : TILE_ENTRIES) / (on_matrix ? MATRIX_FLOPS : 1);
   const uint32_t groups_an_item = !splits && norm_mode(plan) == MODE_SUM ? 1 : head_tiles(plan);
   const uint32_t at_once = lpx_items_at_once(plan, item_cost);
   const laprox_buffer query = lpx_buffer_part(

@@ -84,10 +84,11 @@ struct laprox_plan {
   VkDeviceSize scratch_bytes;
 
   /* Cooperative matrices score this cache: their size, 0 if they don't, and the workgroups' subgroups. */
-  uint32_t matrix_size, matrix_softmax_subgroups, matrix_norm_subgroups, matrix_value_subgroups;
-  uint32_t matrix_candidates; /* of a subgroup in the value norms */
-  uint32_t matrix_heads;      /* of a workgroup in the window's attention, at most */
-  bool value_on_matrix;       /* the value norms too: not for joint scores and means of attention */
+  uint32_t matrix_size, matrix_window_subgroups, matrix_value_subgroups;
+  uint32_t matrix_window_parts; /* that a head's queries are divided into */
+  uint32_t matrix_value_parts;  /* that a head's factor is divided into */
+  uint32_t matrix_heads;        /* of a workgroup, at most */
+  bool value_on_matrix;         /* the value norms too: not for joint scores and means of attention */
 
   lpx_pipeline matrix_prepare, window_softmax, window_merge, window_lse, attention_norm, attention_gram,
       value, synthetic, pool, layer_sum, token_sum;
@@ -179,6 +180,9 @@ bool lpx_plan_sums_tokens(const laprox_plan *plan);
 /* The selection is made together with other devices. */
 bool lpx_plan_exchanges(const laprox_plan *plan);
 
+/* Costs are counted in flops of a device without matrices; with them it does at least so many in the time of one. */
+enum { MATRIX_FLOPS = 8 };
+
 /* Scoring on cooperative matrices (matrix.c): decides whether; words per query head of prepared operands. */
 void lpx_matrix_choose(laprox_plan *plan);
 /* Workgroups that share the query heads of a KV head in the window's attention. */
@@ -186,7 +190,7 @@ uint32_t lpx_matrix_head_tiles(const laprox_plan *plan);
 uint32_t lpx_matrix_prepared_words(const laprox_plan *plan);
 /* A pipeline of theirs, of workgroups of so many subgroups. */
 laprox_result lpx_matrix_pipeline_get(const laprox_plan *plan, const char *shader, uint32_t n_bindings,
-                                      uint32_t n_subgroups, lpx_pipeline *out);
+                                      uint32_t n_subgroups, uint32_t parts, lpx_pipeline *out);
 laprox_result lpx_matrix_init(laprox_plan *plan);
 void lpx_matrix_append_prepare(laprox_binding *binding, uint32_t layer);
 

@@ -4,38 +4,48 @@
 
 #include <string.h>
 
-enum { QUERY_ROWS = 32, MAX_HEAD_DIM = 128, STEP_ENTRIES = 64, PREPARED_QUERY = 4 };
+enum {
+  QUERY_ROWS = 32,
+  MAX_HEAD_DIM = 128,
+  WINDOW_STEP_ENTRIES = 64,
+  VALUE_STEP_ENTRIES = 32,
+  PREPARE_SLICES = 8, /* workgroups of a query head in matrix_prepare */
+  PREPARED_QUERY = 4
+};
 
 typedef struct prepare_push {
-  uint32_t n_groups, query_start, query_rows;
+  uint32_t n_groups, n_heads, query_start, query_rows;
   float scale;
   uint32_t prepared;
 } prepare_push;
 
-/* Halves of the factor's triangle before a block of rows; all of them: as in matrix.glsl. */
-static uint32_t factor_start(const laprox_plan *plan, uint32_t block) {
-  const uint32_t size = plan->matrix_size;
-  return size * (block * (plan->shape.head_dim + 8) - size * (block ? block * (block - 1) / 2 : 0));
+/* Blocks of rows of a factor; halves of its triangle. */
+static uint32_t factor_blocks(const laprox_plan *plan) {
+  return plan->shape.head_dim / plan->matrix_size;
+}
+
+static uint32_t factor_halves(const laprox_plan *plan) {
+  const uint32_t blocks = factor_blocks(plan);
+  return blocks * (blocks + 1) / 2 * plan->matrix_size * plan->matrix_size;
 }
 
 uint32_t lpx_matrix_prepared_words(const laprox_plan *plan) {
   if (!plan->matrix_size) return 0;
-  const uint32_t d = plan->shape.head_dim;
-  return PREPARED_QUERY + QUERY_ROWS * d + factor_start(plan, d / plan->matrix_size);
+  return PREPARED_QUERY + QUERY_ROWS * plan->shape.head_dim + factor_halves(plan);
 }
 
 /* Shared memory of value_norm_matrix with so many subgroups. */
 static uint32_t value_bytes(const laprox_plan *plan, uint32_t n_subgroups) {
-  const uint32_t blocks = plan->shape.head_dim / plan->matrix_size;
-  const uint32_t whole = factor_start(plan, blocks) * 2, piece = factor_start(plan, (blocks + 2) / 3) * 4;
-  const uint32_t values = n_subgroups * plan->matrix_candidates * 80, factor = whole > piece ? whole : piece;
-  return (values > factor ? values : factor) + n_subgroups * plan->matrix_size * plan->matrix_size * 4;
+  const uint32_t values = 2 * VALUE_STEP_ENTRIES * (plan->shape.head_dim * 2 + 16);
+  return values +
+         n_subgroups * (plan->matrix_size * (plan->matrix_size * 4 + 16) + 2 * VALUE_STEP_ENTRIES * 4);
 }
 
-/* Of attention_norm_matrix; window_softmax_matrix takes less. */
+/* Of the larger of window_softmax_matrix and attention_norm_matrix. */
 static uint32_t window_bytes(const laprox_plan *plan, uint32_t n_subgroups) {
-  const uint32_t exchange = n_subgroups < 4 ? 4 : n_subgroups;
-  return STEP_ENTRIES * (plan->shape.head_dim * 2 + 16) + exchange * 2048;
+  const uint32_t size = plan->matrix_size, logits = QUERY_ROWS * WINDOW_STEP_ENTRIES * 4;
+  const uint32_t columns = n_subgroups * (size * (size * 4 + 16) + 2 * WINDOW_STEP_ENTRIES * 4);
+  return WINDOW_STEP_ENTRIES * (plan->shape.head_dim * 2 + 16) + (logits > columns ? logits : columns);
 }
 
 static bool window_fits(const laprox_plan *plan, uint32_t n_subgroups) {
@@ -68,21 +78,24 @@ void lpx_matrix_choose(laprox_plan *plan) {
     return;
   plan->matrix_size = size;
   plan->value_on_matrix = lpx_plan_uses_values(plan) && plan->rules.gqa == LAPROX_GQA_MEAN;
-  /* AMD's operands stand in every quarter of a subgroup of 64: half as many at once, so that none spills. */
+  /* AMD's operands stand in every quarter of a subgroup of 64: fewer at once, so that none spills. */
   const bool wide = context->subgroup_size > 32;
   plan->matrix_heads = wide ? 2 : 4;
   const uint32_t tiles = lpx_matrix_head_tiles(plan), heads = (plan->group + tiles - 1) / tiles;
-  /* Subgroups that share a head divide a step's entries, 32 in the first pass and 64 in the second. */
-  plan->matrix_softmax_subgroups = heads * (heads == 1 ? 2 : 4 / heads);
-  plan->matrix_norm_subgroups = heads * (heads == 1 ? 4 : 8 / heads);
-  if (wide || !window_fits(plan, plan->matrix_norm_subgroups))
-    plan->matrix_norm_subgroups = heads * (4 / heads);
-  plan->matrix_candidates = 64;
-  plan->matrix_value_subgroups = 8;
-  if (wide || !value_fits(plan, 8)) plan->matrix_candidates = 32;
-  while (plan->matrix_value_subgroups > 2 && !value_fits(plan, plan->matrix_value_subgroups))
-    plan->matrix_value_subgroups /= 2;
-  if (!window_fits(plan, plan->matrix_norm_subgroups) || !value_fits(plan, plan->matrix_value_subgroups) ||
+  /* Those that share a head in the window's attention divide a step's entries and, where there are registers for half of
+     them only, its queries. */
+  plan->matrix_window_parts = wide ? 2 : 1;
+  plan->matrix_window_subgroups = heads * plan->matrix_window_parts * (heads <= 2 && !wide ? 4 : 2);
+  if (!window_fits(plan, plan->matrix_window_subgroups))
+    plan->matrix_window_subgroups = heads * plan->matrix_window_parts;
+  /* Those that share a head in the value norms divide its factor. */
+  const uint32_t most = (factor_blocks(plan) + 1) / 2;
+  plan->matrix_value_parts = wide || heads <= 2 ? 4 : 2;
+  while (plan->matrix_value_parts > most) plan->matrix_value_parts /= 2;
+  while (plan->matrix_value_parts > 1 && !value_fits(plan, heads * plan->matrix_value_parts))
+    plan->matrix_value_parts /= 2;
+  plan->matrix_value_subgroups = heads * plan->matrix_value_parts;
+  if (!window_fits(plan, plan->matrix_window_subgroups) || !value_fits(plan, plan->matrix_value_subgroups) ||
       !leaves_room(plan))
     plan->matrix_size = 0, plan->value_on_matrix = false;
 }
@@ -95,7 +108,7 @@ static const char *variant_of(const laprox_plan *plan, const char *shader) {
 }
 
 laprox_result lpx_matrix_pipeline_get(const laprox_plan *plan, const char *shader, uint32_t n_bindings,
-                                      uint32_t n_subgroups, lpx_pipeline *out) {
+                                      uint32_t n_subgroups, uint32_t parts, lpx_pipeline *out) {
   const uint32_t subgroup_size = plan->context->subgroup_size;
   const uint32_t constants[] = {plan->shape.head_dim,
                                 plan->group,
@@ -106,7 +119,7 @@ laprox_result lpx_matrix_pipeline_get(const laprox_plan *plan, const char *shade
                                 subgroup_size,
                                 n_subgroups * subgroup_size,
                                 n_subgroups * subgroup_size,
-                                plan->matrix_candidates,
+                                parts,
                                 plan->matrix_heads};
   return lpx_pipeline_get(plan->context, variant_of(plan, shader), n_bindings, constants, 11, out);
 }
@@ -121,7 +134,8 @@ void lpx_matrix_append_prepare(laprox_binding *binding, uint32_t layer) {
   const laprox_plan *plan = binding->plan;
   const laprox_layer_buffers *buffers = &binding->layers[layer];
   const uint32_t d = plan->shape.head_dim;
-  prepare_push push = {.query_start = plan->query_start,
+  prepare_push push = {.n_heads = plan->shape.n_heads,
+                       .query_start = plan->query_start,
                        .query_rows = plan->query_rows,
                        .scale = plan->scale * 1.44269504f,
                        .prepared = plan->work.prepared};
@@ -132,6 +146,6 @@ void lpx_matrix_append_prepare(laprox_binding *binding, uint32_t layer) {
     factor = lpx_buffer_part(buffers->factor, 0, laprox_value_factor_bytes(&plan->shape, plan->rules.gqa));
   const laprox_buffer ranges[] = {query, factor, binding->work};
   lpx_program_dispatch(binding->program, &plan->matrix_prepare, ranges, &push, sizeof push,
-                       plan->shape.n_heads, (uint64_t)plan->shape.n_heads * d * d * 8);
+                       plan->shape.n_heads * PREPARE_SLICES, (uint64_t)plan->shape.n_heads * d * d * 8);
   lpx_program_barrier(binding->program);
 }

@@ -29,7 +29,8 @@ laprox_result lpx_value_init(laprox_plan *plan) {
       [KIND_JOINT] = {"value_joint", "value_joint_large"},
       [KIND_PROJECTION] = {"value_projection", "value_projection_large"}};
   if (plan->value_on_matrix)
-    return lpx_matrix_pipeline_get(plan, "value_norm_matrix", 3, plan->matrix_value_subgroups, &plan->value);
+    return lpx_matrix_pipeline_get(plan, "value_norm_matrix", 3, plan->matrix_value_subgroups,
+                                   plan->matrix_value_parts, &plan->value);
   const value_kind kind = kind_of(plan);
   uint32_t constants[] = {plan->shape.head_dim, plan->group, plan->rules.window, plan->dtype,
                           plan->rules.gqa == LAPROX_GQA_ATTENTION_MEAN};
@@ -45,7 +46,15 @@ static uint64_t tile_cost(const laprox_plan *plan) {
   const uint64_t d = plan->shape.head_dim, group = plan->group;
   const uint64_t factor_rows[] = {
       [KIND_MEAN] = d / 2 + 16, [KIND_JOINT] = group * d, [KIND_PROJECTION] = plan->model_dim};
-  return 2 * d * factor_rows[kind_of(plan)] * group * TILE_ENTRIES;
+  return 2 * d * factor_rows[kind_of(plan)] * group * TILE_ENTRIES /
+         (plan->value_on_matrix ? MATRIX_FLOPS : 1);
+}
+
+/* Tiles that a workgroup takes one after the other, so that reading the factors is worth it: as many as leave enough
+   workgroups for a large device. */
+static uint32_t matrix_group_items(uint32_t n_tiles) {
+  const uint32_t many = n_tiles / 256;
+  return many < 1 ? 1 : many > 64 ? 64 : many;
 }
 
 static void dispatch(laprox_binding *binding, const value_push *given, laprox_buffer value,
@@ -53,7 +62,7 @@ static void dispatch(laprox_binding *binding, const value_push *given, laprox_bu
   const laprox_plan *plan = binding->plan;
   const uint64_t cost = count * tile_cost(plan);
   if (plan->value_on_matrix) {
-    const uint32_t group_items = plan->matrix_value_subgroups * plan->matrix_candidates / TILE_ENTRIES;
+    const uint32_t group_items = matrix_group_items(count);
     matrix_push push = {.heads = given->heads,
                         .first_head = given->first_head,
                         .end_head = given->end_head,
