@@ -2,7 +2,7 @@
  * compiler says of each as JSON: registers, spills, shared memory. For tools/matrix.sh, whose drivers mostly have no
  * hardware. The library doesn't know: this is an application whose vkCreateComputePipelines looks twice.
  *
- *   pipelines [DEVICE]      number of a device, else the first
+ *   pipelines [DEVICE [PREFIX]]      number of a device, else the first; only kernels whose names begin with PREFIX
  *
  * Exit status 1: some pipeline could not be made. */
 #include "attention/attention.h"
@@ -28,6 +28,7 @@ static struct {
   VkPhysicalDevice gpu;
   VkDevice device;
   const char *shader; /* of the last module */
+  const char *prefix; /* of the kernels that are asked for */
   bool by_plan;       /* a plan asked for the pipeline, not the list of what is left */
   json_t *pipelines, *failed;
 } state;
@@ -105,12 +106,19 @@ static bool is_known(const json_t *wanted) {
   return false;
 }
 
+/* The self-test's are always made, for they are run. */
+static bool is_wanted(void) {
+  return !strncmp(state.shader, state.prefix, strlen(state.prefix)) || !strncmp(state.shader, "selftest", 8);
+}
+
 static VKAPI_ATTR VkResult VKAPI_CALL create_compute_pipelines(VkDevice device, VkPipelineCache cache,
                                                                uint32_t n,
                                                                const VkComputePipelineCreateInfo *infos,
                                                                const VkAllocationCallbacks *allocator,
                                                                VkPipeline *out) {
   VkComputePipelineCreateInfo info = infos[0];
+  *out = VK_NULL_HANDLE;
+  if (!is_wanted()) return VK_SUCCESS;
   if (state.get_statistics) info.flags |= VK_PIPELINE_CREATE_CAPTURE_STATISTICS_BIT_KHR;
   const uint64_t began_ns = lpx_now_ns();
   const VkResult result = state.create_compute_pipelines(device, cache, n, &info, allocator, out);
@@ -295,6 +303,7 @@ static int make_all(const laprox_features *features, json_t *variants) {
 int main(int argc, char **argv) {
   laprox_features features;
   VkPhysicalDeviceProperties properties;
+  state.prefix = argc > 2 ? argv[2] : "";
   if (open_gpu(argc > 1 ? strtoul(argv[1], NULL, 10) : 0)) return 1;
   laprox_features_query(state.get_instance_proc_addr, state.instance, state.gpu, LAPROX_ALL_VARIANTS,
                         &features);
