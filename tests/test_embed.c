@@ -281,137 +281,6 @@ static void test_two_devices(void **state) {
   }
 }
 
-/* ---- an engine that prefills and attends on one queue, eviction on the other ---- */
-
-enum { ENGINE_LAYERS = 3, N_PARTS = 3, N_SUBMITS = 2 * ENGINE_LAYERS + 3 };
-
-/* Takes what stands in a range away, so that it is there only once the engine has written it. */
-static laprox_buffer set_aside(app_device *device, laprox_buffer part) {
-  const laprox_buffer aside = app_take(device, part.size, 64, 0);
-  memcpy(app_mapped(device, aside), app_mapped(device, part), (size_t)part.size);
-  memset(app_mapped(device, part), 0xff, (size_t)part.size);
-  return aside;
-}
-
-static void copy(VkCommandBuffer commands, laprox_buffer from, laprox_buffer to) {
-  const VkBufferCopy region = {.srcOffset = from.offset, .dstOffset = to.offset, .size = from.size};
-  vkCmdCopyBuffer(commands, from.buffer, to.buffer, 1, &region);
-}
-
-typedef struct engine {
-  rig r;
-  flow f;
-  VkCommandPool pools[N_SUBMITS];
-  uint32_t n_submits;
-  VkSemaphore written[ENGINE_LAYERS], packed;
-} engine;
-
-static VkCommandBuffer begin(engine *e) {
-  VkCommandBuffer commands = VK_NULL_HANDLE;
-  const VkCommandBufferBeginInfo info = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO};
-  assert_true(e->n_submits < N_SUBMITS);
-  e->pools[e->n_submits++] = app_pool(&e->r.device, &commands);
-  assert_int_equal(vkBeginCommandBuffer(commands, &info), VK_SUCCESS);
-  return commands;
-}
-
-static void submit(VkQueue queue, VkCommandBuffer commands, VkSemaphore wait, VkSemaphore signal) {
-  const VkPipelineStageFlags stages = VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT | VK_PIPELINE_STAGE_TRANSFER_BIT;
-  const VkSubmitInfo info = {.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO,
-                             .waitSemaphoreCount = wait != VK_NULL_HANDLE,
-                             .pWaitSemaphores = &wait,
-                             .pWaitDstStageMask = &stages,
-                             .commandBufferCount = 1,
-                             .pCommandBuffers = &commands,
-                             .signalSemaphoreCount = signal != VK_NULL_HANDLE,
-                             .pSignalSemaphores = &signal};
-  app_end(commands);
-  assert_int_equal(vkQueueSubmit(queue, 1, &info, VK_NULL_HANDLE), VK_SUCCESS);
-}
-
-/* Every layer is written by the engine and scored behind it, while the engine goes on with the next one. */
-static void prefill(engine *e) {
-  laprox_buffer aside[ENGINE_LAYERS][N_PARTS];
-  for (uint32_t l = 0; l < ENGINE_LAYERS; l++) {
-    laprox_layer_buffers *layer = &e->f.buffers[l];
-    const laprox_buffer parts[N_PARTS] = {layer->query, layer->key[0], layer->value[0]};
-    for (int i = 0; i < N_PARTS; i++) aside[l][i] = set_aside(&e->r.device, parts[i]);
-  }
-  for (uint32_t l = 0; l < ENGINE_LAYERS; l++) {
-    laprox_layer_buffers *layer = &e->f.buffers[l];
-    const laprox_buffer parts[N_PARTS] = {layer->query, layer->key[0], layer->value[0]};
-    uint32_t first, count;
-    VkCommandBuffer commands = begin(e);
-    for (int i = 0; i < N_PARTS; i++) copy(commands, aside[l][i], parts[i]);
-    submit(e->r.device.queue, commands, VK_NULL_HANDLE, e->written[l]);
-    commands = begin(e);
-    laprox_binding_layer_steps(e->f.binding, l, &first, &count);
-    assert_int_equal(laprox_cmd_steps(commands, e->f.binding, first, count), LAPROX_OK);
-    submit(e->r.device.other_queue, commands, e->written[l], VK_NULL_HANDLE);
-  }
-}
-
-static void select_entries(engine *e) {
-  uint32_t first, count;
-  VkCommandBuffer commands = begin(e);
-  laprox_binding_layer_steps(e->f.binding, ENGINE_LAYERS, &first, &count);
-  assert_int_equal(laprox_cmd_steps(commands, e->f.binding, first, count), LAPROX_OK);
-  submit(e->r.device.other_queue, commands, VK_NULL_HANDLE, VK_NULL_HANDLE);
-  assert_int_equal(vkQueueWaitIdle(e->r.device.other_queue), VK_SUCCESS);
-}
-
-/* A layer's rows are packed on one queue and read on the other. */
-static void attend(engine *e) {
-  const uint32_t layer = 1, *rows = flow_cu_seqlens(&e->f) + layer * e->f.info.shape.n_kv_heads;
-  const VkDeviceSize bytes = (rows[e->f.info.shape.n_kv_heads] - rows[0]) * (VkDeviceSize)128;
-  laprox_buffer *key = &e->f.packed_keys[layer], *value = &e->f.packed_values[layer];
-  *key = app_take(&e->r.device, bytes, 64, 0);
-  *value = app_take(&e->r.device, bytes, 64, 0);
-  const laprox_buffer read = app_take(&e->r.device, bytes, 64, 0);
-  const laprox_compaction_info info = {.layer = layer,
-                                       .source = e->f.buffers[layer],
-                                       .result = e->f.result,
-                                       .cu_seqlens = flow_cu_seqlens(&e->f),
-                                       .key = *key,
-                                       .value = *value};
-  laprox_compaction *compaction = NULL;
-  assert_int_equal(laprox_compaction_create(e->f.plan, &info, &compaction), LAPROX_OK);
-  VkCommandBuffer commands = begin(e);
-  assert_int_equal(laprox_cmd_compact(commands, compaction), LAPROX_OK);
-  submit(e->r.device.other_queue, commands, VK_NULL_HANDLE, e->packed);
-  commands = begin(e);
-  copy(commands, *value, read);
-  submit(e->r.device.queue, commands, e->packed, VK_NULL_HANDLE);
-  assert_int_equal(vkQueueWaitIdle(e->r.device.queue), VK_SUCCESS);
-  assert_memory_equal(app_mapped(&e->r.device, read), app_mapped(&e->r.device, *value), (size_t)bytes);
-  laprox_compaction_destroy(compaction);
-}
-
-static void test_two_queues(void **state) {
-  (void)state;
-  engine e = {0};
-  flow_options options = simple;
-  options.capture.shape.n_layers = ENGINE_LAYERS;
-  options.layout = FLOW_TOKEN_ODD;
-  rig_init(&e.r);
-  flow_init(&e.f, &options);
-  assert_int_equal(flow_prepare(&e.f, &e.r.device, e.r.context), LAPROX_OK);
-  const VkSemaphoreCreateInfo info = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_CREATE_INFO};
-  for (uint32_t l = 0; l <= ENGINE_LAYERS; l++)
-    assert_int_equal(
-        vkCreateSemaphore(e.r.device.device, &info, NULL, l < ENGINE_LAYERS ? &e.written[l] : &e.packed),
-        VK_SUCCESS);
-  prefill(&e);
-  select_entries(&e);
-  attend(&e);
-  flow_expect(&e.f);
-  for (uint32_t l = 0; l < ENGINE_LAYERS; l++) vkDestroySemaphore(e.r.device.device, e.written[l], NULL);
-  vkDestroySemaphore(e.r.device.device, e.packed, NULL);
-  for (uint32_t i = 0; i < e.n_submits; i++) vkDestroyCommandPool(e.r.device.device, e.pools[i], NULL);
-  flow_finish(&e.f);
-  rig_finish(&e.r);
-}
-
 /* ---- threads ---- */
 
 typedef struct recorder {
@@ -739,10 +608,10 @@ int main(int argc, char **argv) {
   const struct CMUnitTest others[] = {
       cmocka_unit_test(test_spreading),       cmocka_unit_test(test_small_steps),
       cmocka_unit_test(test_two_plans),       cmocka_unit_test(test_two_devices),
-      cmocka_unit_test(test_two_queues),      cmocka_unit_test(test_threads),
-      cmocka_unit_test(test_bad_context),     cmocka_unit_test(test_bad_plans),
-      cmocka_unit_test(test_bad_bindings),    cmocka_unit_test(test_bad_compactions),
-      cmocka_unit_test(test_factor_mistakes), cmocka_unit_test(test_keep_everything)};
+      cmocka_unit_test(test_threads),         cmocka_unit_test(test_bad_context),
+      cmocka_unit_test(test_bad_plans),       cmocka_unit_test(test_bad_bindings),
+      cmocka_unit_test(test_bad_compactions), cmocka_unit_test(test_factor_mistakes),
+      cmocka_unit_test(test_keep_everything)};
   enum { N_OTHERS = sizeof others / sizeof *others };
   struct CMUnitTest tests[N_SCENARIOS + N_OTHERS];
   for (size_t i = 0; i < N_SCENARIOS; i++) {

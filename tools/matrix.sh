@@ -51,7 +51,7 @@ build amd64 "${native[@]}" || exit 1
 # ---- executed ----
 
 small='test_half test_policy test_selftest test_variants test_vk'
-kernels="$small test_embed"
+kernels="$small test_embed test_queues"
 [ $mode = quick ] || kernels="$kernels test_kernels test_evict_file"
 
 if fetch bookworm-amd64 bookworm amd64 $libraries mesa-vulkan-drivers vulkan-validationlayers; then

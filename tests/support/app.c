@@ -31,6 +31,9 @@ void app_vulkan_init(app_vulkan *app) {
     app->family++;
   must(app->family == n_families, "looking for a queue that computes");
   app->n_queues = families[app->family].queueCount > 1 ? 2 : 1;
+  app->other_family = app->family;
+  for (uint32_t f = app->family + 1; f < n_families; f++)
+    if (families[f].queueFlags & VK_QUEUE_COMPUTE_BIT) app->other_family = f;
 }
 
 unsigned app_vulkan_finish(app_vulkan *app) {
@@ -66,22 +69,28 @@ static void create_arena(app_device *device) {
 
 void app_device_init(const app_vulkan *app, VkDeviceSize arena_bytes, app_device *out) {
   const float priorities[] = {1, 1};
-  *out = (app_device){.gpu = app->gpu, .family = app->family, .arena_bytes = arena_bytes};
-  const VkDeviceQueueCreateInfo queue = {.sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO,
-                                         .queueFamilyIndex = app->family,
-                                         .queueCount = app->n_queues,
-                                         .pQueuePriorities = priorities};
+  *out = (app_device){
+      .gpu = app->gpu, .family = app->family, .other_family = app->other_family, .arena_bytes = arena_bytes};
+  const VkDeviceQueueCreateInfo queues[] = {{.sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO,
+                                             .queueFamilyIndex = app->family,
+                                             .queueCount = app->n_queues,
+                                             .pQueuePriorities = priorities},
+                                            {.sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO,
+                                             .queueFamilyIndex = app->other_family,
+                                             .queueCount = 1,
+                                             .pQueuePriorities = priorities}};
   laprox_features_query(vkGetInstanceProcAddr, app->instance, app->gpu,
                         LAPROX_ALL_VARIANTS & ~test_variants_off(), &out->features);
   const VkDeviceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO,
                                    .pNext = &out->features.features,
-                                   .queueCreateInfoCount = 1,
-                                   .pQueueCreateInfos = &queue,
+                                   .queueCreateInfoCount = app->other_family == app->family ? 1 : 2,
+                                   .pQueueCreateInfos = queues,
                                    .enabledExtensionCount = out->features.n_extensions,
                                    .ppEnabledExtensionNames = out->features.extensions};
   must(vkCreateDevice(app->gpu, &info, NULL, &out->device), "vkCreateDevice");
   vkGetDeviceQueue(out->device, app->family, 0, &out->queue);
   vkGetDeviceQueue(out->device, app->family, app->n_queues - 1, &out->other_queue);
+  vkGetDeviceQueue(out->device, app->other_family, 0, &out->far_queue);
   out->pool = app_pool(out, &out->commands);
   create_arena(out);
 }
@@ -119,15 +128,19 @@ void *app_mapped(const app_device *device, laprox_buffer part) {
   return device->mapped + part.offset;
 }
 
-VkCommandPool app_pool(const app_device *device, VkCommandBuffer *commands) {
+VkCommandPool app_pool_of(const app_device *device, uint32_t family, VkCommandBuffer *commands) {
   VkCommandPool pool = VK_NULL_HANDLE;
   const VkCommandPoolCreateInfo info = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO,
-                                        .queueFamilyIndex = device->family};
+                                        .queueFamilyIndex = family};
   must(vkCreateCommandPool(device->device, &info, NULL, &pool), "vkCreateCommandPool");
   const VkCommandBufferAllocateInfo buffers = {
       .sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO, .commandPool = pool, .commandBufferCount = 1};
   must(vkAllocateCommandBuffers(device->device, &buffers, commands), "vkAllocateCommandBuffers");
   return pool;
+}
+
+VkCommandPool app_pool(const app_device *device, VkCommandBuffer *commands) {
+  return app_pool_of(device, device->family, commands);
 }
 
 static void begin(VkCommandBuffer commands) {

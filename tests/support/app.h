@@ -14,6 +14,7 @@ typedef struct app_vulkan {
   VkPhysicalDevice gpu;
   uint32_t family;
   uint32_t n_queues;     /* of the family, at most 2 */
+  uint32_t other_family; /* another one that computes; the same where there is none */
   unsigned n_validation; /* messages of the validation layer */
 } app_vulkan;
 
@@ -26,7 +27,8 @@ typedef struct app_device {
   VkPhysicalDevice gpu;
   VkDevice device;
   VkQueue queue, other_queue; /* the same where the family has only one */
-  uint32_t family;
+  VkQueue far_queue;          /* of the other family, if there is one */
+  uint32_t family, other_family;
   VkCommandPool pool;
   VkCommandBuffer commands;
   laprox_features features; /* what the device was created with */
@@ -51,6 +53,7 @@ void app_begin(app_device *device);
 void app_submit(app_device *device);
 /* Another command buffer, for a thread or a submit of its own. */
 VkCommandPool app_pool(const app_device *device, VkCommandBuffer *commands);
+VkCommandPool app_pool_of(const app_device *device, uint32_t family, VkCommandBuffer *commands);
 void app_end(VkCommandBuffer commands);
 void app_submit_these(app_device *device, uint32_t n, const VkCommandBuffer *commands);
 
