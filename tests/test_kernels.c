@@ -130,24 +130,19 @@ static void run_matmuls(kernel_test *test, const lpx_kernels *kernels) {
 }
 
 /* Every size of tile by itself. */
-static void test_matmul_matrix(void **state) {
-  kernel_test test = kernel_test_begin(state, 12);
-  lpx_kernels kernels = make_kernels(&test, LAPROX_DTYPE_F16);
+static void run_matrix_tiles(kernel_test *test, lpx_kernels *kernels) {
   static const uint32_t rows[] = {2, 33, 130}, outputs[] = {1, 127, 130}, depths[] = {32, 96, 288};
-  if (!lpx_shader_usable(test.context, "matmul_matrix")) {
-    kernel_test_end(&test);
-    skip();
-  }
+  memset(kernels->matmul_matrix, 0, sizeof kernels->matmul_matrix);
   for (uint32_t dtype = 1; dtype < LPX_N_DTYPES; dtype++)
-    assert_int_equal(lpx_kernels_use_matrix(&kernels, (laprox_dtype)dtype), LAPROX_OK);
-  const lpx_kernels all = kernels;
+    assert_int_equal(lpx_kernels_use_matrix(kernels, (laprox_dtype)dtype), LAPROX_OK);
+  const lpx_kernels all = *kernels;
   for (uint32_t tile = 0; tile < LPX_N_MATRIX_TILES; tile++) {
     if (!all.matmul_matrix[LAPROX_DTYPE_F16][tile].pipeline) continue;
     for (uint32_t dtype = 1; dtype < LPX_N_DTYPES; dtype++) {
-      memset(kernels.matmul_matrix[dtype], 0, sizeof kernels.matmul_matrix[dtype]);
-      kernels.matmul_matrix[dtype][tile] = all.matmul_matrix[dtype][tile];
+      memset(kernels->matmul_matrix[dtype], 0, sizeof kernels->matmul_matrix[dtype]);
+      kernels->matmul_matrix[dtype][tile] = all.matmul_matrix[dtype][tile];
       for (size_t i = 0; i < 27; i++)
-        run_matmul(&test, &kernels,
+        run_matmul(test, kernels,
                    &(matmul_case){.dtype = (laprox_dtype)dtype,
                                   .n_rows = rows[i % 3],
                                   .n_outputs = outputs[i / 3 % 3],
@@ -155,6 +150,22 @@ static void test_matmul_matrix(void **state) {
                                   .accumulate = i % 2 != 0});
     }
   }
+}
+
+/* Those of devices with many registers, and those of the others. */
+static void test_matmul_matrix(void **state) {
+  kernel_test test = kernel_test_begin(state, 12);
+  const uint32_t variants = test.context->variants;
+  lpx_kernels kernels = make_kernels(&test, LAPROX_DTYPE_F16);
+  if (!lpx_shader_usable(test.context, "matmul_matrix")) {
+    kernel_test_end(&test);
+    skip();
+  }
+  test.context->variants = variants | LAPROX_VARIANT_LARGE_TILES;
+  run_matrix_tiles(&test, &kernels);
+  test.context->variants = variants & ~(uint32_t)LAPROX_VARIANT_LARGE_TILES;
+  run_matrix_tiles(&test, &kernels);
+  test.context->variants = variants;
   kernel_test_end(&test);
 }
 

@@ -82,8 +82,9 @@ void main() {
   if (!find_tile(push.first_item + workgroup_index())) return;
   const uint gram = push.attention + strip_tile * (GROUP * (GROUP + 1) / 2) * TILE_ENTRIES;
   REPEAT_4(CLEAR_TOTAL)
+  // Written out, two turns would share what they load of the Gram matrix, in registers that few devices have.
   for (diagonal_head = 0; diagonal_head < GROUP; diagonal_head++)
-    for (first_factor_row = 0; first_factor_row < HEAD_DIM; first_factor_row += HEAD_FACTOR_ROWS) {
+    ROLLED for (first_factor_row = 0; first_factor_row < HEAD_DIM; first_factor_row += HEAD_FACTOR_ROWS) {
       tile_product(diagonal_head + 1 < GROUP ? 0 : first_factor_row / 16 * 4, HEAD_DIM / 4);
       REPEAT_4(ADD_PIECE)
     }

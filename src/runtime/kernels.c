@@ -101,10 +101,13 @@ typedef struct matrix_grid {
 
 enum { MATRIX_DEPTH = 32, MATRIX_STRIDE_BYTES = 80 };
 
-/* With matrices of 16 x 16, 128, 64 and 32 rows by 128 columns. The lowest has work for 256 threads. */
+/* With matrices of 16 x 16, 128, 64 and 32 rows by 128 columns. The lowest has work for 256 threads. Where registers are
+   few, 64 rows by 64 columns alone: four sums a subgroup spill on Intel (Xe2), two don't. */
 static matrix_grid choose_grid(const laprox_context *context, uint32_t tile) {
   static const matrix_grid grids[LPX_N_MATRIX_TILES] = {{4, 2, 2, 4}, {2, 2, 2, 4}, {2, 1, 1, 8}};
   matrix_grid grid = grids[tile];
+  if (!lpx_large_tiles(context))
+    grid = tile + 1 == LPX_N_MATRIX_TILES ? (matrix_grid){2, 1, 2, 4} : (matrix_grid){0};
   if (context->subgroup_size > 32 && tile + 1 == LPX_N_MATRIX_TILES) {
     grid.columns *= 2;
     grid.grid_columns /= 2;
@@ -114,6 +117,7 @@ static matrix_grid choose_grid(const laprox_context *context, uint32_t tile) {
 
 static bool matrix_fits(const laprox_context *context, const lpx_matrix_tile *tile, uint32_t n_subgroups) {
   const uint32_t n = n_subgroups * context->subgroup_size;
+  if (!n) return false;
   const uint32_t bytes = 2 * (tile->rows + tile->columns) * MATRIX_STRIDE_BYTES +
                          n_subgroups * context->matrix.m * context->matrix.n * 4;
   return lpx_workgroup_fits(context, n_subgroups, bytes) && tile->rows * (MATRIX_DEPTH / 4) % n == 0 &&
