@@ -123,7 +123,7 @@ else
   compile 'Apple M1 (Honeykrisp)' asahi asahi
   compile_arm64 'Mali-G52 (PanVK)' panfrost panfrost PAN_I_WANT_A_BROKEN_VULKAN_DRIVER=1 PAN_GPU_ID=7212
   compile_arm64 'Mali-G610 (PanVK)' panfrost panfrost PAN_I_WANT_A_BROKEN_VULKAN_DRIVER=1 PAN_GPU_ID=a867
-  compile_arm64 'Mali-G720 (PanVK)' panfrost panfrost PAN_I_WANT_A_BROKEN_VULKAN_DRIVER=1 PAN_GPU_ID=ac74
+  compile_arm64 'Mali-G310 (PanVK)' panfrost panfrost PAN_I_WANT_A_BROKEN_VULKAN_DRIVER=1 PAN_GPU_ID=ac74
   compile_arm64 'Raspberry Pi 5 (V3DV)' broadcom v3d
   compile_arm64 'PowerVR (Mesa)' powervr_mesa powervr
 fi
