@@ -53,25 +53,32 @@ static void score(kernel_test *test, const laprox_plan *plan, const laprox_layer
   kernel_release(test, &result);
 }
 
-/* Tiles of either size come to the same: to the same bits but for the joint score, whose sum over a tile's rows they
+/* Tiles of all sizes come to the same: to the same bits but for the joint score, whose sum over a tile's rows they
  * divide. */
 static void compare_tiles(kernel_test *test, const laprox_plan_info *info,
                           const laprox_layer_buffers *layer) {
-  static float scores[2][N_KV_HEADS * (N - WINDOW)];
+  enum { LARGE, MIDDLE, SMALL, N_SIZES };
+  static float scores[N_SIZES][N_KV_HEADS * (N - WINDOW)];
   const uint32_t variants = test->context->variants;
   const uint32_t others = variants & ~(uint32_t)(LAPROX_VARIANT_LARGE_TILES | LAPROX_VARIANT_MATRIX);
-  for (int large = 0; large < 2; large++) {
+  const bool few_registers = test->context->few_registers;
+  for (int size = 0; size < N_SIZES; size++) {
     laprox_plan *plan = NULL;
-    test->context->variants = large ? others | LAPROX_VARIANT_LARGE_TILES : others;
+    test->context->variants = size == LARGE ? others | LAPROX_VARIANT_LARGE_TILES : others;
+    test->context->few_registers = size == SMALL;
     assert_int_equal(laprox_plan_create(test->context, info, &plan), LAPROX_OK);
-    score(test, plan, layer, scores[large]);
+    score(test, plan, layer, scores[size]);
     laprox_plan_destroy(plan);
   }
   test->context->variants = variants;
-  if (info->policy.gqa != LAPROX_GQA_JOINT) assert_memory_equal(scores[0], scores[1], sizeof scores[0]);
-  for (size_t i = 0; i < N_KV_HEADS * (N - WINDOW); i++)
-    kernel_assert_close((double)scores[0][i], (double)scores[1][i], 1e-5 * fabs((double)scores[1][i]),
-                        "tiles", i);
+  test->context->few_registers = few_registers;
+  for (int size = MIDDLE; size < N_SIZES; size++) {
+    if (info->policy.gqa != LAPROX_GQA_JOINT)
+      assert_memory_equal(scores[LARGE], scores[size], sizeof scores[LARGE]);
+    for (size_t i = 0; i < N_KV_HEADS * (N - WINDOW); i++)
+      kernel_assert_close((double)scores[size][i], (double)scores[LARGE][i],
+                          1e-5 * fabs((double)scores[LARGE][i]), "tiles", i);
+  }
 }
 
 static void run(void **state, uint64_t seed, laprox_gqa gqa, laprox_dtype dtype) {

@@ -260,6 +260,7 @@ static void test_large_tiles(void **state) {
     const bool large = laprox_context_variants(context) & LAPROX_VARIANT_LARGE_TILES;
     assert_int_equal(large, devices[i].large);
     assert_int_equal(!*laprox_context_variant_reason(context, LAPROX_VARIANT_LARGE_TILES), large);
+    assert_int_equal(context->few_registers, devices[i].vendor == 0x13b5);
     laprox_context_destroy(context);
   }
   expect_nothing_left();

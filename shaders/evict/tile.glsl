@@ -15,11 +15,16 @@
 #define REPEAT_HALF_BLOCKS REPEAT_4
 #define EACH_BLOCK         EACH_8
 #define ROLLED
-#else
+#elif TILE_BLOCKS == 4
 #define REPEAT_BLOCKS      REPEAT_4
 #define REPEAT_HALF_BLOCKS REPEAT_2
 #define EACH_BLOCK         EACH_4
 #define ROLLED             [[dont_unroll]] // unrolled, the loads take registers
+#else
+#define REPEAT_BLOCKS      REPEAT_2
+#define REPEAT_HALF_BLOCKS REPEAT_1
+#define EACH_BLOCK         EACH_2
+#define ROLLED             [[dont_unroll]]
 #endif
 
 #define TILE_COLUMNS 64
@@ -46,7 +51,8 @@ uint row_mask(uint k4);
 #endif
 #define ALL_ROWS ((1u << ROW_BLOCKS) - 1u)
 
-// The next elements of both operands are on their way while the invocation multiplies: a quarter of a row each.
+// The next elements of both operands are on their way while the invocation multiplies: a quarter of a row each. In the
+// smallest tiles, which are for devices without the registers for that, they come when they are needed.
 vec4 fetched_a[TILE_BLOCKS / 2], fetched_b[2];
 
 #define FETCH_ROW       (gl_LocalInvocationIndex >> 2)
@@ -107,13 +113,14 @@ void multiply_rows(uint mask) {
 // the next barrier.
 void tile_product(uint k4_begin, uint k4_end) {
   REPEAT_BLOCKS(CLEAR_ROW)
-  fetch_tiles(k4_begin, k4_end, row_mask(k4_begin));
-  for (uint k4 = k4_begin; k4 < k4_end; k4 += TILE_DEPTH) {
+  if (TILE_BLOCKS > 2) fetch_tiles(k4_begin, k4_end, row_mask(k4_begin));
+  ROLLED for (uint k4 = k4_begin; k4 < k4_end; k4 += TILE_DEPTH) {
     const uint mask = row_mask(k4);
+    if (TILE_BLOCKS <= 2) fetch_tiles(k4, k4_end, mask);
     barrier();
     stage_tiles();
     barrier();
-    if (k4 + TILE_DEPTH < k4_end) fetch_tiles(k4 + TILE_DEPTH, k4_end, row_mask(k4 + TILE_DEPTH));
+    if (TILE_BLOCKS > 2 && k4 + TILE_DEPTH < k4_end) fetch_tiles(k4 + TILE_DEPTH, k4_end, row_mask(k4 + TILE_DEPTH));
 #ifdef ROW_MASK
     if (mask != ALL_ROWS) {
       multiply_rows(mask);

@@ -66,9 +66,9 @@ void main() {
   if (workgroup_index() >= push.n_groups) return;
   if (!find_tile(push.first_item + workgroup_index())) return;
   float score = 0.0;
-  for (first_group_head = 0; first_group_head < GROUP; first_group_head += TILE_HEADS) {
+  ROLLED for (first_group_head = 0; first_group_head < GROUP; first_group_head += TILE_HEADS) {
     REPEAT_HALF_BLOCKS(CLEAR_SQUARES)
-    for (first_factor_row = 0; first_factor_row < HEAD_DIM; first_factor_row += 16 * TRIANGLE) {
+    ROLLED for (first_factor_row = 0; first_factor_row < HEAD_DIM; first_factor_row += 16 * TRIANGLE) {
       tile_product(first_factor_row / 4, HEAD_DIM / 4);
       REPEAT_BLOCKS(SQUARE_ROW)
     }

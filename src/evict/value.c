@@ -24,6 +24,7 @@ static value_kind kind_of(const laprox_plan *plan) {
 }
 
 laprox_result lpx_value_init(laprox_plan *plan) {
+  const bool large = lpx_large_tiles(plan->context);
   static const char *const shaders[][2] = {
       [KIND_MEAN] = {"value_norm", "value_norm_large"},
       [KIND_JOINT] = {"value_joint", "value_joint_large"},
@@ -38,7 +39,8 @@ laprox_result lpx_value_init(laprox_plan *plan) {
     constants[2] = plan->model_dim;
     constants[4] = plan->shape.n_heads;
   }
-  return lpx_pipeline_get(plan->context, shaders[kind][lpx_large_tiles(plan->context)], 4, constants, 5,
+  const bool small = kind == KIND_MEAN && !large && plan->context->few_registers;
+  return lpx_pipeline_get(plan->context, small ? "value_norm_small" : shaders[kind][large], 4, constants, 5,
                           &plan->value);
 }
 

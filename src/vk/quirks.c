@@ -17,6 +17,7 @@ enum {
   VENDOR_AMD = 0x1002,
   VENDOR_IMAGINATION = 0x1010,
   VENDOR_NVIDIA = 0x10de,
+  VENDOR_ARM = 0x13b5,
   VENDOR_QUALCOMM = 0x5143,
   VENDOR_INTEL = 0x8086,
   DRIVER_ANY = 0
@@ -141,8 +142,14 @@ static bool has_many_registers(const laprox_context *context, uint32_t driver) {
   return vendor == VENDOR_AMD || vendor == VENDOR_NVIDIA || driver == VK_DRIVER_ID_MESA_LLVMPIPE;
 }
 
+/* Arm's have 64, or twice as many threads with 32. */
+static bool has_few_registers(const laprox_context *context) {
+  return context->properties.vendorID == VENDOR_ARM;
+}
+
 void lpx_quirks_apply(laprox_context *context, PFN_vkGetInstanceProcAddr get_instance_proc_addr) {
   const uint32_t driver = read_driver(context, get_instance_proc_addr);
+  context->few_registers = has_few_registers(context);
   if (!has_many_registers(context, driver))
     lpx_variant_drop(context, LAPROX_VARIANT_LARGE_TILES, "too few registers an invocation, or not known");
   for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {

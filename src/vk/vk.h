@@ -51,6 +51,7 @@ struct laprox_context {
   } matrix;         /* with LAPROX_VARIANT_MATRIX: A is m x k, B k x n */
   VkPipelineCache pipeline_cache;
   bool has_debug_utils, has_memory_budget;
+  bool few_registers; /* 64 an invocation: tiles of 64 rows spill where they are summed up as well */
   bool avoid_atomics; /* they fail on this device; read when plans are made */
   VkDescriptorSetLayout set_layouts[LPX_MAX_BINDINGS + 1];
   VkPipelineLayout pipeline_layouts[LPX_MAX_BINDINGS + 1];
