@@ -4,7 +4,8 @@
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 out=${LAPROX_MATRIX_OUT:-$root/build-matrix}
-wine=$(command -v wine64 || command -v wine) && command -v Xvfb >/dev/null || exit 77
+# Debian's wine64 by itself has no command in the path.
+wine=$(command -v wine64 || command -v wine || command -v /usr/lib/wine/wine64) && command -v Xvfb >/dev/null || exit 77
 "$root/tools/cross.sh" mingw "$out/build-mingw" >"$out/build-mingw.log" 2>&1 || exit $?
 
 export WINEPREFIX=$out/wine WINEDEBUG=-all DISPLAY=:97 LAPROX_TEST_DATA=$root/tests/data
