@@ -127,7 +127,9 @@ static VKAPI_ATTR VkResult VKAPI_CALL create_compute_pipelines(VkDevice device, 
   if (state.get_statistics) info.flags |= VK_PIPELINE_CREATE_CAPTURE_STATISTICS_BIT_KHR;
   const uint64_t began_ns = lpx_now_ns();
   const VkResult result = state.create_compute_pipelines(device, cache, n, &info, allocator, out);
-  json_object_set_new(one, "compile_ms", json_real((double)(lpx_now_ns() - began_ns) * 1e-6));
+  const double ms = (double)(lpx_now_ns() - began_ns) * 1e-6;
+  fprintf(stderr, "%s: %.0f ms\n", state.shader, ms); /* the last one, where a rig takes too long */
+  json_object_set_new(one, "compile_ms", json_real(ms));
   if (result)
     json_object_set_new(one, "error", json_integer(result));
   else
