@@ -337,7 +337,11 @@ static void files_that_cannot_be_read(void **state) {
 
 static void places_that_cannot_be_written(void **state) {
   (void)state;
+#ifdef _WIN32 /* no device has such a name there, and under Wine the file would be the machine's own */
+  static const char *const paths[] = {"no-such-folder/a.safetensors", ".", ""};
+#else
   static const char *const paths[] = {"no-such-folder/a.safetensors", ".", "/dev/null", ""};
+#endif
   for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) {
     test_host host;
     lpx_st_writer *writer;
