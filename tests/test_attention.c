@@ -201,6 +201,12 @@ static void use_merge_variant(lpx_attention *attention, int direct) {
                    LAPROX_OK);
 }
 
+static bool can_decode(const lpx_attention *attention, lpx_decode_kind kind) {
+  if (kind == LPX_DECODE_DIRECT) return lpx_decode_can_be_direct(attention);
+  return kind == LPX_DECODE_QUADS ||
+         (attention->cache_dtype == LAPROX_DTYPE_F16 && attention->shape.head_dim % 8 == 0);
+}
+
 static void run_decode(kernel_test *test, const attention_case *c) {
   attention_data data;
   make_data(test, c, &data);
@@ -210,13 +216,15 @@ static void run_decode(kernel_test *test, const attention_case *c) {
   for (uint32_t head = 0; head < c->n_kv_heads; head++)
     if (c->prefix[head] + c->n_tail > most) most = c->prefix[head] + c->n_tail;
   const VkDeviceSize max_range = test->context->max_range;
-  const uint32_t variants = test->context->variants, large = LAPROX_VARIANT_LARGE_TILES;
-  for (int direct = 0; direct < 2; direct++) {
+  const uint32_t variants = test->context->variants;
+  static const char *const names[] = {"decode", "decode, octets", "decode, direct"};
+  test->context->variants |= LAPROX_VARIANT_LARGE_TILES; /* any device takes them, if slowly */
+  for (int kind = 0; kind < 3; kind++) {
     lpx_attention attention;
-    test->context->variants =
-        direct ? variants | large : variants & ~large; /* any device takes them, if slowly */
     assert_int_equal(lpx_attention_init(test->context, &data.shape, c->dtype, &attention), LAPROX_OK);
-    use_merge_variant(&attention, direct);
+    if (!can_decode(&attention, (lpx_decode_kind)kind)) continue;
+    assert_int_equal(lpx_decode_attention_choose(&attention, (lpx_decode_kind)kind), LAPROX_OK);
+    use_merge_variant(&attention, kind == LPX_DECODE_DIRECT);
     lpx_buffer out = kernel_buffer(test, NULL, bytes);
     lpx_buffer scratch =
         kernel_buffer(test, NULL, (size_t)lpx_decode_attention_scratch_bytes(&data.shape, most));
@@ -227,7 +235,7 @@ static void run_decode(kernel_test *test, const attention_case *c) {
     kernel_run(test);
     test->context->max_range = max_range;
     kernel_download(test, &out, got, bytes);
-    check(c, &data, got, NULL, direct ? "decode, direct" : "decode");
+    check(c, &data, got, NULL, names[kind]);
     kernel_release(test, &out);
     kernel_release(test, &scratch);
   }

@@ -21,6 +21,9 @@ typedef enum lpx_prefill_kind {
   LPX_N_PREFILL_KINDS
 } lpx_prefill_kind;
 
+/* Variants of the decode kernel: for any cache; for rows of f16 in vectors of eight; the same for processors. */
+typedef enum lpx_decode_kind { LPX_DECODE_QUADS, LPX_DECODE_OCTETS, LPX_DECODE_DIRECT } lpx_decode_kind;
+
 /* Pipelines for one shape and cache type. Zeroed = nothing. */
 typedef struct lpx_attention {
   laprox_context *context;
@@ -42,6 +45,11 @@ laprox_result lpx_attention_init(laprox_context *context, const laprox_shape *sh
 bool lpx_prefill_attention_has(const lpx_attention *attention, lpx_prefill_kind kind);
 /* Takes another variant than lpx_attention_init has chosen, one that there is. */
 laprox_result lpx_prefill_attention_choose(lpx_attention *attention, lpx_prefill_kind kind);
+
+/* The same for decode attention. OCTETS is for f16 and a head_dim that eight divides, DIRECT for what
+ * lpx_decode_can_be_direct says. */
+laprox_result lpx_decode_attention_choose(lpx_attention *attention, lpx_decode_kind kind);
+bool lpx_decode_can_be_direct(const lpx_attention *attention);
 
 /* A stretch of a layer's cache: head g's entries are rows head_first_row[g] … + head_n_rows[g] - 1 of the K
  * and V ranges, head_dim elements each, ascending with g. Zeroed: no entries. Dense segments: see

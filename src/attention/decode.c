@@ -43,18 +43,37 @@ static bool takes_octets(const lpx_attention *attention) {
          attention->shape.head_dim % 8 == 0;
 }
 
+/* Lavapipe with 256-bit vectors: a shuffle is one instruction there, but a loop with others. A thread has one vector of a
+ * row: with more of them LLVM 15 takes minutes to compile the kernel. */
+bool lpx_decode_can_be_direct(const lpx_attention *attention) {
+  enum { SUBGROUP = 8, MAX_HEAD_DIM = 8 * SUBGROUP };
+  return takes_octets(attention) && lpx_shader_usable(attention->context, "attention_decode_direct") &&
+         attention->context->subgroup_size == SUBGROUP && attention->shape.head_dim <= MAX_HEAD_DIM;
+}
+
+laprox_result lpx_decode_attention_choose(lpx_attention *attention, lpx_decode_kind kind) {
+  laprox_context *context = attention->context;
+  const laprox_shape *shape = &attention->shape;
+  const uint32_t group = shape->n_heads / shape->n_kv_heads;
+  const uint32_t constants[] = {(uint32_t)attention->cache_dtype, shape->head_dim, group};
+  const uint32_t direct[] = {shape->head_dim, group, context->subgroup_size};
+  attention->decode_elements = kind == LPX_DECODE_QUADS ? 4 : 8;
+  if (kind == LPX_DECODE_DIRECT)
+    return lpx_pipeline_get(context, "attention_decode_direct", 4, direct, 3, &attention->decode);
+  return lpx_pipeline_get(context, kind == LPX_DECODE_OCTETS ? "attention_decode_octets" : "attention_decode",
+                          4, constants, 3, &attention->decode);
+}
+
 laprox_result lpx_decode_attention_init(lpx_attention *attention) {
   const laprox_shape *shape = &attention->shape;
-  const uint32_t constants[] = {(uint32_t)attention->cache_dtype, shape->head_dim,
-                                shape->n_heads / shape->n_kv_heads};
-  const bool octets = takes_octets(attention);
-  attention->decode_elements = octets ? 8 : 4;
-  const laprox_result result =
-      lpx_pipeline_get(attention->context, octets ? "attention_decode_octets" : "attention_decode", 4,
-                       constants, 3, &attention->decode);
-  const char *merge = lpx_is_software(attention->context) ? "attention_merge_direct" : "attention_merge";
-  return result ? result
-                : lpx_pipeline_get(attention->context, merge, 2, constants + 1, 2, &attention->merge);
+  const uint32_t constants[] = {shape->head_dim, shape->n_heads / shape->n_kv_heads};
+  const bool software = lpx_is_software(attention->context);
+  const lpx_decode_kind kind = software && lpx_decode_can_be_direct(attention) ? LPX_DECODE_DIRECT
+                               : takes_octets(attention)                       ? LPX_DECODE_OCTETS
+                                                                               : LPX_DECODE_QUADS;
+  const laprox_result result = lpx_decode_attention_choose(attention, kind);
+  const char *merge = software ? "attention_merge_direct" : "attention_merge";
+  return result ? result : lpx_pipeline_get(attention->context, merge, 2, constants, 2, &attention->merge);
 }
 
 uint32_t lpx_decode_table_units(const laprox_shape *shape) {
