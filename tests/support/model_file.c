@@ -107,9 +107,12 @@ static void put_vocabulary(output *out, uint32_t n_vocab) {
   put_number(out, I32, 4);
   put_number(out, n_vocab, 8);
   for (uint32_t i = 0; i < n_vocab; i++) put_number(out, i < N_CONTROL ? 3 : 1, 4);
+  put_key(out, "tokenizer.ggml.merges", ARRAY); /* llama.cpp refuses a file without */
+  put_number(out, STRING, 4);
+  put_number(out, 0, 8);
 }
 
-enum { N_PAIRS = 18 };
+enum { N_PAIRS = 19 };
 
 static void put_metadata(output *out, const test_model *model) {
   out->n_pairs = N_PAIRS;

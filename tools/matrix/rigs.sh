@@ -45,7 +45,7 @@ in_tree() {
   *) preload=(--preload "$libs/lib${shim}_noop_drm_shim.so") ;;
   esac
   VK_ICD_FILENAMES=$icd VK_LAYER_PATH=$cache/$tree/root/usr/share/vulkan/explicit_layer.d \
-    "$libs/ld-linux-x86-64.so.2" --library-path "$libs" "${preload[@]}" "$@"
+    "$libs/ld-linux-x86-64.so.2" --library-path "$libs:$libs/llama:$libs/ggml" "${preload[@]}" "$@"
 }
 
 # ---- building ----
