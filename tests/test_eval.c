@@ -130,7 +130,9 @@ static void check_row(const json_t *row, bool known, bool full, bool is_q8_0) {
   assert_true(fabs(score - (double)number(row, "correct") / 2) < 1e-6);
   assert_true(json_number_value(json_array_get(ends, 0)) <= score);
   assert_true(json_number_value(json_array_get(ends, 1)) >= score);
-  if (!full) assert_int_equal(number(row, "kv_bytes"), 8 * 50 * 2 * (is_q8_0 ? 68 : 64 * 2));
+  /* 8 buffers, each of a whole number of the device's units. */
+  const int64_t bytes = 8 * 50 * 2 * (is_q8_0 ? 68 : 64 * 2);
+  if (!full) assert_in_range(number(row, "kv_bytes"), bytes, bytes + 8 * 64);
   if (!full) assert_true(fabs(sum(json_object_get(row, "kept_per_head")) - 400) < 1e-3);
   assert_true(fabs(sum(json_object_get(row, "kept_by_position")) - 1) < 1e-4);
   assert_true(json_array_size(json_object_get(row, "depths")) > 0);
