@@ -193,7 +193,8 @@ static void test_small_steps(void **state) {
       .capture =
           {{2, 16, 2, 128}, 1500, 32, .dtype = LAPROX_DTYPE_F16, .pattern = CAPTURE_NEEDLES, .seed = 22},
       .policy = {.budget.tokens = 100}};
-  const uint64_t limit = UINT64_C(1) << 23;
+  const uint64_t limit = UINT64_C(1) << 25;
+  uint64_t total = 0; /* of all scoring, by the device's own reckoning */
   unsigned char *results[2];
   uint32_t n_steps[2], first, count;
   (void)state;
@@ -207,15 +208,20 @@ static void test_small_steps(void **state) {
     assert_int_equal(flow_prepare(&f, &r.device, r.context), LAPROX_OK);
     n_steps[small] = laprox_binding_n_steps(f.binding);
     laprox_binding_layer_steps(f.binding, options.capture.shape.n_layers, &first, &count);
-    for (uint32_t step = 0; small && step < first; step++)
-      assert_true(laprox_binding_step_cost(f.binding, step) <= limit);
+    for (uint32_t step = 0; step < first; step++) {
+      const uint64_t cost = laprox_binding_step_cost(f.binding, step);
+      if (small) assert_true(cost <= limit);
+      if (!small) total += cost;
+    }
     run_single_steps(&f);
     flow_expect(&f);
     results[small] = snapshot(&f);
     if (small) assert_memory_equal(results[0], results[1], (size_t)(f.scores.size + f.result.size));
     flow_finish(&f);
   }
-  assert_true(n_steps[1] > 4 * n_steps[0]);
+  assert_true(n_steps[1] >= total / limit);
+  /* Where there are matrices, all of it may be little more than a step. */
+  if (total > 32 * limit) assert_true(n_steps[1] > 4 * n_steps[0]);
   free(results[0]);
   free(results[1]);
   rig_finish(&r);
