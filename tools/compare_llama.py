@@ -49,6 +49,10 @@ def measure(options, n_tokens):
             "prefill_ratio": own["prefill"] / theirs["prefill"], "decode_ratio": own["full"] / theirs["full"]}
 
 
+def speed(number):
+    return f"{number:.0f}" if number >= 100 else f"{number:.1f}" if number >= 10 else f"{number:.2f}"
+
+
 def main():
     parser = argparse.ArgumentParser()
     for name in ("versions", "model", "laprox", "llama", "tree"):
@@ -65,12 +69,13 @@ def main():
         print(json.dumps({"versions": options.versions, "rounds": options.rounds, "results": rows}))
         return
     print(f"{options.versions}; tokens a second, medians of {options.rounds}\n")
-    print("| tokens | prefill | llama.cpp | ratio | decode, full | llama.cpp | ratio | decode, 5 % kept | eviction / prefill |")
+    print("| tokens | prefill | llama.cpp | ratio | decode, full | llama.cpp | ratio "
+          "| decode, 5 % kept | eviction / prefill |")
     print("|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for row in rows:
         own, theirs = row["laprox"], row["llama.cpp"]
-        print(f"| {row['tokens']:,} | {own['prefill']:.0f} | {theirs['prefill']:.0f} | {row['prefill_ratio']:.2f} "
-              f"| {own['full']:.1f} | {theirs['full']:.1f} | {row['decode_ratio']:.2f} | {own['evicted']:.1f} "
+        print(f"| {row['tokens']:,} | {speed(own['prefill'])} | {speed(theirs['prefill'])} | {row['prefill_ratio']:.2f} "
+              f"| {speed(own['full'])} | {speed(theirs['full'])} | {row['decode_ratio']:.2f} | {speed(own['evicted'])} "
               f"| {100 * own['evict_share']:.1f} % |")
 
 
