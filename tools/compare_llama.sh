@@ -24,17 +24,10 @@ while [ $# -gt 0 ]; do
   shift
 done
 [ $# -gt 0 ] || set -- 64 512 2048
-longest=0
-for length; do
-  case $length in '' | *[!0-9]*) die "$length is not a number of tokens" ;; esac
-  [ "$length" -ge 64 ] && [ "$length" -le 32768 ] || die "$length tokens: lengths are 64 to 32768"
-  [ "$length" -le "$longest" ] || longest=$length
-done
+longest=$(longest_of 64 32768 "$@")
 build=$(cd "$build" 2>/dev/null && pwd) || die "no folder $build"
 laprox=$build/tools/laprox make_model=$build/tests/make_model
-for program in "$laprox" "$make_model"; do
-  [ -x "$program" ] || die "no program at $program: build with tests first, tools/test.sh does"
-done
+need_built "$laprox" "$make_model"
 
 out=$(mktemp -d) || die "no temporary folder can be made"
 trap 'rm -rf "$out"' EXIT

@@ -19,17 +19,10 @@ while [ $# -gt 0 ]; do
 done
 [ $# -gt 0 ] || set -- 4096 8192 16384 32768
 laprox=$build/tools/laprox make_model=$build/tests/make_model
-for program in "$laprox" "$make_model"; do
-  [ -x "$program" ] || die "no program at $program: build with tests first, tools/test.sh does"
-done
+need_built "$laprox" "$make_model"
 
-longest=0
-for length; do
-  case $length in '' | *[!0-9]*) die "$length is not a number of tokens" ;; esac
-  # All ids stand in one argument, of which Linux allows 128 KiB.
-  [ "$length" -ge 1000 ] && [ "$length" -le 40000 ] || die "$length tokens: lengths are 1000 to 40000"
-  [ "$length" -le "$longest" ] || longest=$length
-done
+# All ids stand in one argument, of which Linux allows 128 KiB.
+longest=$(longest_of 1000 40000 "$@")
 
 work=$(mktemp -d) || die "no temporary folder can be made"
 trap 'rm -rf "$work"' EXIT

@@ -6,6 +6,25 @@ die() {
   exit 1
 }
 
+# need_built PROGRAM…: stops where one isn't there.
+need_built() {
+  for program; do
+    [ -x "$program" ] || die "no program at $program: build with tests first, tools/test.sh does"
+  done
+}
+
+# longest_of LEAST MOST LENGTH…: checks that these are numbers of tokens within the limits, and prints the largest.
+longest_of() {
+  least=$1 most=$2 longest=0
+  shift 2
+  for length; do
+    case $length in '' | *[!0-9]*) die "$length is not a number of tokens" ;; esac
+    [ "$length" -ge "$least" ] && [ "$length" -le "$most" ] || die "$length tokens: lengths are $least to $most"
+    [ "$length" -le "$longest" ] || longest=$length
+  done
+  echo "$longest"
+}
+
 has_program() { command -v "$1" >/dev/null 2>&1; }
 has_library() { has_program pkg-config && pkg-config --exists "$1" 2>/dev/null; }
 has_header() { [ -e "/usr/include/$1" ] || [ -e "/usr/local/include/$1" ]; }

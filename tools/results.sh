@@ -22,7 +22,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 out=${1:-$build/results} laprox=$build/tools/laprox
-[ -x "$laprox" ] || die "no program at $laprox: build first"
+need_built "$laprox"
 mkdir -p "$out"
 
 own=laprox,laprox+gqa=joint,laprox+no-normalize,laprox+gqa=joint+no-normalize,laprox+pool=max:7,laprox+pool-before

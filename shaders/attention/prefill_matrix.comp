@@ -17,7 +17,7 @@
 // Elements of a matrix are spread over the subgroup in an unknown way, so that a row's maximum costs a detour through
 // shared memory. It is taken rarely: exponents are relative to a maximum that may be out of date by ROOM, which f16 has
 // digits for, and sums are kept element by element until the end.
-#include "finite.glsl"
+#include "split.glsl"
 
 layout(constant_id = 0) const uint HEAD_DIM = 64;
 layout(constant_id = 1) const uint GROUP = 2;        // query heads a KV head
@@ -129,12 +129,7 @@ vec4 load_query(uint row, uint quad) {
   return query[(row / GROUP * push.query_heads + first_head + row % GROUP) * QUADS + quad];
 }
 
-// As many digits as f16 has, by integers, which no compiler mistakes for the number itself.
-float rounded(float number) {
-  return is_finite(number) ? uintBitsToFloat((floatBitsToUint(number) + 0x1000u) & 0xffffe000u) : number;
-}
-
-// The exponent, as floats have it, of a power of two that makes the subgroup's queries less than 256.
+// Of the power of two that the subgroup's queries are divided by.
 uint find_exponent() {
   uint largest = 0;
   for (uint i = lane; i < ROWS * QUADS; i += SUBGROUP_SIZE) {
@@ -149,7 +144,7 @@ uint find_exponent() {
     largest = max(largest, max(max(others.x, others.y), max(others.z, others.w)));
   }
   join();
-  return clamp(largest >> 23, 32u, 240u) - 7u;
+  return exponent_for(largest);
 }
 
 void write_half_quad(uint at, uint half_quad, vec4 numbers) {

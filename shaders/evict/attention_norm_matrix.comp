@@ -11,16 +11,10 @@
 #include "finite.glsl"
 #include "../evict/layout.glsl"
 #include "../evict/window_matrix.glsl"
+#include "../evict/column_sums.glsl"
 
 // Twice the log2 of the sum of exponentials, the same in all columns.
 SUM_MATRIX softmax[ROW_MATRICES];
-
-// Of a subgroup: a matrix, column after column, each with room behind that keeps them in different banks.
-const uint COLUMN_QUADS = SIZE / 4 + 1;
-const uint EXCHANGE_QUADS = SIZE * COLUMN_QUADS;
-shared vec4 exchange[N_SUBGROUPS * EXCHANGE_QUADS];
-// Of squares, over the queries of a part; of two steps.
-shared float sums[2 * TILE_HEADS * PARTS * STEP_ENTRIES];
 
 // Of a query that the window has not: infinite, so that its probabilities are 0.
 void load_softmax() {
@@ -48,14 +42,7 @@ void add_squares(uint step) {
     UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
       UNROLLED for (uint e = 0; e < squares.length(); e++)
         squares[e] += exp2(fma(logits[r * COLUMN_MATRICES + c][e], 2.0 * scale, -softmax[r][e]));
-    subgroupBarrier();
-    coopMatStore(squares, exchange, gl_SubgroupID * EXCHANGE_QUADS, COLUMN_QUADS, gl_CooperativeMatrixLayoutColumnMajor);
-    subgroupBarrier();
-    for (uint i = gl_SubgroupInvocationID; i < SIZE; i += SUBGROUP_SIZE) {
-      vec4 total = vec4(0.0);
-      UNROLLED for (uint q = 0; q < SIZE / 4; q++) total += exchange[gl_SubgroupID * EXCHANGE_QUADS + i * COLUMN_QUADS + q];
-      sums[to + (entry_part * COLUMN_MATRICES + c) * SIZE + i] = (total.x + total.y) + (total.z + total.w);
-    }
+    sum_columns(squares, to + (entry_part * COLUMN_MATRICES + c) * SIZE);
   }
 }
 
@@ -84,11 +71,11 @@ void main() {
     const uint first_entry = head_word(head, HEAD_N_SINKS) + candidate;
     load_queries();
     load_softmax();
-    fetch_keys(first_entry);
+    fetch_step(first_entry);
     for (uint tile = first_tile; tile < next_item; tile++) {
       const uint step = tile - first_tile, entry = first_entry + step * TILE_ENTRIES;
       store_keys();
-      if (tile + 1 < next_item) fetch_keys(entry + TILE_ENTRIES);
+      if (tile + 1 < next_item) fetch_step(entry + TILE_ENTRIES);
       if (step > 0) write_norms(tile - 1, step - 1, entry - TILE_ENTRIES);
       multiply();
       add_squares(step);

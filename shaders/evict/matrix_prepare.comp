@@ -4,7 +4,7 @@
 // largest number of a head less than 256, then f16, and what that leaves over. SLICES workgroups per query head, each of which
 // finds the largest number for itself.
 #include "index.glsl"
-#include "finite.glsl"
+#include "split.glsl"
 
 layout(constant_id = 0) const uint HEAD_DIM = 64;
 layout(constant_id = 2) const uint WINDOW = 32;
@@ -57,19 +57,12 @@ float workgroup_max(float value) {
   return tree[0];
 }
 
-// A power of two that the largest number is to be divided by; its bits.
 float power_for(float largest) {
-  const uint exponent = clamp(floatBitsToUint(largest) >> 23, 32u, 240u);
-  return uintBitsToFloat((exponent - 7u) << 23);
+  return uintBitsToFloat(exponent_for(floatBitsToUint(largest)) << 23);
 }
 
 float finite_size(float value) {
   return is_finite(value) ? abs(value) : 0.0;
-}
-
-// As many digits as f16 has, by integers, which no compiler mistakes for the number itself.
-float rounded(float value) {
-  return is_finite(value) ? uintBitsToFloat((floatBitsToUint(value) + 0x1000u) & 0xffffe000u) : value;
 }
 
 bool has_rest(float value) {

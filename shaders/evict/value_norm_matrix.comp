@@ -29,6 +29,7 @@ layout(constant_id = 10) const uint HEADS_AT_ONCE = 4;
 #include "../evict/matrix.glsl"
 
 #define STEP_ENTRIES 32
+#define STEP_BUFFERS 2
 
 const uint HEAD_TILES = (GROUP + HEADS_AT_ONCE - 1) / HEADS_AT_ONCE;
 const uint TILE_HEADS = (GROUP + HEAD_TILES - 1) / HEAD_TILES;
@@ -38,15 +39,6 @@ const uint ROW_PAIRS = (FACTOR_BLOCKS + 1) / 2;
 const uint PAIRS = (ROW_PAIRS + PARTS - 1) / PARTS; // of a subgroup
 const uint PAIR_MATRICES = FACTOR_BLOCKS + 1;
 
-const uint ROW_LOADS = HEAD_DIM / 8; // of 16 bytes
-const uint VALUE_STRIDE = ROW_LOADS + 1; // neighbouring rows hit different banks
-const uint STEP_OCTETS = STEP_ENTRIES * VALUE_STRIDE;
-const uint LOADS = (STEP_ENTRIES * ROW_LOADS + N_INVOCATIONS - 1) / N_INVOCATIONS; // an invocation's in a step
-const uint COLUMN_QUADS = SIZE / 4 + 1; // the same for sums of columns
-const uint EXCHANGE_QUADS = SIZE * COLUMN_QUADS;
-
-layout(set = 0, binding = 0) readonly buffer Value { uint value[]; };
-layout(set = 0, binding = 0) readonly buffer Value4 { uvec4 value4[]; };
 layout(set = 0, binding = 1) readonly buffer State { uint state[]; };
 layout(set = 0, binding = 2) buffer Work { float work[]; };
 layout(set = 0, binding = 2) readonly buffer WorkWords { uint work_words[]; };
@@ -70,10 +62,6 @@ uint workgroup_index() {
   return gl_WorkGroupID.y * gl_NumWorkGroups.x + gl_WorkGroupID.x;
 }
 
-shared uvec4 staged[2 * STEP_OCTETS];
-shared vec4 exchange[N_SUBGROUPS * EXCHANGE_QUADS];
-shared float sums[2 * N_SUBGROUPS * STEP_ENTRIES]; // of the squares that a subgroup's rows make; of two steps
-
 #define FACTOR_MATRIX coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseA>
 #define VALUE_MATRIX  coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseB>
 #define SUM_MATRIX    coopmat<float, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseAccumulator>
@@ -85,9 +73,10 @@ bool two_parts;       // a factor of the group has more digits than f16
 
 FACTOR_MATRIX factor[PAIRS * PAIR_MATRICES];
 SUM_MATRIX products[PAIRS * 2 * COLUMN_MATRICES];
-uvec4 fetched[LOADS];
 
 #include "../evict/items.glsl"
+#include "../evict/step_matrix.glsl"
+#include "../evict/column_sums.glsl"
 
 // The head of the tile `first_tile`, and where its tiles end.
 void find_head() {
@@ -127,7 +116,7 @@ void load_factor_part(uint of) {
 }
 
 void load_value_matrix(uint at, uint c, uint k, out VALUE_MATRIX b) {
-  coopMatLoad(b, staged, at + c * SIZE * VALUE_STRIDE + k * SIZE / 8, VALUE_STRIDE, gl_CooperativeMatrixLayoutColumnMajor);
+  coopMatLoad(b, staged, at + c * SIZE * ROW_STRIDE + k * SIZE / 8, ROW_STRIDE, gl_CooperativeMatrixLayoutColumnMajor);
 }
 
 // What the rounding to f16 left of the factor is read again and again, for there is no room for it.
@@ -181,48 +170,15 @@ void multiply(uint at) {
   REPEAT_4(MULTIPLY)
 }
 
-// An octet that the invocation takes part in fetching: entry of the step, and place in its row.
-#define FETCHED_ENTRY(i) (((i) * N_INVOCATIONS + gl_LocalInvocationIndex) / ROW_LOADS)
-#define FETCHED_OCTET(i) (((i) * N_INVOCATIONS + gl_LocalInvocationIndex) % ROW_LOADS)
-#define IS_FETCHED(i)    ((i) * N_INVOCATIONS + gl_LocalInvocationIndex < STEP_ENTRIES * ROW_LOADS)
-
-// Most steps are within the binding, and all rows begin at 16 bytes.
-void fetch_values(uint step) {
-  const uint first = first_entry + step * STEP_ENTRIES;
-  if (first >= entries_begin && first + STEP_ENTRIES <= entries_end && rows_are_wide()) {
-    const uint at = row_start(first) / 8, stride = push.rows.entry_stride / 8;
-    UNROLLED for (uint i = 0; i < LOADS; i++)
-      if (IS_FETCHED(i)) fetched[i] = value4[at + FETCHED_ENTRY(i) * stride + FETCHED_OCTET(i)];
-    return;
-  }
-  UNROLLED for (uint i = 0; i < LOADS; i++) {
-    const uint entry = first + FETCHED_ENTRY(i), at = row_start(entry) / 2 + FETCHED_OCTET(i) * 4;
-    fetched[i] = uvec4(0);
-    if (IS_FETCHED(i) && has_row(entry)) fetched[i] = uvec4(value[at], value[at + 1], value[at + 2], value[at + 3]);
-  }
-}
-
-void store_values(uint at) {
-  UNROLLED for (uint i = 0; i < LOADS; i++)
-    if (IS_FETCHED(i)) staged[at + FETCHED_ENTRY(i) * VALUE_STRIDE + FETCHED_OCTET(i)] = fetched[i];
-}
-
 // Sums of squares of the columns of this subgroup's products.
 void sum_squares(uint step) {
-  const uint base = gl_SubgroupID * EXCHANGE_QUADS, to = (step % 2 * N_SUBGROUPS + gl_SubgroupID) * STEP_ENTRIES;
+  const uint to = (step % 2 * N_SUBGROUPS + gl_SubgroupID) * STEP_ENTRIES;
   UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++) {
     SUM_MATRIX squares = SUM_MATRIX(0.0);
     UNROLLED for (uint row = 0; row < PAIRS * 2; row++)
       UNROLLED for (uint e = 0; e < squares.length(); e++)
         squares[e] = fma(products[row * COLUMN_MATRICES + c][e], products[row * COLUMN_MATRICES + c][e], squares[e]);
-    subgroupBarrier();
-    coopMatStore(squares, exchange, base, COLUMN_QUADS, gl_CooperativeMatrixLayoutColumnMajor);
-    subgroupBarrier();
-    for (uint i = gl_SubgroupInvocationID; i < SIZE; i += SUBGROUP_SIZE) {
-      vec4 total = vec4(0.0);
-      UNROLLED for (uint q = 0; q < SIZE / 4; q++) total += exchange[base + i * COLUMN_QUADS + q];
-      sums[to + c * SIZE + i] = (total.x + total.y) + (total.z + total.w);
-    }
+    sum_columns(squares, to + c * SIZE);
   }
 }
 
@@ -272,16 +228,16 @@ void write_scores(uint step) {
 void add_scores() {
   const uint n_steps = (next_tile - first_tile) * (TILE_ENTRIES / STEP_ENTRIES);
   load_factor();
-  fetch_values(0);
-  store_values(0);
+  fetch_step(first_entry);
+  store_step(0);
   for (uint step = 0; step < n_steps; step++) {
     const uint at = step % 2 * STEP_OCTETS;
-    if (step + 1 < n_steps) fetch_values(step + 1);
+    if (step + 1 < n_steps) fetch_step(first_entry + (step + 1) * STEP_ENTRIES);
     barrier();
     if (step > 0 && is_scorer(step - 1)) write_scores(step - 1);
     if (is_scorer(step)) fetch_attention(step);
     multiply(at);
-    if (step + 1 < n_steps) store_values(STEP_OCTETS - at);
+    if (step + 1 < n_steps) store_step(STEP_OCTETS - at);
     sum_squares(step);
   }
   barrier();

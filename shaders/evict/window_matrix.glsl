@@ -17,6 +17,7 @@ layout(constant_id = 10) const uint HEADS_AT_ONCE = 4;
 #include "../evict/matrix.glsl"
 
 #define STEP_ENTRIES 64
+#define STEP_BUFFERS 1
 
 const uint HEAD_TILES = (GROUP + HEADS_AT_ONCE - 1) / HEADS_AT_ONCE;
 const uint TILE_HEADS = (GROUP + HEAD_TILES - 1) / HEAD_TILES;
@@ -25,13 +26,7 @@ const uint ENTRY_PARTS = N_SUBGROUPS / TILE_HEADS / PARTS;
 const uint ROW_MATRICES = QUERY_ROWS / SIZE / PARTS;
 const uint DEPTH_MATRICES = HEAD_DIM / SIZE;
 const uint COLUMN_MATRICES = STEP_ENTRIES / SIZE / ENTRY_PARTS;
-const uint ROW_LOADS = HEAD_DIM / 8; // of 16 bytes
-const uint KEY_STRIDE = ROW_LOADS + 1; // neighbouring rows hit different banks
-const uint STEP_OCTETS = STEP_ENTRIES * KEY_STRIDE;
-const uint LOADS = (STEP_ENTRIES * ROW_LOADS + N_INVOCATIONS - 1) / N_INVOCATIONS; // an invocation's
 
-layout(set = 0, binding = 0) readonly buffer Key { uint key[]; };
-layout(set = 0, binding = 0) readonly buffer Key4 { uvec4 key4[]; };
 layout(set = 0, binding = 1) readonly buffer State { uint state[]; };
 layout(set = 0, binding = 2) buffer Work { float work[]; };
 layout(set = 0, binding = 2) readonly buffer WorkWords { uint work_words[]; };
@@ -56,24 +51,21 @@ uint workgroup_index() {
   return gl_WorkGroupID.y * gl_NumWorkGroups.x + gl_WorkGroupID.x;
 }
 
-shared uvec4 keys[STEP_OCTETS];
-
 #define QUERY_MATRIX coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseA>
 #define KEY_MATRIX   coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseB>
 #define SUM_MATRIX   coopmat<float, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseAccumulator>
 
 uint head, n_entries, next_item;
 uint group_head; // of this subgroup, in the group; that of another subgroup where there is none left
-bool has_head;
 uint entry_part, first_row; // of this subgroup: its entries of the step, and its first query
 uint query_at, query_parts; // four halves in work_halves[]
 float scale;
 
 QUERY_MATRIX queries[ROW_MATRICES * DEPTH_MATRICES];
 SUM_MATRIX logits[ROW_MATRICES * COLUMN_MATRICES];
-uvec4 fetched[LOADS];
 
 #include "../evict/items.glsl"
+#include "../evict/step_matrix.glsl"
 
 // Finds the head that an item belongs to, HEAD_FIRST_TILE or HEAD_FIRST_SPLIT, and its entries.
 void find_head(uint item, uint word) {
@@ -92,36 +84,14 @@ void load_queries() {
     coopMatLoad(queries[i], work_halves, query_at + i * SIZE * SIZE / 4, SIZE / 4, gl_CooperativeMatrixLayoutRowMajor);
 }
 
-// An octet that the invocation takes part in fetching: entry of the step, and place in its row.
-#define FETCHED_ENTRY(i) (((i) * N_INVOCATIONS + gl_LocalInvocationIndex) / ROW_LOADS)
-#define FETCHED_OCTET(i) (((i) * N_INVOCATIONS + gl_LocalInvocationIndex) % ROW_LOADS)
-#define IS_FETCHED(i)    ((i) * N_INVOCATIONS + gl_LocalInvocationIndex < STEP_ENTRIES * ROW_LOADS)
-
-// Most steps are within the binding, and all rows begin at 16 bytes.
-void fetch_keys(uint first_entry) {
-  if (first_entry >= entries_begin && first_entry + STEP_ENTRIES <= entries_end && rows_are_wide()) {
-    const uint at = row_start(first_entry) / 8, stride = push.rows.entry_stride / 8;
-    UNROLLED for (uint i = 0; i < LOADS; i++)
-      if (IS_FETCHED(i)) fetched[i] = key4[at + FETCHED_ENTRY(i) * stride + FETCHED_OCTET(i)];
-    return;
-  }
-  UNROLLED for (uint i = 0; i < LOADS; i++) {
-    const uint entry = first_entry + FETCHED_ENTRY(i), at = row_start(entry) / 2 + FETCHED_OCTET(i) * 4;
-    fetched[i] = uvec4(0);
-    if (IS_FETCHED(i) && has_row(entry)) fetched[i] = uvec4(key[at], key[at + 1], key[at + 2], key[at + 3]);
-  }
-}
-
-// Between barriers.
 void store_keys() {
   barrier();
-  UNROLLED for (uint i = 0; i < LOADS; i++)
-    if (IS_FETCHED(i)) keys[FETCHED_ENTRY(i) * KEY_STRIDE + FETCHED_OCTET(i)] = fetched[i];
+  store_step(0);
   barrier();
 }
 
 void load_key_matrix(uint c, uint k, out KEY_MATRIX b) {
-  coopMatLoad(b, keys, (entry_part * COLUMN_MATRICES + c) * SIZE * KEY_STRIDE + k * SIZE / 8, KEY_STRIDE,
+  coopMatLoad(b, staged, (entry_part * COLUMN_MATRICES + c) * SIZE * ROW_STRIDE + k * SIZE / 8, ROW_STRIDE,
               gl_CooperativeMatrixLayoutColumnMajor);
 }
 
@@ -154,9 +124,7 @@ void multiply() {
 
 void find_subgroup() {
   const uint head_tile = workgroup_index() % HEAD_TILES;
-  group_head = head_tile * TILE_HEADS + gl_SubgroupID % TILE_HEADS;
-  has_head = group_head < GROUP;
-  if (!has_head) group_head = GROUP - 1;
+  group_head = min(head_tile * TILE_HEADS + gl_SubgroupID % TILE_HEADS, GROUP - 1);
   first_row = gl_SubgroupID / TILE_HEADS % PARTS * (QUERY_ROWS / PARTS);
   entry_part = gl_SubgroupID / TILE_HEADS / PARTS;
 }

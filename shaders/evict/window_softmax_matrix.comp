@@ -120,10 +120,10 @@ void main() {
     maximum[r] = SUM_MATRIX(-1.0e38);
     sum[r] = SUM_MATRIX(0.0);
   }
-  fetch_keys(begin);
+  fetch_step(begin);
   for (uint first_entry = begin; first_entry < end; first_entry += STEP_ENTRIES) {
     store_keys();
-    if (first_entry + STEP_ENTRIES < end) fetch_keys(first_entry + STEP_ENTRIES);
+    if (first_entry + STEP_ENTRIES < end) fetch_step(first_entry + STEP_ENTRIES);
     multiply();
     if (first_entry < entries_begin || first_entry + STEP_ENTRIES > min(entries_end, n_entries - WINDOW))
       hide(first_entry);

@@ -50,37 +50,33 @@ static uint32_t matrix_bytes(const lpx_attention *attention, const matrix_tile *
          tile->n_subgroups * ((parts > pair ? parts : pair) + rests + rows * 4);
 }
 
-/* The first that fits. Few subgroups, as a chunk of a prompt has few rows for a large device. */
-static bool choose_tile(const lpx_attention *attention, bool share_rests, matrix_tile *out) {
-  static const matrix_tile tiles[] = {{4, 1, 32}, {2, 1, 32}, {4, 1, 16}, {2, 1, 16}};
-  for (size_t i = 0; i < sizeof tiles / sizeof *tiles; i++) {
-    *out = tiles[i];
-    const uint32_t bytes = matrix_bytes(attention, out, share_rests);
-    if (lpx_workgroup_fits(attention->context, out->n_subgroups, bytes)) return true;
-  }
-  return false;
-}
-
 /* Devices that run shaders in software compile loops, not the same written out. */
 static const char *matrix_shader(const laprox_context *context) {
   return lpx_is_software(context) ? "attention_prefill_matrix_rolled" : "attention_prefill_matrix";
 }
 
-static bool has_matrix(const lpx_attention *attention, bool share_rests) {
+/* The first tile that fits. Few subgroups, as a chunk of a prompt has few rows for a large device. */
+static bool has_matrix(const lpx_attention *attention, bool share_rests, matrix_tile *tile) {
+  static const matrix_tile tiles[] = {{4, 1, 32}, {2, 1, 32}, {4, 1, 16}, {2, 1, 16}};
   const laprox_context *context = attention->context;
-  const uint32_t size = context->matrix.m, d = attention->shape.head_dim;
-  matrix_tile tile;
-  return attention->cache_dtype == LAPROX_DTYPE_F16 && d % 16 == 0 && d <= MAX_MATRIX_DIM &&
-         lpx_shader_usable(context, matrix_shader(context)) && (size == 8 || size == 16) &&
-         size == context->matrix.n && size == context->matrix.k && context->matrix.half_sums &&
-         context->subgroup_size <= 128 && choose_tile(attention, share_rests, &tile);
+  const uint32_t d = attention->shape.head_dim;
+  if (attention->cache_dtype != LAPROX_DTYPE_F16 || d % 16 || d > MAX_MATRIX_DIM ||
+      !lpx_has_square_matrices(context) || !context->matrix.half_sums ||
+      !lpx_shader_usable(context, matrix_shader(context)))
+    return false;
+  for (size_t i = 0; i < sizeof tiles / sizeof *tiles; i++) {
+    *tile = tiles[i];
+    const uint32_t bytes = matrix_bytes(attention, tile, share_rests);
+    if (lpx_workgroup_fits(context, tile->n_subgroups, bytes)) return true;
+  }
+  return false;
 }
 
 static laprox_result choose_matrix(lpx_attention *attention, bool share_rests) {
   const laprox_context *context = attention->context;
   const laprox_shape *shape = &attention->shape;
   matrix_tile tile;
-  if (!has_matrix(attention, share_rests) || !choose_tile(attention, share_rests, &tile))
+  if (!has_matrix(attention, share_rests, &tile))
     return lpx_fail(&context->host, LAPROX_ERROR_UNSUPPORTED,
                     "attention of prompts on matrices of %u x %u x %u, heads of %u", context->matrix.m,
                     context->matrix.n, context->matrix.k, shape->head_dim);
@@ -103,7 +99,8 @@ static laprox_result choose_matrix(lpx_attention *attention, bool share_rests) {
 /* ---- variants ---- */
 
 bool lpx_prefill_attention_has(const lpx_attention *attention, lpx_prefill_kind kind) {
-  if (kind >= LPX_PREFILL_MATRIX) return has_matrix(attention, kind == LPX_PREFILL_MATRIX_WIDE);
+  matrix_tile tile;
+  if (kind >= LPX_PREFILL_MATRIX) return has_matrix(attention, kind == LPX_PREFILL_MATRIX_WIDE, &tile);
   return kind != LPX_PREFILL_LARGE || lpx_large_tiles(attention->context);
 }
 

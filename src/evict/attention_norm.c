@@ -84,16 +84,11 @@ static uint64_t entry_cost(const laprox_plan *plan) {
   return (uint64_t)2 * plan->shape.head_dim * plan->group * plan->n_queries;
 }
 
-/* Tiles that a workgroup takes one after the other: as many as leave enough workgroups for a large device. */
-static uint32_t matrix_group_items(uint32_t n_tiles) {
-  const uint32_t many = n_tiles / 1024;
-  return many < 1 ? 1 : many > 16 ? 16 : many;
-}
-
 static void dispatch_matrix(laprox_binding *binding, const lpx_pipeline *pipeline, const window_push *given,
                             laprox_buffer key, uint32_t count, bool splits, uint64_t cost) {
   const laprox_plan *plan = binding->plan;
-  const uint32_t group_items = splits ? 1 : matrix_group_items(count), tiles = lpx_matrix_head_tiles(plan);
+  const uint32_t group_items = splits ? 1 : lpx_matrix_group_items(count, 1024, 16),
+                 tiles = lpx_matrix_head_tiles(plan);
   matrix_push push = {.heads = given->heads,
                       .first_head = given->first_head,
                       .end_head = given->end_head,

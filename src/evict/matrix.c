@@ -70,11 +70,8 @@ void lpx_matrix_choose(laprox_plan *plan) {
   const laprox_context *context = plan->context;
   const uint32_t d = plan->shape.head_dim, size = context->matrix.m;
   if (!lpx_plan_uses_attention(plan) || plan->dtype != LAPROX_DTYPE_F16 || d % 16 || d > MAX_HEAD_DIM ||
-      plan->n_queries > QUERY_ROWS || !lpx_matrices_pay(context) ||
+      plan->n_queries > QUERY_ROWS || !lpx_matrices_pay(context) || !lpx_has_square_matrices(context) ||
       !lpx_shader_usable(context, "window_softmax_matrix"))
-    return;
-  if ((size != 8 && size != 16) || size != context->matrix.n || size != context->matrix.k ||
-      context->subgroup_size > 128)
     return;
   plan->matrix_size = size;
   plan->value_on_matrix = lpx_plan_uses_values(plan) && plan->rules.gqa == LAPROX_GQA_MEAN;
@@ -98,6 +95,11 @@ void lpx_matrix_choose(laprox_plan *plan) {
   if (!window_fits(plan, plan->matrix_window_subgroups) || !value_fits(plan, plan->matrix_value_subgroups) ||
       !leaves_room(plan))
     plan->matrix_size = 0, plan->value_on_matrix = false;
+}
+
+uint32_t lpx_matrix_group_items(uint32_t n_tiles, uint32_t n_groups, uint32_t most) {
+  const uint32_t many = n_tiles / n_groups;
+  return many < 1 ? 1 : many > most ? most : many;
 }
 
 /* Devices that run shaders in software compile loops, not the same written out. */

@@ -52,19 +52,13 @@ static uint64_t tile_cost(const laprox_plan *plan) {
          (plan->value_on_matrix ? MATRIX_FLOPS : 1);
 }
 
-/* Tiles that a workgroup takes one after the other, so that reading the factors is worth it: as many as leave enough
-   workgroups for a large device. */
-static uint32_t matrix_group_items(uint32_t n_tiles) {
-  const uint32_t many = n_tiles / 256;
-  return many < 1 ? 1 : many > 64 ? 64 : many;
-}
-
 static void dispatch(laprox_binding *binding, const value_push *given, laprox_buffer value,
                      laprox_buffer factor, uint32_t count) {
   const laprox_plan *plan = binding->plan;
   const uint64_t cost = count * tile_cost(plan);
   if (plan->value_on_matrix) {
-    const uint32_t group_items = matrix_group_items(count);
+    /* reading the factors must be worth it */
+    const uint32_t group_items = lpx_matrix_group_items(count, 256, 64);
     matrix_push push = {.heads = given->heads,
                         .first_head = given->first_head,
                         .end_head = given->end_head,

@@ -152,6 +152,14 @@ static inline bool lpx_matrices_pay(const laprox_context *context) {
   return !lpx_is_software(context) || !(context->variants & LAPROX_VARIANT_SUBGROUP);
 }
 
+/* Whether the device has matrices as attention and scoring take them: square, of 8 or 16, by subgroups of 128 at
+ * most. */
+static inline bool lpx_has_square_matrices(const laprox_context *context) {
+  const uint32_t size = context->matrix.m;
+  return (size == 8 || size == 16) && size == context->matrix.n && size == context->matrix.k &&
+         context->subgroup_size <= 128;
+}
+
 /* Whether the device takes workgroups of so many subgroups and bytes of shared memory. */
 bool lpx_workgroup_fits(const laprox_context *context, uint32_t n_subgroups, uint32_t shared_bytes);
 
