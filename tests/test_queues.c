@@ -147,7 +147,8 @@ static void attend(engine *e) {
   assert_int_equal(laprox_compaction_create(e->f.plan, &info, &compaction), LAPROX_OK);
   const laprox_buffer packed[] = {*key, *value};
   VkCommandBuffer commands = begin(e, &e->evicts);
-  assert_int_equal(laprox_cmd_compact(commands, compaction), LAPROX_OK);
+  assert_int_equal(laprox_cmd_compact(commands, (const laprox_compaction *const[]){compaction}, 1),
+                   LAPROX_OK);
   hand_over(commands, &e->evicts, &e->attends, true, 2, packed);
   submit(&e->evicts, commands, VK_NULL_HANDLE, e->packed);
   commands = begin(e, &e->attends);

@@ -67,6 +67,7 @@ typedef struct bench {
 typedef struct bench_part {
   const lpx_program *program;
   uint32_t first, count;
+  bool at_once; /* with the part before */
 } bench_part;
 
 bench_part bench_whole(const lpx_program *program);

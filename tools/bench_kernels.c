@@ -190,7 +190,10 @@ static laprox_result time_compaction(round *r, const bench_profile *scoring) {
   if (!result && !parts) result = lpx_fail_memory(&r->b->context->host, "parts");
   if (!result) {
     parts[0] = bench_whole(r->eviction.binding->program);
-    for (uint32_t l = 0; l < n_layers; l++) parts[l + 1] = bench_whole(r->eviction.compactions[l]->program);
+    for (uint32_t l = 0; l < n_layers; l++) {
+      parts[l + 1] = bench_whole(r->eviction.compactions[l]->program);
+      parts[l + 1].at_once = l > 0;
+    }
     result = time_row(r, "compact", parts + 1, n_layers, &names, &row);
   }
   if (row) count_compact(&r->eviction, row);

@@ -48,7 +48,7 @@ static bool next_batch(cursor *at, size_t most, uint64_t room, batch *out) {
   out->n = 0;
   while (at->part < at->n_parts && out->n < most) {
     const bench_part *part = &at->parts[at->part];
-    bench_part taken = {.program = part->program, .first = part->first + at->step};
+    bench_part taken = {.program = part->program, .first = part->first + at->step, .at_once = part->at_once};
     while (at->step < part->count) {
       const uint64_t next = lpx_program_step_cost(part->program, part->first + at->step);
       if (cost && cost + next > room) break;
@@ -66,8 +66,12 @@ static bool next_batch(cursor *at, size_t most, uint64_t room, batch *out) {
 
 static void record_batch(void *user, VkCommandBuffer command_buffer) {
   const batch *now = user;
-  for (size_t i = 0; i < now->n; i++)
-    lpx_program_record(now->parts[i].program, command_buffer, now->parts[i].first, now->parts[i].count);
+  for (size_t i = 0; i < now->n; i++) {
+    const bench_part *part = &now->parts[i];
+    if (!i || !part->at_once) lpx_record_barrier(now->b->context, command_buffer);
+    lpx_program_record_bare(part->program, command_buffer, part->first, part->count);
+  }
+  lpx_record_barrier(now->b->context, command_buffer);
 }
 
 static void record_scrub(void *user, VkCommandBuffer command_buffer) {
@@ -84,7 +88,7 @@ static laprox_result scrub(bench *b) {
 static laprox_result run_once(bench *b, const bench_part *parts, size_t n_parts, double *us,
                               double *wall_us) {
   cursor at = {.parts = parts, .n_parts = n_parts};
-  batch now;
+  batch now = {.b = b};
   uint64_t ns = 0;
   laprox_result result = scrub(b);
   const double start = now_ms();

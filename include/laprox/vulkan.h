@@ -333,9 +333,11 @@ typedef struct laprox_compaction laprox_compaction;
 LAPROX_API laprox_result laprox_compaction_create(const laprox_plan *plan, const laprox_compaction_info *info,
                                                   laprox_compaction **out);
 LAPROX_API void laprox_compaction_destroy(laprox_compaction *compaction);
-/** Records it, with the same barriers as laprox_cmd_steps. */
+/** Records compactions of one context, in order, with the barriers of laprox_cmd_steps around them all. Between two of
+ *  them there is one only where their buffers overlap, so that layers packed at once fill a large device. */
 LAPROX_API laprox_result laprox_cmd_compact(VkCommandBuffer command_buffer,
-                                            const laprox_compaction *compaction);
+                                            const laprox_compaction *const *compactions,
+                                            uint32_t n_compactions);
 
 /** The value factors of one layer: for query head h the upper triangular R_h with R_h^T R_h = W_h W_h^T, so that
  *  |v W_h| = |R_h v| (method: projected-value norm). Computed once per model on the host, in f64.

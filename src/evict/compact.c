@@ -234,6 +234,15 @@ static laprox_result build(laprox_compaction *compaction, const laprox_compactio
   return lpx_program_finish_building(compaction->program);
 }
 
+static void remember_buffers(laprox_compaction *compaction, const laprox_compaction_info *info) {
+  for (uint32_t s = 0; s < compaction->plan->n_segments; s++) {
+    compaction->reads[2 * s] = info->source.key[s];
+    compaction->reads[2 * s + 1] = info->source.value[s];
+  }
+  compaction->writes[0] = info->in_place ? info->source.key[0] : info->key;
+  compaction->writes[1] = info->in_place ? info->source.value[0] : info->value;
+}
+
 laprox_result laprox_compaction_create(const laprox_plan *plan, const laprox_compaction_info *info,
                                        laprox_compaction **out) {
   *out = NULL;
@@ -242,6 +251,7 @@ laprox_result laprox_compaction_create(const laprox_plan *plan, const laprox_com
   laprox_compaction *compaction = lpx_allocate(&plan->context->host, 1, sizeof *compaction);
   if (!compaction) return lpx_fail_memory(&plan->context->host, "a compaction");
   compaction->plan = plan;
+  remember_buffers(compaction, info);
   result = build(compaction, info);
   if (result) {
     laprox_compaction_destroy(compaction);
@@ -257,9 +267,47 @@ void laprox_compaction_destroy(laprox_compaction *compaction) {
   lpx_release(&compaction->plan->context->host, compaction);
 }
 
-laprox_result laprox_cmd_compact(VkCommandBuffer command_buffer, const laprox_compaction *compaction) {
-  const laprox_result result = lpx_vk_check_lost(compaction->plan->context);
-  if (!result)
-    lpx_program_record(compaction->program, command_buffer, 0, lpx_program_n_steps(compaction->program));
-  return result;
+/* Bindings begin at multiples of the alignment. */
+static bool overlaps(const laprox_context *context, laprox_buffer a, laprox_buffer b) {
+  const VkDeviceSize a_begin = a.offset - a.offset % context->range_alignment;
+  const VkDeviceSize b_begin = b.offset - b.offset % context->range_alignment;
+  return a.buffer == b.buffer && a.size && b.size && a_begin < b.offset + b.size &&
+         b_begin < a.offset + a.size;
+}
+
+/* Whether `a` writes what `b` touches. */
+static bool writes_into(const laprox_compaction *a, const laprox_compaction *b) {
+  for (size_t i = 0; i < sizeof a->writes / sizeof *a->writes; i++) {
+    for (size_t j = 0; j < sizeof b->writes / sizeof *b->writes; j++)
+      if (overlaps(a->plan->context, a->writes[i], b->writes[j])) return true;
+    for (size_t j = 0; j < sizeof b->reads / sizeof *b->reads; j++)
+      if (overlaps(a->plan->context, a->writes[i], b->reads[j])) return true;
+  }
+  return false;
+}
+
+/* Whether one of those recorded since the last barrier must have ended first. */
+static bool must_wait(const laprox_compaction *const *recorded, uint32_t n, const laprox_compaction *next) {
+  for (uint32_t i = 0; i < n; i++)
+    if (writes_into(next, recorded[i]) || writes_into(recorded[i], next)) return true;
+  return false;
+}
+
+laprox_result laprox_cmd_compact(VkCommandBuffer command_buffer, const laprox_compaction *const *compactions,
+                                 uint32_t n_compactions) {
+  if (!n_compactions) return LAPROX_OK;
+  laprox_context *context = compactions[0]->plan->context;
+  const laprox_result result = lpx_vk_check_lost(context);
+  if (result) return result;
+  lpx_record_barrier(context, command_buffer);
+  for (uint32_t i = 0, since = 0; i < n_compactions; i++) {
+    const laprox_compaction *next = compactions[i];
+    if (must_wait(compactions + since, i - since, next)) {
+      lpx_record_barrier(context, command_buffer);
+      since = i;
+    }
+    lpx_program_record_bare(next->program, command_buffer, 0, lpx_program_n_steps(next->program));
+  }
+  lpx_record_barrier(context, command_buffer);
+  return LAPROX_OK;
 }

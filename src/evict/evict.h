@@ -112,6 +112,8 @@ struct laprox_binding {
 struct laprox_compaction {
   const laprox_plan *plan;
   lpx_program *program;
+  /* What it reads and what it writes; in place both are the same. */
+  laprox_buffer reads[2 * LAPROX_MAX_SEGMENTS], writes[2];
 };
 
 /* A plan that selects alone. Scores of all layers stand in the scores buffer before the first step runs, -1 behind each

@@ -302,7 +302,7 @@ uint64_t lpx_program_step_cost(const lpx_program *program, uint32_t index) {
   return index < program->n_steps ? program->steps[index].cost : 0;
 }
 
-static void record_barrier(const laprox_context *context, VkCommandBuffer command_buffer) {
+void lpx_record_barrier(const laprox_context *context, VkCommandBuffer command_buffer) {
   const VkAccessFlags all = VK_ACCESS_SHADER_READ_BIT | VK_ACCESS_SHADER_WRITE_BIT |
                             VK_ACCESS_TRANSFER_READ_BIT | VK_ACCESS_TRANSFER_WRITE_BIT;
   const VkPipelineStageFlags stages = VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT | VK_PIPELINE_STAGE_TRANSFER_BIT;
@@ -350,7 +350,7 @@ static void record_command(const lpx_program *program, const command *item, VkCo
     record_dispatch(program, item, command_buffer);
     break;
   case COMMAND_BARRIER:
-    record_barrier(program->context, command_buffer);
+    lpx_record_barrier(program->context, command_buffer);
     break;
   case COMMAND_COPY: {
     const VkBufferCopy region = {
@@ -413,13 +413,18 @@ bool lpx_program_same(const lpx_program *a, const lpx_program *b) {
   return true;
 }
 
-void lpx_program_record(const lpx_program *program, VkCommandBuffer command_buffer, uint32_t first,
-                        uint32_t count) {
-  record_barrier(program->context, command_buffer);
+void lpx_program_record_bare(const lpx_program *program, VkCommandBuffer command_buffer, uint32_t first,
+                             uint32_t count) {
   for (uint32_t i = first; i < first + count && i < program->n_steps; i++)
     for (uint32_t c = 0; c < program->steps[i].count; c++)
       record_command(program, &program->commands[program->steps[i].first + c], command_buffer);
-  record_barrier(program->context, command_buffer);
+}
+
+void lpx_program_record(const lpx_program *program, VkCommandBuffer command_buffer, uint32_t first,
+                        uint32_t count) {
+  lpx_record_barrier(program->context, command_buffer);
+  lpx_program_record_bare(program, command_buffer, first, count);
+  lpx_record_barrier(program->context, command_buffer);
 }
 
 static void write_timestamp(const lpx_program *program, VkCommandBuffer command_buffer, VkQueryPool pool,
@@ -432,7 +437,7 @@ uint32_t lpx_program_record_timed(const lpx_program *program, VkCommandBuffer co
                                   uint32_t count, VkQueryPool pool, uint32_t n_queries, const char **names) {
   uint32_t n = 0;
   const char *shader = NULL;
-  record_barrier(program->context, command_buffer);
+  lpx_record_barrier(program->context, command_buffer);
   for (uint32_t i = first; i < first + count && i < program->n_steps; i++)
     for (uint32_t c = 0; c < program->steps[i].count; c++) {
       const command *item = &program->commands[program->steps[i].first + c];
@@ -442,7 +447,7 @@ uint32_t lpx_program_record_timed(const lpx_program *program, VkCommandBuffer co
       }
       record_command(program, item, command_buffer);
     }
-  record_barrier(program->context, command_buffer);
+  lpx_record_barrier(program->context, command_buffer);
   if (shader) write_timestamp(program, command_buffer, pool, n++);
   return n;
 }

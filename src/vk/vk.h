@@ -217,7 +217,12 @@ void lpx_program_limit_steps(lpx_program *program, uint64_t cost);
 laprox_result lpx_program_finish_building(lpx_program *program);
 uint32_t lpx_program_n_steps(const lpx_program *program);
 uint64_t lpx_program_step_cost(const lpx_program *program, uint32_t step);
-/* Records steps with a leading and a trailing barrier. */
+/* Compute and transfer, reads and writes, on both sides. */
+void lpx_record_barrier(const laprox_context *context, VkCommandBuffer command_buffer);
+/* Records steps without a barrier before or after them. */
+void lpx_program_record_bare(const lpx_program *program, VkCommandBuffer command_buffer, uint32_t first,
+                             uint32_t count);
+/* The same with both. */
 void lpx_program_record(const lpx_program *program, VkCommandBuffer command_buffer, uint32_t first,
                         uint32_t count);
 /* The same with a timestamp in query i of the pool behind the i-th stretch of dispatches of one shader, whose

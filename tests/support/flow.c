@@ -309,39 +309,48 @@ laprox_result flow_run(flow *f) {
   return result;
 }
 
-static laprox_result compact(const flow *f, const laprox_compaction_info *info) {
-  laprox_compaction *compaction = NULL;
-  laprox_result result = laprox_compaction_create(f->plan, info, &compaction);
-  if (result) {
-    assert_null(compaction);
-    return result;
+/* Layers' compactions in one recording. */
+static laprox_result compact(const flow *f, const laprox_compaction_info *infos, uint32_t n) {
+  laprox_compaction **compactions = ref_allocate(n, sizeof *compactions);
+  laprox_result result = LAPROX_OK;
+  uint32_t n_made = 0;
+  while (n_made < n && !result) {
+    result = laprox_compaction_create(f->plan, &infos[n_made], &compactions[n_made]);
+    if (!result) n_made++;
   }
-  app_begin(f->device);
-  result = laprox_cmd_compact(f->device->commands, compaction);
-  app_submit(f->device);
-  laprox_compaction_destroy(compaction);
+  if (result) {
+    assert_null(compactions[n_made]);
+  } else {
+    app_begin(f->device);
+    result = laprox_cmd_compact(f->device->commands, (const laprox_compaction *const *)compactions, n);
+    app_submit(f->device);
+  }
+  for (uint32_t i = 0; i < n_made; i++) laprox_compaction_destroy(compactions[i]);
+  free(compactions);
   return result;
 }
 
-static laprox_result compact_layer(flow *f, uint32_t layer) {
+static laprox_compaction_info packed_layer(flow *f, uint32_t layer) {
   const laprox_shape *shape = &f->options.capture.shape;
   const uint32_t *rows = flow_cu_seqlens(f) + (size_t)layer * shape->n_kv_heads;
   const size_t bytes =
       laprox_dtype_bytes(f->options.capture.dtype, shape->head_dim) * (rows[shape->n_kv_heads] - rows[0]);
   f->packed_keys[layer] = app_take(f->device, bytes, 64, 12);
   f->packed_values[layer] = app_take(f->device, bytes, 64, 20);
-  const laprox_compaction_info info = {.layer = layer,
-                                       .source = f->buffers[layer],
-                                       .result = f->result,
-                                       .cu_seqlens = flow_cu_seqlens(f),
-                                       .key = f->packed_keys[layer],
-                                       .value = f->packed_values[layer]};
-  return compact(f, &info);
+  return (laprox_compaction_info){.layer = layer,
+                                  .source = f->buffers[layer],
+                                  .result = f->result,
+                                  .cu_seqlens = flow_cu_seqlens(f),
+                                  .key = f->packed_keys[layer],
+                                  .value = f->packed_values[layer]};
 }
 
 laprox_result flow_compact(flow *f) {
-  laprox_result result = LAPROX_OK;
-  for (uint32_t l = 0; l < f->options.capture.shape.n_layers && !result; l++) result = compact_layer(f, l);
+  const uint32_t n_layers = f->options.capture.shape.n_layers;
+  laprox_compaction_info *infos = ref_allocate(n_layers, sizeof *infos);
+  for (uint32_t l = 0; l < n_layers; l++) infos[l] = packed_layer(f, l);
+  const laprox_result result = compact(f, infos, n_layers);
+  free(infos);
   return result;
 }
 
@@ -374,7 +383,7 @@ laprox_result flow_compact_in_place(flow *f) {
                                          .result = f->result,
                                          .cu_seqlens = flow_cu_seqlens(f),
                                          .in_place = true};
-    result = compact(f, &info);
+    result = compact(f, &info, 1);
     if (!result) assert_memory_equal(expected, f->device->mapped, n_bytes);
     free(expected);
   }

@@ -126,7 +126,8 @@ static void pack(loop *s, uint32_t layer, const uint32_t *cu_seqlens) {
   must(laprox_compaction_create(s->plan, &info, &compaction), "laprox_compaction_create");
   await_frame(s);
   app_begin(&s->commands);
-  must(laprox_cmd_compact(s->commands.buffer, compaction), "laprox_cmd_compact");
+  must(laprox_cmd_compact(s->commands.buffer, (const laprox_compaction *const[]){compaction}, 1),
+       "laprox_cmd_compact");
   app_end(&s->commands);
   submit(s, &s->commands, VK_NULL_HANDLE, s->packed);
   s->n_submits++;
