@@ -1,6 +1,6 @@
 #version 450
 #extension GL_GOOGLE_include_directive : require
-// Copies the kept rows of K or V of a layer that stand in one segment, bit for bit. One workgroup per 64 rows of the
+// Copies the kept rows of K or V of a layer that stand in one segment, bit for bit. One workgroup per 128 rows of the
 // destination, whichever heads they are of.
 #include "index.glsl"
 #include "repeat.glsl"
@@ -14,7 +14,7 @@
 
 layout(constant_id = 0) const uint ROW_VECTORS = 32;
 
-#define ROWS_EACH 64
+#define ROWS_EACH 128 // each found by an invocation
 #define NOWHERE   0xffffffffu
 
 layout(set = 0, binding = 0) readonly buffer Source { VECTOR source[]; };

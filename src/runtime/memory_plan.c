@@ -291,7 +291,7 @@ laprox_result laprox_plan_memory(laprox_model *model, const laprox_memory_plan_i
   laprox_context noting;
   lpx_pipelines_note(model->device->context, &list, &noting);
   estimate e = {.model = model, .context = &noting, .info = info, .session = info->session};
-  laprox_result result = lpx_session_info_complete(host, &e.session, shape->head_dim);
+  laprox_result result = lpx_session_info_complete(model->device->context, &e.session, shape->head_dim);
   if (!result) result = lpx_rules_resolve(host, &info->policy, &e.rules);
   if (!result) result = check(model, info);
   if (result) return result;

@@ -113,11 +113,18 @@ static laprox_result create_buffers(laprox_session *session) {
   return result ? result : lpx_session_queries_init(session, &session->queries);
 }
 
-laprox_result lpx_session_info_complete(const laprox_host *host, laprox_session_info *info,
+/* A large device has work for more rows at once; on others memory counts, and caches. */
+static uint32_t default_chunk(const laprox_context *context) {
+  return context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU ? 4 * DEFAULT_CHUNK
+                                                                                : DEFAULT_CHUNK;
+}
+
+laprox_result lpx_session_info_complete(const laprox_context *context, laprox_session_info *info,
                                         uint32_t head_dim) {
+  const laprox_host *host = &context->host;
   if (!info->kv_dtype) info->kv_dtype = LAPROX_DTYPE_F16;
   if (!info->window) info->window = DEFAULT_WINDOW;
-  if (!info->chunk) info->chunk = DEFAULT_CHUNK;
+  if (!info->chunk) info->chunk = default_chunk(context);
   if (info->kv_dtype == LAPROX_DTYPE_BF16)
     return lpx_fail(host, LAPROX_ERROR_UNSUPPORTED,
                     "laprox_session_info: a cache of type BF16; there are F16, F32, Q8_0 and Q4_0");
@@ -147,7 +154,7 @@ laprox_result laprox_session_create(laprox_model *model, const laprox_session_in
   *out = NULL;
   const laprox_host *host = &model->device->context->host;
   laprox_session_info info = *given;
-  laprox_result result = lpx_session_info_complete(host, &info, model->shape.head_dim);
+  laprox_result result = lpx_session_info_complete(model->device->context, &info, model->shape.head_dim);
   if (!result && !model->has_weights)
     result = lpx_fail(host, LAPROX_ERROR_INVALID_ARGUMENT, "a session on a model without weights");
   if (result) return result;

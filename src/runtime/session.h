@@ -52,7 +52,7 @@ struct laprox_session {
 };
 
 /* Fills in defaults and checks. */
-laprox_result lpx_session_info_complete(const laprox_host *host, laprox_session_info *info,
+laprox_result lpx_session_info_complete(const laprox_context *context, laprox_session_info *info,
                                         uint32_t head_dim);
 /* Fails on an empty text, a token outside the vocabulary, and beyond the model's context. */
 laprox_result lpx_session_check_tokens(const laprox_session *session, const uint32_t *tokens, size_t count);

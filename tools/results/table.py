@@ -8,8 +8,8 @@ import math
 Z = 1.959963984540054
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM, KEY = 470, 300, 48, 14, 34, 44, 160
 # What the picture shows: more lines can't be told apart.
-DRAWN = ['laprox', 'laprox+gqa=joint', 'laprox+no-normalize', 'snapkv', 'adakv', 'layer-defensivekv', 'streaming',
-         'laprox+probe', 'full', 'full+kv=q8_0', 'full+kv=q4_0']
+DRAWN = ['laprox', 'laprox+gqa=joint', 'laprox+no-normalize', 'snapkv', 'adakv', 'layer-defensivekv', 'tova', 'keydiff',
+         'streaming', 'laprox+probe', 'snapkv+probe', 'full', 'full+kv=q8_0', 'full+kv=q4_0']
 # At eviction.
 QUESTION = {'known': 'question known', 'unknown': 'question not known'}
 
@@ -134,6 +134,25 @@ def verdicts(results):
     return lines
 
 
+def losses(results):
+    """Where about 50 entries a head are left and the question is known: points lost against the full cache."""
+    lines = []
+    for length in sorted({r['length'] for r in results}):
+        cells = group(results, 'known', length)
+        for budget in in_order(r['budget'] for r in results):
+            if 'full' not in cells or not 45 <= length * percent(budget) / 100 <= 60:
+                continue
+            full = cells['full']['100%']['score']
+            lost = sorted((100 * (full - row[budget]['score']), s) for s, row in cells.items() if budget in row)
+            lines.append(f'- Lost against the full cache at {spaced(budget)} of {length} tokens, question known, points: '
+                         + ', '.join(f'`{s}` {value:.1f}' for value, s in lost) + '.')
+    return lines
+
+
+def folded(title, lines):
+    return ['<details>', f'<summary>{title}</summary>', '', *lines, '', '</details>', ''] if lines else []
+
+
 def tables(heads, results, fidelity):
     n = max(sum(r['n'] for r in results if (r['settings'], r['budget'], r['question'], r['length']) == key)
             for key in {(r['settings'], r['budget'], r['question'], r['length']) for r in results})
@@ -141,16 +160,16 @@ def tables(heads, results, fidelity):
     lines = [f"{', '.join(names)} together, {n} prompts a cell, per cent right with 95 % intervals, on "
              f"{heads[0]['device']}. A budget below the window's 32 entries and one more is those 33, as 5 % and 2.5 % of "
              '512 tokens and 2.5 % of 1,024 are.', '']
+    lines += verdicts(results) + losses(results) + ['']
     for question in in_order(r['question'] for r in results):
         for length in sorted({r['length'] for r in results if r['question'] == question}):
-            lines += accuracy_table(results, question, length) + ['']
+            lines += folded(f'{length} tokens, {QUESTION[question]} at eviction', accuracy_table(results, question, length))
     for root in heads:
         if 'probes' in root:
             texts = ', '.join(f'"{text.strip()}"' for text in root['probes']['texts'])
             lines += [f"`+probe`: the {root['probes']['combine']} of the scores by {texts}.", '']
             break
-    lines += verdicts(results) + ['']
-    return '\n'.join(lines + fidelity_table(fidelity)).rstrip() + '\n'
+    return '\n'.join(lines + folded('Fidelity', fidelity_table(fidelity))).rstrip() + '\n'
 
 
 # ---- the picture ----
@@ -160,7 +179,7 @@ text{font:12px sans-serif;fill:#444}.title{font-weight:600;fill:#222}.grid{strok
 @media(prefers-color-scheme:dark){text{fill:#bbb}.title{fill:#eee}.grid{stroke:#444}.back{fill:#16181c}}
 </style>"""
 COLOURS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#8a8a8a', '#7b5fd0', '#c0392b', '#a0522d',
-           '#4b7f2b']
+           '#4b7f2b', '#ff5da2', '#b8860b', '#00a0a0']
 
 
 def panel(out, cells, title, left, names):
@@ -202,7 +221,7 @@ def draw(results):
         title = f'Per cent right, {QUESTION[question]} at eviction'
         panel(out, group(results, question, None), title, i * WIDTH, names)
     for i, settings in enumerate(names):
-        at = TOP + 10 + 20 * i
+        at = TOP + 4 + 18 * i
         out.append(f'<path stroke="{COLOURS[DRAWN.index(settings)]}" stroke-width="3" '
                    f'd="M{width - KEY + 4} {at - 4}h14"/><text x="{width - KEY + 23}" y="{at}">{settings}</text>')
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" font-size="12">{STYLE}'
