@@ -35,6 +35,11 @@ def run_test(path, variants, folder):
     return os.path.basename(path), variants, status, output, time.monotonic() - begin
 
 
+def print_end(output):
+    lines = [l for l in output.splitlines() if not l.startswith(("[ RUN ", "[       OK "))]
+    print("\n".join("    " + l for l in lines[-25:]))
+
+
 def run_tests(build, folder):
     paths = [p for p in sorted(glob.glob(os.path.join(build, "tests", "test_*"))) if os.path.isfile(p) and os.access(p, os.X_OK)]
     order = {name: i for i, name in enumerate(LONG)}
@@ -49,14 +54,15 @@ def run_tests(build, folder):
             if status not in (0, 77):
                 failures.append((name, variants))
                 print(f"{name}, {variants}: FAILED ({status}) after {seconds:.0f} s")
-                lines = [l for l in output.splitlines() if not l.startswith(("[ RUN ", "[       OK "))]
-                print("\n".join("    " + l for l in lines[-25:]))
+                print_end(output)
     # Whether it was the company tells what to look for; it remains a failure.
     for name, variants in failures[:5]:
         if left() < MEASURING_S + 30:
             break
-        status = run_test(os.path.join(build, "tests", name), variants, folder)[2]
+        _, _, status, output, _ = run_test(os.path.join(build, "tests", name), variants, folder)
         print(f"{name}, {variants}: run again alone: {'passed' if status == 0 else status}")
+        if status:
+            print_end(output)
     print(f"tests, baseline kernels and all: {passed} passed, {len(failures)} failed, {skipped} skipped,"
           f" {time.monotonic() - started:.0f} s\n", flush=True)
     return len(failures)
