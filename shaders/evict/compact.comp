@@ -1,7 +1,7 @@
 #version 450
 #extension GL_GOOGLE_include_directive : require
-// Copies the kept rows of K or V of a layer that stand in one segment, bit for bit. One workgroup per 128 rows of the
-// destination, whichever heads they are of.
+// Copies the kept rows of K or V of a layer that stand in one segment, bit for bit. One workgroup per COMPACT_ROWS rows of
+// the destination, whichever heads they are of.
 #include "index.glsl"
 #include "repeat.glsl"
 #include "../evict/layout.glsl"
@@ -14,7 +14,7 @@
 
 layout(constant_id = 0) const uint ROW_VECTORS = 32;
 
-#define ROWS_EACH 128 // each found by an invocation
+#define ROWS_EACH LOCAL_SIZE // each found by an invocation
 #define NOWHERE   0xffffffffu
 
 layout(set = 0, binding = 0) readonly buffer Source { VECTOR source[]; };
@@ -58,8 +58,7 @@ uint find_source(uint row) {
 void main() {
   if (workgroup_index() >= push.n_groups) return;
   const uint first = workgroup_index() * ROWS_EACH;
-  if (gl_LocalInvocationIndex < ROWS_EACH)
-    source_rows[gl_LocalInvocationIndex] = find_source(push.to_row + first + gl_LocalInvocationIndex);
+  source_rows[gl_LocalInvocationIndex] = find_source(push.to_row + first + gl_LocalInvocationIndex);
   barrier();
   const uint to = push.to_residual + first * ROW_VECTORS;
   for (uint i = gl_LocalInvocationIndex; i < ROWS_EACH * ROW_VECTORS; i += 8 * LOCAL_SIZE) {

@@ -235,12 +235,13 @@ static laprox_result build(laprox_compaction *compaction, const laprox_compactio
 }
 
 static void remember_buffers(laprox_compaction *compaction, const laprox_compaction_info *info) {
+  laprox_buffer *next = compaction->buffers;
+  *next++ = info->in_place ? info->source.key[0] : info->key;
+  *next++ = info->in_place ? info->source.value[0] : info->value;
   for (uint32_t s = 0; s < compaction->plan->n_segments; s++) {
-    compaction->reads[2 * s] = info->source.key[s];
-    compaction->reads[2 * s + 1] = info->source.value[s];
+    *next++ = info->source.key[s];
+    *next++ = info->source.value[s];
   }
-  compaction->writes[0] = info->in_place ? info->source.key[0] : info->key;
-  compaction->writes[1] = info->in_place ? info->source.value[0] : info->value;
 }
 
 laprox_result laprox_compaction_create(const laprox_plan *plan, const laprox_compaction_info *info,
@@ -275,21 +276,20 @@ static bool overlaps(const laprox_context *context, laprox_buffer a, laprox_buff
          b_begin < a.offset + a.size;
 }
 
-/* Whether `a` writes what `b` touches. */
-static bool writes_into(const laprox_compaction *a, const laprox_compaction *b) {
-  for (size_t i = 0; i < sizeof a->writes / sizeof *a->writes; i++) {
-    for (size_t j = 0; j < sizeof b->writes / sizeof *b->writes; j++)
-      if (overlaps(a->plan->context, a->writes[i], b->writes[j])) return true;
-    for (size_t j = 0; j < sizeof b->reads / sizeof *b->reads; j++)
-      if (overlaps(a->plan->context, a->writes[i], b->reads[j])) return true;
-  }
+/* Whether one of two writes what the other touches. */
+static bool conflict(const laprox_compaction *a, const laprox_compaction *b) {
+  for (int i = 0; i < COMPACTION_BUFFERS; i++)
+    for (int j = 0; j < COMPACTION_BUFFERS; j++)
+      if ((i < COMPACTION_WRITES || j < COMPACTION_WRITES) &&
+          overlaps(a->plan->context, a->buffers[i], b->buffers[j]))
+        return true;
   return false;
 }
 
 /* Whether one of those recorded since the last barrier must have ended first. */
 static bool must_wait(const laprox_compaction *const *recorded, uint32_t n, const laprox_compaction *next) {
   for (uint32_t i = 0; i < n; i++)
-    if (writes_into(next, recorded[i]) || writes_into(recorded[i], next)) return true;
+    if (conflict(recorded[i], next)) return true;
   return false;
 }
 

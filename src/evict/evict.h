@@ -109,11 +109,13 @@ struct laprox_binding {
   uint32_t n_rounds;
 };
 
+enum { COMPACTION_WRITES = 2, COMPACTION_BUFFERS = COMPACTION_WRITES + 2 * LAPROX_MAX_SEGMENTS };
+
 struct laprox_compaction {
   const laprox_plan *plan;
   lpx_program *program;
-  /* What it reads and what it writes; in place both are the same. */
-  laprox_buffer reads[2 * LAPROX_MAX_SEGMENTS], writes[2];
+  laprox_buffer
+      buffers[COMPACTION_BUFFERS]; /* what it writes, then what it reads; in place both are the same */
 };
 
 /* A plan that selects alone. Scores of all layers stand in the scores buffer before the first step runs, -1 behind each

@@ -44,7 +44,7 @@ enum {
   MAX_ROUNDS = 5,
   HISTOGRAM_BINS = 2048,
   PLAIN_COUNTS = 32, /* words of a run in place of histograms where atomics fail */
-  COMPACT_ROWS = 128 /* rows of a compaction workgroup */
+  COMPACT_ROWS = 128 /* rows of a compaction workgroup: one an invocation */
 };
 
 #endif
