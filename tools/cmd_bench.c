@@ -46,7 +46,7 @@ static const laprox_device_description *find_description(cli *c) {
 
 /* Larger than the caches of such devices. */
 static laprox_result make_scrub(bench *b) {
-  const bool discrete = b->context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU;
+  const bool discrete = lpx_is_discrete(b->context);
   VkDeviceSize size = (VkDeviceSize)(discrete ? 256 : 64) << 20;
   while (size > lpx_context_free_bytes(b->context) / 16 && size > 4096) size /= 2;
   return lpx_buffer_init(b->context, LPX_MEMORY_DEVICE, size, "scrub", &b->scrub);

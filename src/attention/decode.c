@@ -95,7 +95,7 @@ VkDeviceSize lpx_decode_attention_scratch_bytes(const laprox_shape *shape, uint3
  * and on those by their power of two, so that a tail grows for long without a change. */
 static uint32_t choose_chunk_bits(const lpx_attention *attention, const lpx_attention_segment *segment) {
   const bool direct = lpx_is_software(attention->context);
-  const bool discrete = attention->context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU;
+  const bool discrete = lpx_is_discrete(attention->context);
   const uint64_t n_wanted = direct ? 4 : discrete ? 256 : 64;
   const uint32_t max_bits = direct ? 12 : 10;
   uint64_t n_rows = 0, rounded = 1;

@@ -102,10 +102,7 @@ static laprox_result fill_heads(laprox_plan *plan, const laprox_plan_info *info)
 
 /* So many blocks a run that there is a workgroup for every part of the device, and not many more. */
 static uint32_t choose_run_blocks(const laprox_plan *plan) {
-  const VkPhysicalDeviceType type = plan->context->properties.deviceType;
-  const uint32_t n_wanted = type == VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU ? 512
-                            : type == VK_PHYSICAL_DEVICE_TYPE_CPU        ? 16
-                                                                         : 128;
+  const uint32_t n_wanted = lpx_is_discrete(plan->context) ? 512 : lpx_is_software(plan->context) ? 16 : 128;
   uint32_t blocks = MIN_RUN_BLOCKS;
   while (blocks < MAX_RUN_BLOCKS && plan->selection.n_blocks / blocks > n_wanted) blocks *= 2;
   return blocks;

@@ -115,8 +115,7 @@ static laprox_result create_buffers(laprox_session *session) {
 
 /* A large device has work for more rows at once; on others memory counts, and caches. */
 static uint32_t default_chunk(const laprox_context *context) {
-  return context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU ? 4 * DEFAULT_CHUNK
-                                                                                : DEFAULT_CHUNK;
+  return lpx_is_discrete(context) ? 4 * DEFAULT_CHUNK : DEFAULT_CHUNK;
 }
 
 laprox_result lpx_session_info_complete(const laprox_context *context, laprox_session_info *info,

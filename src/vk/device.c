@@ -126,7 +126,7 @@ static void read_limits(laprox_context *context) {
   if (context->range_alignment < 16) context->range_alignment = 16; /* of the widest loads */
   context->max_groups = limits->maxComputeWorkGroupCount[0];
   if (context->max_groups > 65535) context->max_groups = 65535;
-  const bool discrete = context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU;
+  const bool discrete = lpx_is_discrete(context);
   context->dispatch_cost = discrete ? UINT64_C(1) << 34 : UINT64_C(1) << 29;
   context->submit_cost = discrete ? UINT64_C(1) << 37 : UINT64_C(1) << 30;
 }

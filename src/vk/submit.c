@@ -193,7 +193,7 @@ static void record_steps(void *user, VkCommandBuffer command_buffer) {
 /* What a submit may cost so that it takes as long as it should: watchdogs and a desktop's compositor wait for
  * it. Before anything is known, the context's guess. */
 static uint64_t submit_limit(const lpx_queue *queue) {
-  const bool discrete = queue->context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU;
+  const bool discrete = lpx_is_discrete(queue->context);
   if (queue->flops_per_ns <= 0.0) return queue->context->submit_cost;
   const double limit = queue->flops_per_ns * (discrete ? LONG_SUBMIT_NS : SHORT_SUBMIT_NS);
   return limit < MAX_SUBMIT_COST ? (uint64_t)limit : (uint64_t)MAX_SUBMIT_COST;

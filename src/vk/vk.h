@@ -146,6 +146,11 @@ static inline bool lpx_is_software(const laprox_context *context) {
   return context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
 }
 
+/* With memory of its own, and room for much work at once. */
+static inline bool lpx_is_discrete(const laprox_context *context) {
+  return context->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU;
+}
+
 /* Whether kernels on matrices are the faster ones where they can be used: not in software. A context that has no
  * subgroup kernels, as tests choose it, still gets them. */
 static inline bool lpx_matrices_pay(const laprox_context *context) {
