@@ -6,12 +6,21 @@
 #extension GL_EXT_control_flow_attributes : require
 #extension GL_EXT_shader_16bit_storage : require
 #extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
-// Second pass of the observation-window attention on cooperative matrices: column norms of each query head, tile after tile
-// of 64 candidates. One workgroup per (group_items tiles, up to four query heads).
+// Second pass of the observation-window attention on cooperative matrices: column norms of each query head. One workgroup per
+// (group_items tiles of 64 candidates, up to four query heads).
 #include "finite.glsl"
 #include "../evict/layout.glsl"
 #include "../evict/window_matrix.glsl"
-#include "../evict/column_sums.glsl"
+
+// Of a subgroup: up to 32 columns, one after the other, each with room behind that keeps them in different banks.
+const uint EXCHANGED = COLUMN_MATRICES < 32 / SIZE ? COLUMN_MATRICES : 32 / SIZE; // matrices at once
+const uint COLUMN_QUADS = SIZE / 4 + 1;
+const uint EXCHANGE_QUADS = EXCHANGED * SIZE * COLUMN_QUADS;
+shared vec4 exchange[N_SUBGROUPS * EXCHANGE_QUADS];
+// Of squares, over a part's queries; of two steps.
+shared float sums[2 * PARTS * TILE_HEADS * STEP_ENTRIES];
+
+const uint NORMS = (TILE_HEADS * STEP_ENTRIES + N_INVOCATIONS - 1) / N_INVOCATIONS; // that an invocation writes in a step
 
 // Twice the log2 of the sum of exponentials, the same in all columns.
 SUM_MATRIX softmax[ROW_MATRICES];
@@ -35,27 +44,39 @@ void load_softmax() {
   }
 }
 
+// Sums along the columns go through shared memory, for nobody knows which invocation has what of a matrix.
 void add_squares(uint step) {
-  const uint to = (step % 2 * TILE_HEADS * PARTS + gl_SubgroupID % (TILE_HEADS * PARTS)) * STEP_ENTRIES;
-  UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++) {
-    SUM_MATRIX squares = SUM_MATRIX(0.0);
-    UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
-      UNROLLED for (uint e = 0; e < squares.length(); e++)
-        squares[e] += exp2(fma(logits[r * COLUMN_MATRICES + c][e], 2.0 * scale, -softmax[r][e]));
-    sum_columns(squares, to + (entry_part * COLUMN_MATRICES + c) * SIZE);
+  const uint at = gl_SubgroupID * EXCHANGE_QUADS;
+  const uint to = (step % 2 * TILE_HEADS * PARTS + gl_SubgroupID % (TILE_HEADS * PARTS)) * STEP_ENTRIES +
+                  entry_part * COLUMN_MATRICES * SIZE;
+  UNROLLED for (uint first = 0; first < COLUMN_MATRICES; first += EXCHANGED) {
+    subgroupBarrier();
+    UNROLLED for (uint c = 0; c < EXCHANGED; c++) {
+      SUM_MATRIX squares = SUM_MATRIX(0.0);
+      UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
+        UNROLLED for (uint e = 0; e < squares.length(); e++)
+          squares[e] += exp2(fma(logits[r * COLUMN_MATRICES + first + c][e], 2.0 * scale, -softmax[r][e]));
+      coopMatStore(squares, exchange, at + c * SIZE * COLUMN_QUADS, COLUMN_QUADS, gl_CooperativeMatrixLayoutColumnMajor);
+    }
+    subgroupBarrier();
+    for (uint i = gl_SubgroupInvocationID; i < EXCHANGED * SIZE; i += SUBGROUP_SIZE) {
+      vec4 total = vec4(0.0);
+      UNROLLED for (uint q = 0; q < SIZE / 4; q++) total += exchange[at + i * COLUMN_QUADS + q];
+      sums[to + first * SIZE + i] = (total.x + total.y) + (total.z + total.w);
+    }
   }
 }
 
-// Of a step that all subgroups are through with.
-void write_norms(uint tile, uint step, uint first_entry) {
-  for (uint n = gl_LocalInvocationIndex; n < TILE_HEADS * STEP_ENTRIES; n += N_INVOCATIONS) {
-    const uint h = n / STEP_ENTRIES, column = n % STEP_ENTRIES;
+// Of a step that all subgroups are through with: one tile.
+void write_norms(uint tile, uint step) {
+  UNROLLED for (uint i = 0; i < NORMS; i++) {
+    const uint n = i * N_INVOCATIONS + gl_LocalInvocationIndex, h = n / STEP_ENTRIES, column = n % STEP_ENTRIES;
     const uint of_group = workgroup_index() % HEAD_TILES * TILE_HEADS + h;
+    if (h >= TILE_HEADS || of_group >= GROUP || !has_row(steps_begin + step * STEP_ENTRIES + column)) continue;
     float total = 0.0;
     UNROLLED for (uint part = 0; part < PARTS; part++)
       total += sums[((step % 2 * PARTS + part) * TILE_HEADS + h) * STEP_ENTRIES + column];
-    if (of_group < GROUP && has_row(first_entry + column))
-      work[push.out_offset + ((tile - push.items_base) * GROUP + of_group) * TILE_ENTRIES + column] = sqrt(total);
+    work[push.out_offset + ((tile - push.items_base) * GROUP + of_group) * TILE_ENTRIES + column] = sqrt(total);
   }
 }
 
@@ -68,21 +89,16 @@ void main() {
     find_head(first_tile, HEAD_FIRST_TILE);
     next_item = min(next_item, end);
     const uint candidate = (first_tile - head_word(head, HEAD_FIRST_TILE)) * TILE_ENTRIES;
-    const uint first_entry = head_word(head, HEAD_N_SINKS) + candidate;
     load_queries();
     load_softmax();
-    fetch_step(first_entry);
-    for (uint tile = first_tile; tile < next_item; tile++) {
-      const uint step = tile - first_tile, entry = first_entry + step * TILE_ENTRIES;
-      store_keys();
-      if (tile + 1 < next_item) fetch_step(entry + TILE_ENTRIES);
-      if (step > 0) write_norms(tile - 1, step - 1, entry - TILE_ENTRIES);
+    begin_steps(head_word(head, HEAD_N_SINKS) + candidate, next_item - first_tile);
+    for (uint step = 0; step < n_steps; step++) {
+      enter_step(step);
+      if (step > 0) write_norms(first_tile + step - 1, step - 1);
       multiply();
       add_squares(step);
     }
     barrier();
-    const uint last = next_item - 1 - first_tile;
-    write_norms(next_item - 1, last, first_entry + last * TILE_ENTRIES);
-    barrier();
+    write_norms(next_item - 1, n_steps - 1);
   }
 }

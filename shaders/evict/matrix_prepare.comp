@@ -108,12 +108,12 @@ void prepare_factor(uint base) {
   smallest = -workgroup_max(smallest);
   const float power = power_for(largest);
   for (uint block = 0; block < FACTOR_BLOCKS; block++) {
-    const uint n_pairs = (FACTOR_BLOCKS - block) * SIZE * SIZE / 2, first = FACTOR_MATRIX_OF(block, block) * SIZE * SIZE / 2;
-    for (uint i = first_pair; i < n_pairs; i += SLICES * LOCAL_SIZE) {
-      const uint matrix = 2 * i / (SIZE * SIZE), e = 2 * i % (SIZE * SIZE);
-      const uint row = SIZE * block + e / SIZE, column = SIZE * (block + matrix) + e % SIZE;
-      write_pair(base + PREPARED_FACTOR + first + i, FACTOR_HALVES / 2,
-                 vec2(load_factor(row, column), load_factor(row, column + 1)) / power);
+    const uint n_columns = HEAD_DIM - SIZE * block, first = FACTOR_MATRIX_OF(block, block) * SIZE;
+    for (uint i = first_pair; i < n_columns * SIZE / 2; i += SLICES * LOCAL_SIZE) {
+      const uint line = 2 * i / n_columns, column = 2 * i % n_columns;
+      const uint from_row = SIZE * block + line, from_column = SIZE * block + column;
+      write_pair(base + PREPARED_FACTOR + (line * FACTOR_LINE + first + column) / 2, FACTOR_HALVES / 2,
+                 vec2(load_factor(from_row, from_column), load_factor(from_row, from_column + 1)) / power);
     }
   }
   if (first_pair != 0) return;

@@ -1,6 +1,6 @@
-// Rows of K or V for the scoring kernels on cooperative matrices, a step's at a time: fetched into registers, then stored
-// where matrices are loaded from. The includer has HEAD_DIM, N_INVOCATIONS, STEP_ENTRIES, a push with rows, and STEP_BUFFERS
-// steps' room.
+// Rows of K for the scoring kernels on cooperative matrices, a step after the other: while one step is worked on, the next is
+// on its way. Two workgroups that take turns hide more than one with twice as much shared memory. The includer has HEAD_DIM,
+// STEP_ENTRIES, N_INVOCATIONS and a push with rows.
 #ifndef STEP_MATRIX_GLSL
 #define STEP_MATRIX_GLSL
 
@@ -12,9 +12,10 @@ const uint LOADS = (STEP_ENTRIES * ROW_LOADS + N_INVOCATIONS - 1) / N_INVOCATION
 layout(set = 0, binding = 0) readonly buffer Rows { uint row_words[]; };
 layout(set = 0, binding = 0) readonly buffer Rows4 { uvec4 row_octets[]; };
 
-shared uvec4 staged[STEP_BUFFERS * STEP_OCTETS];
+shared uvec4 staged[STEP_OCTETS];
 
 uvec4 fetched[LOADS];
+uint steps_begin, n_steps; // entry that the first step begins with
 
 // An octet that the invocation takes part in fetching: entry of the step, and place in its row.
 #define FETCHED_ENTRY(i) (((i) * N_INVOCATIONS + gl_LocalInvocationIndex) / ROW_LOADS)
@@ -22,7 +23,9 @@ uvec4 fetched[LOADS];
 #define IS_FETCHED(i)    ((i) * N_INVOCATIONS + gl_LocalInvocationIndex < STEP_ENTRIES * ROW_LOADS)
 
 // Most steps are within the binding, and all rows begin at 16 bytes.
-void fetch_step(uint first_entry) {
+void fetch_step(uint step) {
+  const uint first_entry = steps_begin + step * STEP_ENTRIES;
+  if (step >= n_steps) return;
   if (first_entry >= entries_begin && first_entry + STEP_ENTRIES <= entries_end && rows_are_wide()) {
     const uint at = row_start(first_entry) / 8, stride = push.rows.entry_stride / 8;
     UNROLLED for (uint i = 0; i < LOADS; i++)
@@ -37,9 +40,19 @@ void fetch_step(uint first_entry) {
   }
 }
 
-void store_step(uint to) {
+void begin_steps(uint first_entry, uint count) {
+  steps_begin = first_entry;
+  n_steps = count;
+  fetch_step(0);
+}
+
+// Its rows are there, and what subgroups have written to shared memory in the step before. Also after the last step.
+void enter_step(uint step) {
+  barrier();
   UNROLLED for (uint i = 0; i < LOADS; i++)
-    if (IS_FETCHED(i)) staged[to + FETCHED_ENTRY(i) * ROW_STRIDE + FETCHED_OCTET(i)] = fetched[i];
+    if (IS_FETCHED(i)) staged[FETCHED_ENTRY(i) * ROW_STRIDE + FETCHED_OCTET(i)] = fetched[i];
+  barrier();
+  fetch_step(step + 1);
 }
 
 #endif

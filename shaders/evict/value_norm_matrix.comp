@@ -7,13 +7,9 @@
 #extension GL_EXT_shader_16bit_storage : require
 #extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
 // Projected-value norms on cooperative matrices, times the attention norms, mean over the group: the raw LaProx score.
-// The factors of up to four query heads stay in registers, each head's in those of PARTS subgroups, and the values of 32
-// candidates a step pass by them through shared memory, where the next step's are stored meanwhile. One workgroup per
-// group_items tiles of 64 candidates.
-//
-// Of the factor's rows of matrices, the first has as many as the last lacks: subgroups take them in pairs, so that all have
-// as much to do.
-#include "repeat.glsl"
+// Every subgroup keeps the values of 32 candidates in registers, and the factors of the group's query heads pass by through
+// shared memory: while one is multiplied with, the next is on its way, and so are the values of the next candidates. One
+// workgroup per group_items tiles.
 #include "../evict/layout.glsl"
 
 layout(constant_id = 0) const uint HEAD_DIM = 64;
@@ -23,26 +19,22 @@ layout(constant_id = 5) const uint SIZE = 16; // of a matrix
 layout(constant_id = 6) const uint SUBGROUP_SIZE = 32;
 layout(local_size_x_id = 7, local_size_y = 1, local_size_z = 1) in;
 layout(constant_id = 8) const uint N_INVOCATIONS = 128; // the same
-layout(constant_id = 9) const uint PARTS = 2;           // subgroups that share a head
-layout(constant_id = 10) const uint HEADS_AT_ONCE = 4;
 
 #include "../evict/matrix.glsl"
 
-#define STEP_ENTRIES 32
-#define STEP_BUFFERS 2
+#define CANDIDATES 32 // of a subgroup
 
-const uint HEAD_TILES = (GROUP + HEADS_AT_ONCE - 1) / HEADS_AT_ONCE;
-const uint TILE_HEADS = (GROUP + HEAD_TILES - 1) / HEAD_TILES;
-const uint N_SUBGROUPS = TILE_HEADS * PARTS;
-const uint COLUMN_MATRICES = STEP_ENTRIES / SIZE;
-const uint ROW_PAIRS = (FACTOR_BLOCKS + 1) / 2;
-const uint PAIRS = (ROW_PAIRS + PARTS - 1) / PARTS; // of a subgroup
-const uint PAIR_MATRICES = FACTOR_BLOCKS + 1;
+const uint N_SUBGROUPS = N_INVOCATIONS / SUBGROUP_SIZE;
+const uint TILES_AT_ONCE = N_SUBGROUPS * CANDIDATES / TILE_ENTRIES;
+const uint ROW_MATRICES = CANDIDATES / SIZE;
+const uint SCORES = SUBGROUP_SIZE < CANDIDATES ? CANDIDATES / SUBGROUP_SIZE : 1; // of an invocation
 
+layout(set = 0, binding = 0) readonly buffer Rows { uint row_words[]; };
+layout(set = 0, binding = 0) readonly buffer Rows4 { uvec4 row_octets[]; };
 layout(set = 0, binding = 1) readonly buffer State { uint state[]; };
 layout(set = 0, binding = 2) buffer Work { float work[]; };
 layout(set = 0, binding = 2) readonly buffer WorkWords { uint work_words[]; };
-layout(set = 0, binding = 2) readonly buffer WorkHalves { f16vec4 work_halves[]; };
+layout(set = 0, binding = 2) readonly buffer WorkOctets { uvec4 work_octets[]; };
 
 layout(push_constant) uniform Push {
   uint n_groups;
@@ -62,34 +54,107 @@ uint workgroup_index() {
   return gl_WorkGroupID.y * gl_NumWorkGroups.x + gl_WorkGroupID.x;
 }
 
-#define FACTOR_MATRIX coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseA>
-#define VALUE_MATRIX  coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseB>
+#define VALUE_MATRIX  coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseA>
+#define FACTOR_MATRIX coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseB>
 #define SUM_MATRIX    coopmat<float, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseAccumulator>
 
-uint head, first_tile, next_tile, first_entry;
-uint head_tile, part; // part: of the subgroup
-uint factor_at;       // four halves in work_halves[], of this subgroup's head
-bool two_parts;       // a factor of the group has more digits than f16
+// Two factors, or both parts of one; before them, strips of values: SIZE rows of every subgroup.
+const uint FACTOR_OCTETS = FACTOR_HALVES / 8;
+const uint ROW_LOADS = HEAD_DIM / 8;       // of 16 bytes
+const uint STRIP_STRIDE = ROW_LOADS + 1;   // neighbouring rows hit different banks
+const uint STRIP_OCTETS = SIZE * STRIP_STRIDE;
+const uint STRIPS_OCTETS = N_SUBGROUPS * STRIP_OCTETS;
+shared uvec4 staged[STRIPS_OCTETS < 2 * FACTOR_OCTETS ? 2 * FACTOR_OCTETS : STRIPS_OCTETS];
 
-FACTOR_MATRIX factor[PAIRS * PAIR_MATRICES];
-SUM_MATRIX products[PAIRS * 2 * COLUMN_MATRICES];
+// Of a subgroup: a matrix, line after line, each with room behind that keeps them in different banks.
+const uint LINE_QUADS = SIZE / 4 + 1;
+const uint EXCHANGE_QUADS = SIZE * LINE_QUADS;
+shared vec4 exchange[N_SUBGROUPS * EXCHANGE_QUADS];
+
+uint head, first_tile, next_tile;
+uint sinks, head_tile, n_candidates; // of the KV head; its first tile
+uint scores_at;                      // word of its scores in work[]
+uint first_candidate;                // of this subgroup
+
+VALUE_MATRIX values[ROW_MATRICES * FACTOR_BLOCKS];
+SUM_MATRIX squares[ROW_MATRICES];
+float score[SCORES], attention[SCORES], factor_scale; // the latter of the query head that is multiplied with
 
 #include "../evict/items.glsl"
-#include "../evict/step_matrix.glsl"
-#include "../evict/column_sums.glsl"
 
 // The head of the tile `first_tile`, and where its tiles end.
 void find_head() {
   head = head_of(first_tile, HEAD_FIRST_TILE);
+  head_tile = head_word(head, HEAD_FIRST_TILE);
   next_tile = head + 1 < push.end_head ? min(push.end_item, head_word(head + 1, HEAD_FIRST_TILE)) : push.end_item;
-  first_entry = head_word(head, HEAD_N_SINKS) + (first_tile - head_word(head, HEAD_FIRST_TILE)) * TILE_ENTRIES;
+  sinks = head_word(head, HEAD_N_SINKS);
+  n_candidates = head_word(head, HEAD_N_CANDIDATES);
+  scores_at = push.raw + (head_word(head, HEAD_FIRST_BLOCK) - push.layer_block) * BLOCK_ENTRIES;
   find_rows(head);
 }
 
-uint prepared_of(uint group_head) {
-  return push.prepared + (head * GROUP + min(group_head, GROUP - 1)) * PREPARED_WORDS;
+// Whether a row of the head's tiles [first, end) is in the binding.
+bool has_rows(uint first, uint end) {
+  return sinks + (first - head_tile) * TILE_ENTRIES < entries_end && sinks + (end - head_tile) * TILE_ENTRIES > entries_begin;
 }
 
+// Of this subgroup, where a workgroup's tiles begin with that one.
+uint candidate_at(uint tile) {
+  return (tile - head_tile) * TILE_ENTRIES + gl_SubgroupID * CANDIDATES;
+}
+
+// ---- values ----
+
+const uint STRIP_LOADS = (SIZE * ROW_LOADS + SUBGROUP_SIZE - 1) / SUBGROUP_SIZE; // an invocation's
+
+#define STRIP_ROW(i)    (((i) * SUBGROUP_SIZE + gl_SubgroupInvocationID) / ROW_LOADS)
+#define STRIP_OCTET(i)  (((i) * SUBGROUP_SIZE + gl_SubgroupInvocationID) % ROW_LOADS)
+#define IS_OF_STRIP(i)  ((i) * SUBGROUP_SIZE + gl_SubgroupInvocationID < SIZE * ROW_LOADS)
+
+uvec4 fetched_rows[ROW_MATRICES * STRIP_LOADS];
+
+// Most are within the binding, and all rows begin at 16 bytes.
+void fetch_values(uint tile) {
+  const uint first_entry = sinks + candidate_at(tile);
+  if (first_entry >= entries_begin && first_entry + CANDIDATES <= entries_end && rows_are_wide()) {
+    const uint at = row_start(first_entry) / 8, stride = push.rows.entry_stride / 8;
+    UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
+      UNROLLED for (uint i = 0; i < STRIP_LOADS; i++)
+        if (IS_OF_STRIP(i)) fetched_rows[r * STRIP_LOADS + i] = row_octets[at + (r * SIZE + STRIP_ROW(i)) * stride + STRIP_OCTET(i)];
+    return;
+  }
+  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
+    UNROLLED for (uint i = 0; i < STRIP_LOADS; i++) {
+      const uint entry = first_entry + r * SIZE + STRIP_ROW(i), at = row_start(entry) / 2 + STRIP_OCTET(i) * 4;
+      fetched_rows[r * STRIP_LOADS + i] = uvec4(0);
+      if (IS_OF_STRIP(i) && has_row(entry))
+        fetched_rows[r * STRIP_LOADS + i] = uvec4(row_words[at], row_words[at + 1], row_words[at + 2], row_words[at + 3]);
+    }
+}
+
+void load_values() {
+  const uint strip = gl_SubgroupID * STRIP_OCTETS;
+  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
+    UNROLLED for (uint i = 0; i < STRIP_LOADS; i++)
+      if (IS_OF_STRIP(i)) staged[strip + STRIP_ROW(i) * STRIP_STRIDE + STRIP_OCTET(i)] = fetched_rows[r * STRIP_LOADS + i];
+    subgroupBarrier();
+    UNROLLED for (uint k = 0; k < FACTOR_BLOCKS; k++)
+      coopMatLoad(values[r * FACTOR_BLOCKS + k], staged, strip + k * SIZE / 8, STRIP_STRIDE, gl_CooperativeMatrixLayoutRowMajor);
+    subgroupBarrier();
+  }
+}
+
+// ---- factors ----
+
+const uint FACTOR_LOADS = (FACTOR_OCTETS + N_INVOCATIONS - 1) / N_INVOCATIONS; // of a part, an invocation's
+
+uvec4 fetched_factor[FACTOR_LOADS];
+
+uint prepared_of(uint group_head) {
+  return push.prepared + (head * GROUP + group_head) * PREPARED_WORDS;
+}
+
+// Whether a factor of the group has more digits than f16.
 bool has_two_parts() {
   uint parts = 1;
   for (uint group_head = 0; group_head < GROUP; group_head++)
@@ -97,162 +162,131 @@ bool has_two_parts() {
   return parts > 1;
 }
 
-// Row of matrices `which` of a pair, and whether there is one. A pair of one row has no second.
-#define ROW_OF(pair, which)  ((which) == 0 ? (pair) : FACTOR_BLOCKS - 1 - (pair))
-#define HAS_ROW(pair, which) ((pair) < ROW_PAIRS && ((which) == 0 || (pair) < FACTOR_BLOCKS - 1 - (pair)))
-// Where a matrix of it is kept.
-#define PLACE_OF(q, pair, which, column)                                                                             \
-  ((q) * PAIR_MATRICES + ((which) == 0 ? (column) - (pair) : FACTOR_BLOCKS - (pair) + (column) - (FACTOR_BLOCKS - 1 - (pair))))
-
-void load_factor_part(uint of) {
-  UNROLLED for (uint q = 0; q < PAIRS; q++)
-    UNROLLED for (uint which = 0; which < 2; which++)
-      UNROLLED for (uint k = 0; k < FACTOR_BLOCKS; k++) {
-        const uint pair = q * PARTS + of, row = ROW_OF(pair, which);
-        if (HAS_ROW(pair, which) && k >= row)
-          coopMatLoad(factor[PLACE_OF(q, pair, which, k)], work_halves,
-                      factor_at + FACTOR_MATRIX_OF(row, k) * SIZE * SIZE / 4, SIZE / 4, gl_CooperativeMatrixLayoutRowMajor);
-      }
-}
-
-void load_value_matrix(uint at, uint c, uint k, out VALUE_MATRIX b) {
-  coopMatLoad(b, staged, at + c * SIZE * ROW_STRIDE + k * SIZE / 8, ROW_STRIDE, gl_CooperativeMatrixLayoutColumnMajor);
-}
-
-// What the rounding to f16 left of the factor is read again and again, for there is no room for it.
-void multiply_rest(uint of, uint at) {
-  UNROLLED for (uint k = 0; k < FACTOR_BLOCKS; k++) {
-    VALUE_MATRIX b[COLUMN_MATRICES];
-    ONE_AFTER_ANOTHER
-    UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++) load_value_matrix(at, c, k, b[c]);
-    UNROLLED for (uint q = 0; q < PAIRS; q++)
-      UNROLLED for (uint which = 0; which < 2; which++) {
-        const uint pair = q * PARTS + of, row = ROW_OF(pair, which);
-        if (HAS_ROW(pair, which) && k >= row) {
-          FACTOR_MATRIX rest;
-          coopMatLoad(rest, work_halves, factor_at + (FACTOR_HALVES + FACTOR_MATRIX_OF(row, k) * SIZE * SIZE) / 4, SIZE / 4,
-                      gl_CooperativeMatrixLayoutRowMajor);
-          UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++)
-            products[(q * 2 + which) * COLUMN_MATRICES + c] =
-                coopMatMulAdd(rest, b[c], products[(q * 2 + which) * COLUMN_MATRICES + c]);
-        }
-      }
+void fetch_factor(uint group_head, uint part) {
+  const uint at = (prepared_of(group_head) + PREPARED_FACTOR) / 4 + part * FACTOR_OCTETS;
+  UNROLLED for (uint i = 0; i < FACTOR_LOADS; i++) {
+    const uint octet = i * N_INVOCATIONS + gl_LocalInvocationIndex;
+    if (octet < FACTOR_OCTETS) fetched_factor[i] = work_octets[at + octet];
   }
 }
 
-void multiply_part(uint of, uint at) {
-  UNROLLED for (uint k = 0; k < FACTOR_BLOCKS; k++)
-    UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++) {
-      VALUE_MATRIX b;
-      load_value_matrix(at, c, k, b);
-      UNROLLED for (uint q = 0; q < PAIRS; q++)
-        UNROLLED for (uint which = 0; which < 2; which++) {
-          const uint pair = q * PARTS + of;
-          if (HAS_ROW(pair, which) && k >= ROW_OF(pair, which))
-            products[(q * 2 + which) * COLUMN_MATRICES + c] = coopMatMulAdd(
-                factor[PLACE_OF(q, pair, which, k)], b, products[(q * 2 + which) * COLUMN_MATRICES + c]);
-        }
-    }
-  if (two_parts) multiply_rest(of, at);
-
-}
-
-void load_factor() {
-  two_parts = has_two_parts();
-  factor_at = (prepared_of(head_tile * TILE_HEADS + gl_SubgroupID / PARTS) + PREPARED_FACTOR) / 2;
-#define LOAD(of) if (of < PARTS && part == of) load_factor_part(of);
-  REPEAT_4(LOAD)
-}
-
-void multiply(uint at) {
-  UNROLLED for (uint i = 0; i < PAIRS * 2 * COLUMN_MATRICES; i++) products[i] = SUM_MATRIX(0.0);
-#define MULTIPLY(of) if (of < PARTS && part == of) multiply_part(of, at);
-  REPEAT_4(MULTIPLY)
-}
-
-// Sums of squares of the columns of this subgroup's products.
-void sum_squares(uint step) {
-  const uint to = (step % 2 * N_SUBGROUPS + gl_SubgroupID) * STEP_ENTRIES;
-  UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++) {
-    SUM_MATRIX squares = SUM_MATRIX(0.0);
-    UNROLLED for (uint row = 0; row < PAIRS * 2; row++)
-      UNROLLED for (uint e = 0; e < squares.length(); e++)
-        squares[e] = fma(products[row * COLUMN_MATRICES + c][e], products[row * COLUMN_MATRICES + c][e], squares[e]);
-    sum_columns(squares, to + c * SIZE);
+void store_factor(uint place) {
+  UNROLLED for (uint i = 0; i < FACTOR_LOADS; i++) {
+    const uint octet = i * N_INVOCATIONS + gl_LocalInvocationIndex;
+    if (octet < FACTOR_OCTETS) staged[place % 2 * FACTOR_OCTETS + octet] = fetched_factor[i];
   }
 }
 
-// Scores of a step are the work of 32 invocations, each time of others: SCORERS of them, each with SCORES.
-const uint SCORERS = N_INVOCATIONS < STEP_ENTRIES ? N_INVOCATIONS : STEP_ENTRIES;
-const uint SCORES = (STEP_ENTRIES + SCORERS - 1) / SCORERS;
-const uint TURNS = N_INVOCATIONS / SCORERS;
-float attention[SCORES * TILE_HEADS]; // of this step, times the factors' scale
-
-bool is_scorer(uint step) {
-  return gl_LocalInvocationIndex / SCORERS == step % TURNS;
+void add_products(uint place, uint n, uint k, inout SUM_MATRIX products[ROW_MATRICES]) {
+  FACTOR_MATRIX b;
+  coopMatLoad(b, staged, place % 2 * FACTOR_OCTETS + FACTOR_MATRIX_OF(n, k) * SIZE / 8, FACTOR_LINE / 8,
+              gl_CooperativeMatrixLayoutColumnMajor);
+  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
+    products[r] = coopMatMulAdd(values[r * FACTOR_BLOCKS + k], b, products[r]);
 }
 
-// Read before the products, so that nobody waits for it afterwards.
-void fetch_attention(uint step) {
-  const uint tile = first_tile + step * STEP_ENTRIES / TILE_ENTRIES - push.items_base;
-  UNROLLED for (uint i = 0; i < SCORES; i++)
-    UNROLLED for (uint h = 0; h < TILE_HEADS; h++) {
-      const uint group_head = head_tile * TILE_HEADS + h;
-      const uint column = step * STEP_ENTRIES % TILE_ENTRIES + i * SCORERS + gl_LocalInvocationIndex % SCORERS;
-      attention[i * TILE_HEADS + h] = 0.0;
-      if (group_head < GROUP && column < TILE_ENTRIES)
-        attention[i * TILE_HEADS + h] = work[prepared_of(group_head) + PREPARED_FACTOR_SCALE] *
-                                        work[push.attention + (tile * GROUP + group_head) * TILE_ENTRIES + column];
-    }
+// Squares of the products with a factor, added up matrix by matrix.
+void multiply(uint place, bool two_parts) {
+  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) squares[r] = SUM_MATRIX(0.0);
+  UNROLLED for (uint n = 0; n < FACTOR_BLOCKS; n++) {
+    SUM_MATRIX products[ROW_MATRICES];
+    UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) products[r] = SUM_MATRIX(0.0);
+    UNROLLED for (uint k = n; k < FACTOR_BLOCKS; k++) add_products(place, n, k, products);
+    if (two_parts)
+      UNROLLED for (uint k = n; k < FACTOR_BLOCKS; k++) add_products(place + 1, n, k, products);
+    UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
+      UNROLLED for (uint e = 0; e < squares[r].length(); e++)
+        squares[r][e] = fma(products[r][e], products[r][e], squares[r][e]);
+  }
 }
 
-void write_scores(uint step) {
-  const uint first_candidate = (first_tile - head_word(head, HEAD_FIRST_TILE)) * TILE_ENTRIES + step * STEP_ENTRIES;
-  const uint block = head_word(head, HEAD_FIRST_BLOCK) - push.layer_block;
+// ---- scores ----
+
+// Candidate number i of this invocation, of the subgroup's.
+uint column_of(uint i) {
+  return i * SUBGROUP_SIZE + gl_SubgroupInvocationID;
+}
+
+bool is_scored(uint i) {
+  const uint column = column_of(i), candidate = first_candidate + column;
+  return column < CANDIDATES && head_tile + candidate / TILE_ENTRIES < next_tile && candidate < n_candidates && has_row(sinks + candidate);
+}
+
+void fetch_attention(uint group_head) {
+  factor_scale = work[prepared_of(group_head) + PREPARED_FACTOR_SCALE];
   UNROLLED for (uint i = 0; i < SCORES; i++) {
-    const uint column = i * SCORERS + gl_LocalInvocationIndex % SCORERS, in_head = first_candidate + column;
-    if (column >= STEP_ENTRIES || !has_row(first_entry + step * STEP_ENTRIES + column) || in_head >= head_word(head, HEAD_N_CANDIDATES)) continue;
-    const uint to = push.raw + block * BLOCK_ENTRIES + in_head;
-    float score = head_tile == 0 ? 0.0 : work[to];
-    UNROLLED for (uint h = 0; h < TILE_HEADS; h++) {
-      float square = 0.0;
-      UNROLLED for (uint p = 0; p < PARTS; p++)
-        square += sums[(step % 2 * N_SUBGROUPS + h * PARTS + p) * STEP_ENTRIES + column];
-      score = fma(sqrt(square), attention[i * TILE_HEADS + h], score);
-    }
-    work[to] = head_tile + 1 == HEAD_TILES ? score / float(GROUP) : score;
+    const uint candidate = first_candidate + column_of(i), tile = head_tile + candidate / TILE_ENTRIES - push.items_base;
+    attention[i] = 0.0;
+    if (is_scored(i))
+      attention[i] = work[push.attention + (tile * GROUP + group_head) * TILE_ENTRIES + candidate % TILE_ENTRIES];
   }
 }
 
-// Scores of the tiles [first_tile, next_tile) by the query heads of one head tile.
+// Sums along the rows go through shared memory, for nobody knows which invocation has what of a matrix.
 void add_scores() {
-  const uint n_steps = (next_tile - first_tile) * (TILE_ENTRIES / STEP_ENTRIES);
-  load_factor();
-  fetch_step(first_entry);
-  store_step(0);
-  for (uint step = 0; step < n_steps; step++) {
-    const uint at = step % 2 * STEP_OCTETS;
-    if (step + 1 < n_steps) fetch_step(first_entry + (step + 1) * STEP_ENTRIES);
-    barrier();
-    if (step > 0 && is_scorer(step - 1)) write_scores(step - 1);
-    if (is_scorer(step)) fetch_attention(step);
-    multiply(at);
-    if (step + 1 < n_steps) store_step(STEP_OCTETS - at);
-    sum_squares(step);
+  const uint at = gl_SubgroupID * EXCHANGE_QUADS;
+  float square[SCORES];
+  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
+    subgroupBarrier();
+    coopMatStore(squares[r], exchange, at, LINE_QUADS, gl_CooperativeMatrixLayoutRowMajor);
+    subgroupBarrier();
+    UNROLLED for (uint i = 0; i < SCORES; i++) {
+      vec4 total = vec4(0.0);
+      UNROLLED for (uint q = 0; q < SIZE / 4; q++) total += exchange[at + column_of(i) % SIZE * LINE_QUADS + q];
+      if (r == 0 || column_of(i) / SIZE == r) square[i] = (total.x + total.y) + (total.z + total.w);
+    }
   }
+  UNROLLED for (uint i = 0; i < SCORES; i++) score[i] = fma(sqrt(square[i]), factor_scale * attention[i], score[i]);
+}
+
+void write_scores() {
+  UNROLLED for (uint i = 0; i < SCORES; i++)
+    if (is_scored(i)) work[scores_at + first_candidate + column_of(i)] = score[i] / float(GROUP);
+}
+
+// Scores of TILES_AT_ONCE tiles from that one on. Their values and the first factor have been fetched; fetches those of the
+// next tiles.
+void score_tiles(uint tile, bool two_parts) {
+  const bool more = tile + TILES_AT_ONCE < next_tile;
+  first_candidate = candidate_at(tile);
+  UNROLLED for (uint i = 0; i < SCORES; i++) score[i] = 0.0;
   barrier();
-  if (is_scorer(n_steps - 1)) write_scores(n_steps - 1);
+  load_values();
+  barrier();
+  store_factor(0);
+  if (more) fetch_values(tile + TILES_AT_ONCE);
+  for (uint group_head = 0; group_head < GROUP; group_head++) {
+    const bool another = group_head + 1 < GROUP;
+    fetch_attention(group_head);
+    if (two_parts) {
+      fetch_factor(group_head, 1);
+      store_factor(group_head + 1);
+      barrier();
+      multiply(group_head, true);
+      barrier();
+      if (another || more) fetch_factor(another ? group_head + 1 : 0, 0);
+    } else {
+      if (another || more) fetch_factor(another ? group_head + 1 : 0, 0);
+      barrier();
+      multiply(group_head, false);
+    }
+    add_scores();
+    if (another) store_factor(group_head + 1);
+  }
+  write_scores();
 }
 
 void main() {
   if (workgroup_index() >= push.n_groups) return;
   first_tile = push.first_item + workgroup_index() * push.group_items;
-  part = gl_SubgroupID % PARTS;
   const uint end = min(first_tile + push.group_items, push.end_item);
   for (; first_tile < end; first_tile = next_tile) {
     find_head();
     next_tile = min(next_tile, end);
-    if (first_entry >= entries_end || first_entry + (next_tile - first_tile) * TILE_ENTRIES <= entries_begin) continue;
-    for (head_tile = 0; head_tile < HEAD_TILES; head_tile++) add_scores();
+    if (!has_rows(first_tile, next_tile)) continue;
+    const bool two_parts = has_two_parts();
+    fetch_values(first_tile);
+    fetch_factor(0, 0);
+    for (uint tile = first_tile; tile < next_tile; tile += TILES_AT_ONCE) score_tiles(tile, two_parts);
   }
 }

@@ -17,7 +17,6 @@ layout(constant_id = 10) const uint HEADS_AT_ONCE = 4;
 #include "../evict/matrix.glsl"
 
 #define STEP_ENTRIES 64
-#define STEP_BUFFERS 1
 
 const uint HEAD_TILES = (GROUP + HEADS_AT_ONCE - 1) / HEADS_AT_ONCE;
 const uint TILE_HEADS = (GROUP + HEAD_TILES - 1) / HEAD_TILES;
@@ -82,12 +81,6 @@ void load_queries() {
   query_at = (at + PREPARED_QUERY) / 2 + first_row * HEAD_DIM / 4;
   UNROLLED for (uint i = 0; i < ROW_MATRICES * DEPTH_MATRICES; i++)
     coopMatLoad(queries[i], work_halves, query_at + i * SIZE * SIZE / 4, SIZE / 4, gl_CooperativeMatrixLayoutRowMajor);
-}
-
-void store_keys() {
-  barrier();
-  store_step(0);
-  barrier();
 }
 
 void load_key_matrix(uint c, uint k, out KEY_MATRIX b) {

@@ -7,15 +7,19 @@
 #extension GL_EXT_shader_16bit_storage : require
 #extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
 // First pass of the observation-window attention on cooperative matrices: every matrix element keeps its own running
-// maximum and sum over the entries it meets, and only the end of a split merges them. One workgroup per (split, up to four
-// query heads).
+// maximum and sum over the entries it meets, and only the end merges them. One workgroup per (group_items splits, up to four
+// query heads): of a head's, the first receives what all have come to.
 #include "finite.glsl"
 #include "../evict/layout.glsl"
 #include "../evict/window_matrix.glsl"
 
 #define MINUS_INFINITY uintBitsToFloat(0xff800000u)
 
-shared float exchange[N_SUBGROUPS * SIZE * SIZE < QUERY_ROWS * STEP_ENTRIES ? QUERY_ROWS * STEP_ENTRIES : N_SUBGROUPS * SIZE * SIZE];
+// Of a subgroup: maxima and sums, row after row of a matrix, each with room behind that keeps them in different banks.
+const uint LINE_QUADS = SIZE / 4 + 1;
+const uint MATRIX_QUADS = SIZE * LINE_QUADS;
+const uint ROWS_QUADS = N_SUBGROUPS * 2 * MATRIX_QUADS, VISIBLE_QUADS = QUERY_ROWS * STEP_ENTRIES / 4;
+shared vec4 exchange[ROWS_QUADS < VISIBLE_QUADS ? VISIBLE_QUADS : ROWS_QUADS];
 
 SUM_MATRIX maximum[ROW_MATRICES], sum[ROW_MATRICES];
 
@@ -25,14 +29,14 @@ void hide(uint first_entry) {
   for (uint i = gl_LocalInvocationIndex; i < QUERY_ROWS * STEP_ENTRIES; i += N_INVOCATIONS) {
     const uint entry = first_entry + i % STEP_ENTRIES;
     const bool visible = has_row(entry) && entry <= n_entries - WINDOW + i / STEP_ENTRIES;
-    exchange[i] = visible ? 1.0 : 0.0;
+    exchange[i / 4][i % 4] = visible ? 1.0 : 0.0;
   }
   barrier();
   UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
     UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++) {
       SUM_MATRIX visible;
-      coopMatLoad(visible, exchange, (first_row + r * SIZE) * STEP_ENTRIES + (entry_part * COLUMN_MATRICES + c) * SIZE, STEP_ENTRIES,
-                  gl_CooperativeMatrixLayoutRowMajor);
+      coopMatLoad(visible, exchange, ((first_row + r * SIZE) * STEP_ENTRIES + (entry_part * COLUMN_MATRICES + c) * SIZE) / 4,
+                  STEP_ENTRIES / 4, gl_CooperativeMatrixLayoutRowMajor);
       UNROLLED for (uint e = 0; e < visible.length(); e++)
         if (visible[e] == 0.0) logits[r * COLUMN_MATRICES + c][e] = MINUS_INFINITY;
     }
@@ -48,7 +52,7 @@ float highest_logit(uint r, uint e) {
   return highest;
 }
 
-void update() {
+void raise_maxima() {
   float excess = -SLACK;
   UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
     UNROLLED for (uint e = 0; e < maximum[r].length(); e++)
@@ -60,6 +64,9 @@ void update() {
         sum[r][e] *= exp2(maximum[r][e] - highest);
         maximum[r][e] = highest;
       }
+}
+
+void add_exponentials() {
   UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
     UNROLLED for (uint e = 0; e < maximum[r].length(); e++) {
       float added = 0.0;
@@ -69,66 +76,77 @@ void update() {
     }
 }
 
-uint exchange_row(uint subgroup) {
-  return subgroup * SIZE * SIZE;
-}
-
-// Row n of those that subgroups with the same entries have in their matrices of number r.
-void write_partial(uint r, uint first_head, uint n, uint base, float value) {
-  const uint subgroup = n / SIZE, of_group = first_head + subgroup % TILE_HEADS;
-  const uint t = subgroup / TILE_HEADS * (QUERY_ROWS / PARTS) + r * SIZE + n % SIZE;
-  if (t < WINDOW && of_group < GROUP) work[base + (of_group * WINDOW + t) * 2] = value;
-}
-
-// What the elements of a row have come to, and the subgroups that divide the entries: of SIZE queries of every subgroup.
-void write_rows(uint r, uint base) {
-  const uint n_rows = TILE_HEADS * PARTS * SIZE, stride = exchange_row(TILE_HEADS * PARTS);
-  const uint first = workgroup_index() % HEAD_TILES * TILE_HEADS;
-  SUM_MATRIX highest;
-  barrier();
-  coopMatStore(maximum[r], exchange, exchange_row(gl_SubgroupID), SIZE, gl_CooperativeMatrixLayoutRowMajor);
-  barrier();
-  for (uint n = gl_LocalInvocationIndex; n < n_rows; n += N_INVOCATIONS) {
-    float most = -1.0e38;
-    for (uint i = 0; i < ENTRY_PARTS * SIZE; i++) most = max(most, exchange[i / SIZE * stride + n * SIZE + i % SIZE]);
-    for (uint i = 0; i < ENTRY_PARTS * SIZE; i++) exchange[i / SIZE * stride + n * SIZE + i % SIZE] = most;
-    write_partial(r, first, n, base, most);
+// What subgroups with the same queries have in row n of their matrices, added up: maximum, and sum of exponentials.
+vec2 merged_row(uint n) {
+  const uint stride = TILE_HEADS * PARTS * 2 * MATRIX_QUADS; // from one subgroup to the next that has these queries
+  const uint at = n / SIZE * 2 * MATRIX_QUADS + n % SIZE * LINE_QUADS;
+  vec4 highest = vec4(-1.0e38), total = vec4(0.0);
+  for (uint i = 0; i < ENTRY_PARTS * SIZE / 4; i++)
+    highest = max(highest, exchange[i / (SIZE / 4) * stride + at + i % (SIZE / 4)]);
+  const float most = max(max(highest.x, highest.y), max(highest.z, highest.w));
+  for (uint i = 0; i < ENTRY_PARTS * SIZE / 4; i++) {
+    const uint from = i / (SIZE / 4) * stride + at + i % (SIZE / 4);
+    total += exchange[from + MATRIX_QUADS] * exp2(exchange[from] - most);
   }
-  barrier();
-  coopMatLoad(highest, exchange, exchange_row(gl_SubgroupID), SIZE, gl_CooperativeMatrixLayoutRowMajor);
-  UNROLLED for (uint e = 0; e < highest.length(); e++) sum[r][e] *= exp2(maximum[r][e] - highest[e]);
-  barrier();
-  coopMatStore(sum[r], exchange, exchange_row(gl_SubgroupID), SIZE, gl_CooperativeMatrixLayoutRowMajor);
-  barrier();
-  for (uint n = gl_LocalInvocationIndex; n < n_rows; n += N_INVOCATIONS) {
-    float total = 0.0;
-    for (uint i = 0; i < ENTRY_PARTS * SIZE; i++) total += exchange[i / SIZE * stride + n * SIZE + i % SIZE];
-    write_partial(r, first, n, base + 1, total);
+  return vec2(most, (total.x + total.y) + (total.z + total.w));
+}
+
+void write_partial(uint of_group, uint t, uint slot, vec2 partial) {
+  const uint at = push.out_offset + ((slot * GROUP + of_group) * WINDOW + t) * 2;
+  work[at] = partial.x;
+  work[at + 1] = partial.y;
+}
+
+// To the first of n_slots, and nothing to the others.
+void write_rows(uint first_slot, uint n_slots) {
+  const uint first = workgroup_index() % HEAD_TILES * TILE_HEADS, at = gl_SubgroupID * 2 * MATRIX_QUADS;
+  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
+    barrier();
+    coopMatStore(maximum[r], exchange, at, LINE_QUADS, gl_CooperativeMatrixLayoutRowMajor);
+    coopMatStore(sum[r], exchange, at + MATRIX_QUADS, LINE_QUADS, gl_CooperativeMatrixLayoutRowMajor);
+    barrier();
+    for (uint n = gl_LocalInvocationIndex; n < TILE_HEADS * PARTS * SIZE; n += N_INVOCATIONS) {
+      const uint subgroup = n / SIZE, of_group = first + subgroup % TILE_HEADS;
+      const uint t = subgroup / TILE_HEADS * (QUERY_ROWS / PARTS) + r * SIZE + n % SIZE;
+      if (t < WINDOW && of_group < GROUP) write_partial(of_group, t, first_slot, merged_row(n));
+    }
+  }
+  const uint n_rows = min(TILE_HEADS, GROUP - first) * WINDOW;
+  for (uint i = gl_LocalInvocationIndex; i < (n_slots - 1) * n_rows; i += N_INVOCATIONS)
+    write_partial(first + i % n_rows / WINDOW, i % WINDOW, first_slot + 1 + i / n_rows, vec2(-1.0e38, 0.0));
+}
+
+// The entries from split's first to next_item's.
+void add_entries(uint split) {
+  const uint first_split = head_word(head, HEAD_FIRST_SPLIT);
+  const uint splits_begin = (split - first_split) * SPLIT_ENTRIES, splits_end = (next_item - first_split) * SPLIT_ENTRIES;
+  const uint begin = max(splits_begin, entries_begin / STEP_ENTRIES * STEP_ENTRIES), end = min(splits_end, entries_end);
+  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
+    maximum[r] = SUM_MATRIX(-1.0e38);
+    sum[r] = SUM_MATRIX(0.0);
+  }
+  if (begin >= end) return;
+  begin_steps(begin, (end - begin + STEP_ENTRIES - 1) / STEP_ENTRIES);
+  for (uint step = 0; step < n_steps; step++) {
+    const uint first_entry = begin + step * STEP_ENTRIES;
+    enter_step(step);
+    multiply();
+    if (first_entry < entries_begin || first_entry + STEP_ENTRIES > min(entries_end, n_entries - WINDOW)) hide(first_entry);
+    raise_maxima();
+    add_exponentials();
   }
 }
 
 void main() {
   if (workgroup_index() >= push.n_groups) return;
-  const uint split = push.first_item + workgroup_index() / HEAD_TILES;
+  const uint begin = push.first_item + workgroup_index() / HEAD_TILES * push.group_items;
+  const uint end = min(begin + push.group_items, push.end_item);
   find_subgroup();
-  find_head(split, HEAD_FIRST_SPLIT);
-  load_queries();
-  const uint split_begin = (split - head_word(head, HEAD_FIRST_SPLIT)) * SPLIT_ENTRIES;
-  const uint begin = max(split_begin, entries_begin / STEP_ENTRIES * STEP_ENTRIES);
-  const uint end = min(split_begin + SPLIT_ENTRIES, entries_end);
-  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
-    maximum[r] = SUM_MATRIX(-1.0e38);
-    sum[r] = SUM_MATRIX(0.0);
+  for (uint split = begin; split < end; split = next_item) {
+    find_head(split, HEAD_FIRST_SPLIT);
+    next_item = min(next_item, end);
+    load_queries();
+    add_entries(split);
+    write_rows(split + push.rows.segment * push.items_base, next_item - split);
   }
-  fetch_step(begin);
-  for (uint first_entry = begin; first_entry < end; first_entry += STEP_ENTRIES) {
-    store_keys();
-    if (first_entry + STEP_ENTRIES < end) fetch_step(first_entry + STEP_ENTRIES);
-    multiply();
-    if (first_entry < entries_begin || first_entry + STEP_ENTRIES > min(entries_end, n_entries - WINDOW))
-      hide(first_entry);
-    update();
-  }
-  const uint slot = split + push.rows.segment * push.items_base;
-  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) write_rows(r, push.out_offset + slot * GROUP * WINDOW * 2);
 }

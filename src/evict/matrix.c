@@ -7,8 +7,9 @@
 enum {
   QUERY_ROWS = 32,
   MAX_HEAD_DIM = 128,
-  WINDOW_STEP_ENTRIES = 64,
-  VALUE_STEP_ENTRIES = 32,
+  STEP_ENTRIES = 64,     /* of the window's attention */
+  EXCHANGE_COLUMNS = 32, /* of attention_norm_matrix */
+  MOST_VALUE_SUBGROUPS = 8,
   PREPARE_SLICES = 8, /* workgroups of a query head in matrix_prepare */
   PREPARED_QUERY = 4
 };
@@ -25,8 +26,8 @@ static uint32_t factor_blocks(const laprox_plan *plan) {
 }
 
 static uint32_t factor_halves(const laprox_plan *plan) {
-  const uint32_t blocks = factor_blocks(plan);
-  return blocks * (blocks + 1) / 2 * plan->matrix_size * plan->matrix_size;
+  const uint32_t blocks = factor_blocks(plan), size = plan->matrix_size;
+  return size * (blocks * (blocks + 1) / 2 * size + 8);
 }
 
 uint32_t lpx_matrix_prepared_words(const laprox_plan *plan) {
@@ -34,18 +35,30 @@ uint32_t lpx_matrix_prepared_words(const laprox_plan *plan) {
   return PREPARED_QUERY + QUERY_ROWS * plan->shape.head_dim + factor_halves(plan);
 }
 
+/* Shared memory of so many rows or columns of a matrix, with room that keeps them in different banks. */
+static uint32_t exchange_bytes(const laprox_plan *plan, uint32_t n_lines) {
+  return n_lines * (plan->matrix_size * 4 + 16);
+}
+
+/* Shared memory of so many rows of K or V. */
+static uint32_t row_bytes(const laprox_plan *plan, uint32_t n_rows) {
+  return n_rows * (plan->shape.head_dim * 2 + 16);
+}
+
 /* Shared memory of value_norm_matrix with so many subgroups. */
 static uint32_t value_bytes(const laprox_plan *plan, uint32_t n_subgroups) {
-  const uint32_t values = 2 * VALUE_STEP_ENTRIES * (plan->shape.head_dim * 2 + 16);
-  return values +
-         n_subgroups * (plan->matrix_size * (plan->matrix_size * 4 + 16) + 2 * VALUE_STEP_ENTRIES * 4);
+  const uint32_t strips = row_bytes(plan, n_subgroups * plan->matrix_size),
+                 factors = 2 * factor_halves(plan) * 2;
+  return (strips > factors ? strips : factors) + n_subgroups * exchange_bytes(plan, plan->matrix_size);
 }
 
 /* Of the larger of window_softmax_matrix and attention_norm_matrix. */
 static uint32_t window_bytes(const laprox_plan *plan, uint32_t n_subgroups) {
-  const uint32_t size = plan->matrix_size, logits = QUERY_ROWS * WINDOW_STEP_ENTRIES * 4;
-  const uint32_t columns = n_subgroups * (size * (size * 4 + 16) + 2 * WINDOW_STEP_ENTRIES * 4);
-  return WINDOW_STEP_ENTRIES * (plan->shape.head_dim * 2 + 16) + (logits > columns ? logits : columns);
+  const uint32_t visible = QUERY_ROWS * STEP_ENTRIES * 4;
+  const uint32_t rows = n_subgroups * exchange_bytes(plan, 2 * plan->matrix_size);
+  const uint32_t columns = n_subgroups * (exchange_bytes(plan, EXCHANGE_COLUMNS) + 2 * STEP_ENTRIES * 4);
+  const uint32_t softmax = rows > visible ? rows : visible;
+  return row_bytes(plan, STEP_ENTRIES) + (softmax > columns ? softmax : columns);
 }
 
 static bool window_fits(const laprox_plan *plan, uint32_t n_subgroups) {
@@ -74,27 +87,25 @@ void lpx_matrix_choose(laprox_plan *plan) {
       !lpx_shader_usable(context, "window_softmax_matrix"))
     return;
   plan->matrix_size = size;
-  plan->value_on_matrix = lpx_plan_uses_values(plan) && plan->rules.gqa == LAPROX_GQA_MEAN;
   /* AMD's operands stand in every quarter of a subgroup of 64: fewer at once, so that none spills. */
   const bool wide = context->subgroup_size > 32;
   plan->matrix_heads = wide ? 2 : 4;
   const uint32_t tiles = lpx_matrix_head_tiles(plan), heads = (plan->group + tiles - 1) / tiles;
-  /* Those that share a head in the window's attention divide a step's entries and, where there are registers for half of
-     them only, its queries. */
+  /* Those that share a head in the window's attention divide its queries where there are registers for half of them
+     only, and a step's entries where few heads leave an invocation many to fetch. */
   plan->matrix_window_parts = wide ? 2 : 1;
-  plan->matrix_window_subgroups = heads * plan->matrix_window_parts * (heads <= 2 && !wide ? 4 : 2);
+  plan->matrix_window_subgroups = heads * plan->matrix_window_parts * (heads == 1 && !wide ? 4 : 2);
   if (!window_fits(plan, plan->matrix_window_subgroups))
     plan->matrix_window_subgroups = heads * plan->matrix_window_parts;
-  /* Those that share a head in the value norms divide its factor. */
-  const uint32_t most = (factor_blocks(plan) + 1) / 2;
-  plan->matrix_value_parts = wide || heads <= 2 ? 4 : 2;
-  while (plan->matrix_value_parts > most) plan->matrix_value_parts /= 2;
-  while (plan->matrix_value_parts > 1 && !value_fits(plan, heads * plan->matrix_value_parts))
-    plan->matrix_value_parts /= 2;
-  plan->matrix_value_subgroups = heads * plan->matrix_value_parts;
-  if (!window_fits(plan, plan->matrix_window_subgroups) || !value_fits(plan, plan->matrix_value_subgroups) ||
-      !leaves_room(plan))
-    plan->matrix_size = 0, plan->value_on_matrix = false;
+  if (!window_fits(plan, plan->matrix_window_subgroups) || !leaves_room(plan)) {
+    plan->matrix_size = 0;
+    return;
+  }
+  plan->matrix_value_subgroups = MOST_VALUE_SUBGROUPS;
+  while (plan->matrix_value_subgroups > 2 && !value_fits(plan, plan->matrix_value_subgroups))
+    plan->matrix_value_subgroups -= 2;
+  plan->value_on_matrix = lpx_plan_uses_values(plan) && plan->rules.gqa == LAPROX_GQA_MEAN &&
+                          value_fits(plan, plan->matrix_value_subgroups);
 }
 
 uint32_t lpx_matrix_group_items(uint32_t n_tiles, uint32_t n_groups, uint32_t most) {
