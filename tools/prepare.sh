@@ -130,13 +130,14 @@ install_missing() {
   rm -f "$log"
 }
 
-# build WITH_TESTS: configures $root/build once and builds it; shows the compiler's words only where it fails.
+# build WITH_TESTS: configures $root/build once and builds it, for tests without warnings; shows the compiler's words only
+# where it fails.
 build() {
   log=$(mktemp) || die "no temporary file can be made"
   if [ -e "$root/build/build.ninja" ]; then
-    [ "$1" = false ] || meson configure "$root/build" -Dtests=true >"$log" 2>&1 || { cat "$log" >&2; die "configuring failed"; }
+    [ "$1" = false ] || meson configure "$root/build" -Dtests=true -Dwerror=true >"$log" 2>&1 || { cat "$log" >&2; die "configuring failed"; }
   else
-    meson setup "$root/build" "$root" "-Dtests=$1" >"$log" 2>&1 || { cat "$log" >&2; die "configuring failed"; }
+    meson setup "$root/build" "$root" "-Dtests=$1" "-Dwerror=$1" >"$log" 2>&1 || { cat "$log" >&2; die "configuring failed"; }
   fi
   ninja -C "$root/build" >"$log" 2>&1 || { grep -vE '^\[|^ninja: Enter' "$log" >&2; die "building failed"; }
   rm -f "$log"

@@ -177,11 +177,11 @@ static void build_facts(const task_plan *plan, uint32_t n_keys, uint32_t n_value
     facts[i].answers = i % n_keys < n_asked;
   }
   for (uint32_t i = 0, used = 0; i < n_asked; i++)
-    used += (uint32_t)snprintf(keys + used, sizeof keys - used, "%s%s",
+    used += (uint32_t)snprintf(keys + used, sizeof keys - used, "%s%.*s",
                                i == 0             ? ""
                                : i + 1 == n_asked ? " and "
                                                   : ", ",
-                               facts[i].key);
+                               KEY_BYTES - 1, facts[i].key);
   if (!plan->plain) begin_ruler(out, many);
   write_document(plan, &r, facts, n, out);
   if (!plan->plain) {

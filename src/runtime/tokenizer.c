@@ -501,7 +501,7 @@ static laprox_result encode_word(encoder *e, const char *word, size_t n) {
 static laprox_result split(encoder *e, uint32_t stage, const char *text, size_t n) {
   const lpx_tokenizer *t = e->tokenizer;
   if (n == 0) return LAPROX_OK;
-  if (stage == t->n_stages) return encode_word(e, text, n);
+  if (stage == t->n_stages || stage >= MAX_STAGES) return encode_word(e, text, n);
   for (size_t at = 0; at < n;) {
     int found =
         pcre2_match(t->stages[stage], (PCRE2_SPTR)text, n, at, PCRE2_NO_UTF_CHECK, e->match, e->limits);
