@@ -8,9 +8,9 @@
 #
 # Drivers are packages of Debian, from its archive or a mirror (LAPROX_MIRROR: its root, …/debian), unpacked into
 # ~/.cache/laprox-matrix (LAPROX_MATRIX_CACHE); results go to build-matrix (LAPROX_MATRIX_OUT): results.tsv (one line a
-# rig), kernels.tsv (one line a kernel and device) and logs. A full run also renews tools/matrix/results.tsv and
-# README.md's table, single rows theirs. What can't be had here is listed as absent, which is no failure. Exit status 1:
-# something failed, or a hot kernel spills.
+# rig), kernels.tsv (one line a kernel and device) and logs. As many rigs run at once as there are processors. A full run
+# also renews tools/matrix/results.tsv and README.md's table, single rows theirs. What can't be had here is listed as absent,
+# which is no failure. Exit status 1: something failed, or a hot kernel spills.
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 here=$root/tools/matrix
@@ -29,11 +29,10 @@ esac
 libraries='libjansson4 libpcre2-8-0 libcmocka0 libc6 libvulkan1'
 export LAPROX_TEST_DATA=$root/tests/data MESA_SHADER_CACHE_DISABLE=true VK_LOADER_LAYERS_DISABLE='~implicit~'
 unset LAPROX_DEVICE LAPROX_VARIANTS
-mkdir -p "$cache" "$out/icd"
-results=$out/results.tsv
-: >"$results"
-rm -f "$out"/*.json
-bad=0
+rm -rf "$out/rigs" "$out"/*.json
+mkdir -p "$cache" "$out/icd" "$out/rigs"
+cache=$(cd "$cache" && pwd) out=$(cd "$out" && pwd) # rigs run in folders of their own
+export LAPROX_MATRIX_CACHE=$cache LAPROX_MATRIX_OUT=$out
 
 . "$here/rigs.sh"
 
@@ -48,88 +47,98 @@ if fetch sid-amd64 sid amd64 $libraries mesa-vulkan-drivers mesa-drm-shim vulkan
 fi
 build amd64 "${native[@]}" || exit 1
 
+# 64-bit Arm too, which several rigs share.
+if wanted_any '*Arm*' 'Mali*' 'Raspberry*' 'PowerVR*'; then build_arm64; fi
+
 # ---- executed ----
 
 small='test_half test_policy test_selftest test_variants test_vk'
 kernels="$small test_embed test_queues"
 [ $mode = quick ] || kernels="$kernels test_kernels test_evict_file"
+swiftshader="$small $([ $mode = quick ] && echo 'test_embed:one?segment*' || echo test_embed)"
 
 if fetch bookworm-amd64 bookworm amd64 $libraries mesa-vulkan-drivers vulkan-validationlayers; then
-  execute 'lavapipe, 128-bit vectors' bookworm-amd64 lvp "$small" LP_NATIVE_VECTOR_WIDTH=128
-  execute 'lavapipe, 256-bit vectors' bookworm-amd64 lvp "$kernels" LP_NATIVE_VECTOR_WIDTH=256
-  execute 'lavapipe, 512-bit vectors' bookworm-amd64 lvp "$small" LP_NATIVE_VECTOR_WIDTH=512
-  execute "Vulkan's minimum limits" bookworm-amd64 lvp \
+  if fetch chromium bookworm amd64 --only chromium chromium-common; then
+    mkdir -p "$cache/bookworm-amd64/root/usr/lib/swiftshader"
+    cp "$cache/chromium/root/usr/lib/chromium/libvk_swiftshader.so" "$cache/bookworm-amd64/root/usr/lib/swiftshader/"
+    rig execute SwiftShader bookworm-amd64 ../swiftshader/libvk_swiftshader.so "$swiftshader"
+  else
+    rig absent executed SwiftShader
+  fi
+  rig execute 'lavapipe, 256-bit vectors' bookworm-amd64 lvp "$kernels" LP_NATIVE_VECTOR_WIDTH=256
+  rig execute 'lavapipe, 128-bit vectors' bookworm-amd64 lvp "$small" LP_NATIVE_VECTOR_WIDTH=128
+  rig execute 'lavapipe, 512-bit vectors' bookworm-amd64 lvp "$small" LP_NATIVE_VECTOR_WIDTH=512
+  rig execute "Vulkan's minimum limits" bookworm-amd64 lvp \
     'test_failures:test_small_limits test_failures:test_one_head_a_binding'
 else
-  absent executed 'lavapipe of Debian 12'
+  rig absent executed 'lavapipe of Debian 12'
+  rig absent executed SwiftShader
 fi
 if [ $mode = full ]; then
   if fetch trixie-amd64 trixie amd64 $libraries mesa-vulkan-drivers vulkan-validationlayers; then
-    execute 'lavapipe of Debian 13' trixie-amd64 lvp "$kernels"
+    rig execute 'lavapipe of Debian 13' trixie-amd64 lvp "$kernels"
   else
-    absent executed 'lavapipe of Debian 13'
+    rig absent executed 'lavapipe of Debian 13'
   fi
 fi
 if has sid-amd64; then
-  execute 'lavapipe of Debian sid' sid-amd64 lvp "$kernels$([ $mode = quick ] || echo ' test_attention')"
-  [ $mode = quick ] || execute 'lavapipe of Debian sid, baseline' sid-amd64 lvp "$kernels" LAPROX_VARIANTS=baseline
+  rig execute 'lavapipe of Debian sid' sid-amd64 lvp "$kernels$([ $mode = quick ] || echo ' test_attention')"
+  [ $mode = quick ] || rig execute 'lavapipe of Debian sid, baseline' sid-amd64 lvp "$kernels" LAPROX_VARIANTS=baseline
 else
-  absent executed 'lavapipe of Debian sid'
+  rig absent executed 'lavapipe of Debian sid'
 fi
-if fetch chromium bookworm amd64 --only chromium chromium-common && has bookworm-amd64; then
-  mkdir -p "$cache/bookworm-amd64/root/usr/lib/swiftshader"
-  cp "$cache/chromium/root/usr/lib/chromium/libvk_swiftshader.so" "$cache/bookworm-amd64/root/usr/lib/swiftshader/"
-  execute SwiftShader bookworm-amd64 ../swiftshader/libvk_swiftshader.so \
-    "$small $([ $mode = quick ] && echo 'test_embed:one?segment*' || echo test_embed)"
-else
-  absent executed SwiftShader
-fi
-execute_arm64 'lavapipe on 64-bit Arm (emulated)' 'test_half test_policy' 'test_selftest test_vk test_kernels'
+rig execute_arm64 'lavapipe on 64-bit Arm (emulated)' 'test_half test_policy' \
+  'test_selftest test_vk test_kernels:test_rope test_embed:one?segment*'
 if [ $mode = full ]; then
   if fetch llama-amd64 sid amd64 $libraries mesa-vulkan-drivers libllama-dev; then
-    execute_llama "llama.cpp's cache" llama-amd64
+    rig execute_llama "llama.cpp's cache" llama-amd64
   else
-    absent executed "llama.cpp's cache"
+    rig absent executed "llama.cpp's cache"
   fi
-  execute_wine 'Windows under Wine'
+  rig execute_wine 'Windows under Wine'
 fi
 
 # ---- compiled ----
 
-compile() { compile_on "$1" sid-amd64 "${@:2}"; }
+compile() { rig compile_on "$1" sid-amd64 "${@:2}"; }
 if [ $mode = quick ]; then
   compile 'AMD RDNA3 (RADV)' radeon amdgpu AMDGPU_GPU_ID=navi31
 else
+  # The slow ones first, so that none runs on alone at the end.
+  compile 'NVIDIA Ada (NVK)' nouveau nouveau NOUVEAU_CHIPSET=192
+  rig compile_arm64 'Mali-G52 (PanVK)' panfrost panfrost PAN_I_WANT_A_BROKEN_VULKAN_DRIVER=1 PAN_GPU_ID=7212
+  rig compile_arm64 'Mali-G610 (PanVK)' panfrost panfrost PAN_I_WANT_A_BROKEN_VULKAN_DRIVER=1 PAN_GPU_ID=a867
+  rig compile_arm64 'Mali-G310 (PanVK)' panfrost panfrost PAN_I_WANT_A_BROKEN_VULKAN_DRIVER=1 PAN_GPU_ID=ac74
+  rig compile_arm64 'Raspberry Pi 5 (V3DV)' broadcom v3d
+  rig compile_arm64 'PowerVR (Mesa)' powervr_mesa powervr
+  compile 'NVIDIA Turing (NVK)' nouveau nouveau NOUVEAU_CHIPSET=162
+  compile 'Apple M1 (Honeykrisp)' asahi asahi
+  compile 'Adreno 618 (Turnip)' freedreno freedreno FD_GPU_ID=618
+  compile 'Adreno 660 (Turnip)' freedreno freedreno FD_GPU_ID=660
+  compile 'Adreno 750 (Turnip)' freedreno freedreno FD_GPU_ID=750
+  if has trixie-amd64 && "$here/intel_shim.sh"; then
+    intel=$cache/intel-shim/libintel_noop_drm_shim.so
+    rig compile_on 'Intel Skylake (ANV)' trixie-amd64 intel "$intel" INTEL_STUB_GPU_PLATFORM=skl
+    rig compile_on 'Intel Tiger Lake (ANV)' trixie-amd64 intel "$intel" INTEL_STUB_GPU_PLATFORM=tgl
+    rig compile_on 'Intel Alchemist (ANV)' trixie-amd64 intel "$intel" INTEL_STUB_GPU_PLATFORM=dg2
+    rig compile_on 'Intel Lunar Lake (ANV)' trixie-amd64 intel "$intel" INTEL_STUB_GPU_PLATFORM=lnl
+    rig compile_on 'Intel Battlemage (ANV)' trixie-amd64 intel "$intel" INTEL_STUB_GPU_PLATFORM=bmg
+  else
+    rig absent compiled 'Intel (ANV)'
+  fi
   compile 'AMD Polaris (RADV)' radeon amdgpu AMDGPU_GPU_ID=polaris10
   compile 'AMD Vega (RADV)' radeon amdgpu AMDGPU_GPU_ID=vega10
   compile 'AMD RDNA2 (RADV)' radeon amdgpu AMDGPU_GPU_ID=navi21
   compile 'AMD RDNA3 (RADV)' radeon amdgpu AMDGPU_GPU_ID=navi31
   compile 'AMD RDNA4 (RADV)' radeon amdgpu AMDGPU_GPU_ID=gfx1201
-  if has trixie-amd64 && "$here/intel_shim.sh"; then
-    intel=$cache/intel-shim/libintel_noop_drm_shim.so
-    compile_on 'Intel Skylake (ANV)' trixie-amd64 intel "$intel" INTEL_STUB_GPU_PLATFORM=skl
-    compile_on 'Intel Tiger Lake (ANV)' trixie-amd64 intel "$intel" INTEL_STUB_GPU_PLATFORM=tgl
-    compile_on 'Intel Alchemist (ANV)' trixie-amd64 intel "$intel" INTEL_STUB_GPU_PLATFORM=dg2
-    compile_on 'Intel Lunar Lake (ANV)' trixie-amd64 intel "$intel" INTEL_STUB_GPU_PLATFORM=lnl
-    compile_on 'Intel Battlemage (ANV)' trixie-amd64 intel "$intel" INTEL_STUB_GPU_PLATFORM=bmg
-  else
-    absent compiled 'Intel (ANV)'
-  fi
-  compile 'NVIDIA Turing (NVK)' nouveau nouveau NOUVEAU_CHIPSET=162
-  compile 'NVIDIA Ada (NVK)' nouveau nouveau NOUVEAU_CHIPSET=192
-  compile 'Adreno 618 (Turnip)' freedreno freedreno FD_GPU_ID=618
-  compile 'Adreno 660 (Turnip)' freedreno freedreno FD_GPU_ID=660
-  compile 'Adreno 750 (Turnip)' freedreno freedreno FD_GPU_ID=750
-  compile 'Apple M1 (Honeykrisp)' asahi asahi
-  compile_arm64 'Mali-G52 (PanVK)' panfrost panfrost PAN_I_WANT_A_BROKEN_VULKAN_DRIVER=1 PAN_GPU_ID=7212
-  compile_arm64 'Mali-G610 (PanVK)' panfrost panfrost PAN_I_WANT_A_BROKEN_VULKAN_DRIVER=1 PAN_GPU_ID=a867
-  compile_arm64 'Mali-G310 (PanVK)' panfrost panfrost PAN_I_WANT_A_BROKEN_VULKAN_DRIVER=1 PAN_GPU_ID=ac74
-  compile_arm64 'Raspberry Pi 5 (V3DV)' broadcom v3d
-  compile_arm64 'PowerVR (Mesa)' powervr_mesa powervr
 fi
+wait
 
 # ---- results ----
 
+results=$out/results.tsv bad=0
+cat "$out"/rigs/*.tsv >"$results"
+! cut -f 3 "$results" | grep -q FAILED || bad=1
 python3 "$here/spills.py" --table "$out"/*.json >"$out/kernels.tsv" || bad=1
 python3 "$here/table.py" "$results"
 if [ $mode = full ]; then

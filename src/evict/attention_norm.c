@@ -87,7 +87,7 @@ static uint64_t entry_cost(const laprox_plan *plan) {
 static void dispatch_matrix(laprox_binding *binding, const lpx_pipeline *pipeline, const window_push *given,
                             laprox_buffer key, uint32_t count, bool splits, uint64_t cost) {
   const laprox_plan *plan = binding->plan;
-  const uint32_t group_items = lpx_matrix_group_items(count, 512, splits ? 8 : 64),
+  const uint32_t group_items = lpx_matrix_group_items(plan, count, splits ? 8 : 64),
                  tiles = lpx_matrix_head_tiles(plan);
   matrix_push push = {.heads = given->heads,
                       .first_head = given->first_head,

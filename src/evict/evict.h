@@ -190,8 +190,8 @@ enum { MATRIX_FLOPS = 8 };
 void lpx_matrix_choose(laprox_plan *plan);
 /* Workgroups that share the query heads of a KV head in the window's attention. */
 uint32_t lpx_matrix_head_tiles(const laprox_plan *plan);
-/* Tiles that a workgroup takes one after the other: as many as leave n_groups workgroups, enough for a large device. */
-uint32_t lpx_matrix_group_items(uint32_t n_tiles, uint32_t n_groups, uint32_t most);
+/* Of n_items, what a workgroup takes one after the other: as many as leave workgroups enough for a large device. */
+uint32_t lpx_matrix_group_items(const laprox_plan *plan, uint32_t n_items, uint32_t most);
 uint32_t lpx_matrix_prepared_words(const laprox_plan *plan);
 /* A pipeline of theirs, of workgroups of so many subgroups. */
 laprox_result lpx_matrix_pipeline_get(const laprox_plan *plan, const char *shader, uint32_t n_bindings,

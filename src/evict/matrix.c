@@ -108,8 +108,8 @@ void lpx_matrix_choose(laprox_plan *plan) {
                           value_fits(plan, plan->matrix_value_subgroups);
 }
 
-uint32_t lpx_matrix_group_items(uint32_t n_tiles, uint32_t n_groups, uint32_t most) {
-  const uint32_t many = n_tiles / n_groups;
+uint32_t lpx_matrix_group_items(const laprox_plan *plan, uint32_t n_items, uint32_t most) {
+  const uint32_t many = n_items / (lpx_is_software(plan->context) ? 8 : 512);
   return many < 1 ? 1 : many > most ? most : many;
 }
 

@@ -58,7 +58,7 @@ static void dispatch(laprox_binding *binding, const value_push *given, laprox_bu
   const uint64_t cost = count * tile_cost(plan);
   if (plan->value_on_matrix) {
     const uint32_t at_once = plan->matrix_value_subgroups / 2; /* of 32 candidates each */
-    const uint32_t group_items = lpx_matrix_group_items(count / at_once, 512, 16) * at_once;
+    const uint32_t group_items = lpx_matrix_group_items(plan, count / at_once, 16) * at_once;
     matrix_push push = {.heads = given->heads,
                         .first_head = given->first_head,
                         .end_head = given->end_head,

@@ -19,8 +19,10 @@ wrap_tool() {
 }
 
 # write_icd FILE LIBRARY: names a driver by its path, for those in packages name a place that isn't there.
+# Rigs that run at once may write the same.
 write_icd() {
-  printf '{"file_format_version": "1.0.0", "ICD": {"library_path": "%s", "api_version": "1.1.0"}}\n' "$2" >"$1"
+  printf '{"file_format_version": "1.0.0", "ICD": {"library_path": "%s", "api_version": "1.1.0"}}\n' "$2" >"$1.$BASHPID"
+  mv -f "$1.$BASHPID" "$1"
 }
 
 # icd_library FOLDER NAME: the driver that NAME_icd.*.json means, or NAME itself where it is a library.
@@ -66,12 +68,31 @@ build() {
 # Whether a rig is asked for, by a pattern.
 wanted() { [[ $1 == $only ]]; }
 
+# Whether one of them may be: their patterns, or parts of one, match what is asked for.
+wanted_any() {
+  local pattern
+  for pattern in "$@"; do
+    [[ $only == '*' || $only == $pattern ]] && return 0
+  done
+  return 1
+}
+
+# rig FUNCTION ARGUMENT…: beside other rigs, in a folder of its own, for tests write files where they are started.
+n_rigs=0
+rig() {
+  n_rigs=$((n_rigs + 1))
+  while [ "$(jobs -rp | wc -l)" -ge "$(getconf _NPROCESSORS_ONLN)" ]; do wait -n; done
+  (
+    folder=$(printf '%s/rigs/%02d' "$out" $n_rigs)
+    mkdir "$folder" && cd "$folder" && results=$folder.tsv && : >"$results" && "$@"
+  ) &
+}
+
 # ---- results: kind, rig, status, device, driver, what, seconds ----
 
 result() {
   printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$@" >>"$results"
   printf '%s: %s: %s: %s (%s s)\n' "$1" "$2" "$3" "$6" "$7"
-  [ "$3" != FAILED ] || bad=1
 }
 absent() { ! wanted "$2" || result "$1" "$2" absent '' '' 'not to be had on this machine' 0; }
 
@@ -191,22 +212,18 @@ execute_llama() {
 
 in_arm64() { "$here/arm64.sh" run "$@"; }
 
-# Builds and fetches for the first rig that asks, which takes minutes.
-arm64=
-has_arm64() {
-  if [ -z "$arm64" ]; then
-    arm64=no
-    "$here/arm64.sh" build && fetch sid-arm64 sid arm64 $libraries mesa-vulkan-drivers mesa-drm-shim \
-      vulkan-validationlayers && arm64=yes
-  fi
-  [ $arm64 = yes ]
+# Once, before the rigs that need it.
+arm64=no
+build_arm64() {
+  "$here/arm64.sh" build && fetch sid-arm64 sid arm64 $libraries mesa-vulkan-drivers mesa-drm-shim \
+    vulkan-validationlayers && arm64=yes
 }
 
 # On Debian 12's lavapipe the self-test fails under emulation: it unpacks f16 wrongly there.
 execute_arm64() {
   local rig=$1 tests=$2 start log=$out/arm64.log description=$'qemu\tno driver\tnone, host tests only'
   wanted "$rig" || return 0
-  has_arm64 || { absent executed "$rig"; return; }
+  [ $arm64 = yes ] || { absent executed "$rig"; return; }
   start=$SECONDS
   # Emulated, a driver takes minutes to compile the first kernels.
   if [ $mode = full ]; then
@@ -222,7 +239,7 @@ execute_arm64() {
 compile_arm64() {
   local rig=$1 driver=$2 shim=$3
   wanted "$rig" || return 0
-  has_arm64 || { absent compiled "$rig"; return; }
+  [ $arm64 = yes ] || { absent compiled "$rig"; return; }
   shift 3
   compiler=$(version_of sid-arm64)
   compile_with "$rig" env "$@" "$here/arm64.sh" run sid-arm64 "$driver" "$shim" tools/pipelines
