@@ -7,8 +7,8 @@
 #extension GL_EXT_shader_16bit_storage : require
 #extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
 // First pass of the observation-window attention on cooperative matrices: every matrix element keeps its own running
-// maximum and sum over the entries it meets, and only the end merges them. One workgroup per (group_items splits, up to four
-// query heads): of a head's, the first receives what all have come to.
+// maximum and sum over the entries it meets, and only the end of a split merges them. One workgroup per (group_items splits, up
+// to four query heads).
 #include "finite.glsl"
 #include "../evict/layout.glsl"
 #include "../evict/window_matrix.glsl"
@@ -97,8 +97,8 @@ void write_partial(uint of_group, uint t, uint slot, vec2 partial) {
   work[at + 1] = partial.y;
 }
 
-// To the first of n_slots, and nothing to the others.
-void write_rows(uint first_slot, uint n_slots) {
+// What a split has come to.
+void write_rows(uint slot) {
   const uint first = workgroup_index() % HEAD_TILES * TILE_HEADS, at = gl_SubgroupID * 2 * MATRIX_QUADS;
   UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
     barrier();
@@ -108,32 +108,50 @@ void write_rows(uint first_slot, uint n_slots) {
     for (uint n = gl_LocalInvocationIndex; n < TILE_HEADS * PARTS * SIZE; n += N_INVOCATIONS) {
       const uint subgroup = n / SIZE, of_group = first + subgroup % TILE_HEADS;
       const uint t = subgroup / TILE_HEADS * (QUERY_ROWS / PARTS) + r * SIZE + n % SIZE;
-      if (t < WINDOW && of_group < GROUP) write_partial(of_group, t, first_slot, merged_row(n));
+      if (t < WINDOW && of_group < GROUP) write_partial(of_group, t, slot, merged_row(n));
     }
   }
-  const uint n_rows = min(TILE_HEADS, GROUP - first) * WINDOW;
-  for (uint i = gl_LocalInvocationIndex; i < (n_slots - 1) * n_rows; i += N_INVOCATIONS)
-    write_partial(first + i % n_rows / WINDOW, i % WINDOW, first_slot + 1 + i / n_rows, vec2(-1.0e38, 0.0));
 }
 
-// The entries from split's first to next_item's.
-void add_entries(uint split) {
-  const uint first_split = head_word(head, HEAD_FIRST_SPLIT);
-  const uint splits_begin = (split - first_split) * SPLIT_ENTRIES, splits_end = (next_item - first_split) * SPLIT_ENTRIES;
-  const uint begin = max(splits_begin, entries_begin / STEP_ENTRIES * STEP_ENTRIES), end = min(splits_end, entries_end);
+// Of splits that have no entry here.
+void write_nothing(uint slot, uint end_slot) {
+  const uint first = workgroup_index() % HEAD_TILES * TILE_HEADS, n_rows = min(TILE_HEADS, GROUP - first) * WINDOW;
+  for (uint i = gl_LocalInvocationIndex; slot + i / n_rows < end_slot; i += N_INVOCATIONS)
+    write_partial(first + i % n_rows / WINDOW, i % WINDOW, slot + i / n_rows, vec2(-1.0e38, 0.0));
+}
+
+void begin_split() {
   UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
     maximum[r] = SUM_MATRIX(-1.0e38);
     sum[r] = SUM_MATRIX(0.0);
   }
-  if (begin >= end) return;
+}
+
+// The splits from that one to next_item, of one head.
+void add_splits(uint split) {
+  const uint first_split = head_word(head, HEAD_FIRST_SPLIT);
+  const uint first = split - first_split, end_split = next_item - first_split; // in the head
+  const uint slots = first_split + push.rows.segment * push.items_base;        // of its first split
+  const uint begin = max(first * SPLIT_ENTRIES, entries_begin / STEP_ENTRIES * STEP_ENTRIES);
+  const uint end = min(end_split * SPLIT_ENTRIES, entries_end);
+  if (begin >= end) {
+    write_nothing(slots + first, slots + end_split);
+    return;
+  }
+  write_nothing(slots + first, slots + begin / SPLIT_ENTRIES);
+  write_nothing(slots + (end - 1) / SPLIT_ENTRIES + 1, slots + end_split);
   begin_steps(begin, (end - begin + STEP_ENTRIES - 1) / STEP_ENTRIES);
+  begin_split();
   for (uint step = 0; step < n_steps; step++) {
-    const uint first_entry = begin + step * STEP_ENTRIES;
+    const uint first_entry = begin + step * STEP_ENTRIES, next_entry = first_entry + STEP_ENTRIES;
     enter_step(step);
     multiply();
-    if (first_entry < entries_begin || first_entry + STEP_ENTRIES > min(entries_end, n_entries - WINDOW)) hide(first_entry);
+    if (first_entry < entries_begin || next_entry > min(entries_end, n_entries - WINDOW)) hide(first_entry);
     raise_maxima();
     add_exponentials();
+    if (next_entry % SPLIT_ENTRIES != 0 && step + 1 < n_steps) continue;
+    write_rows(slots + first_entry / SPLIT_ENTRIES);
+    begin_split();
   }
 }
 
@@ -146,7 +164,6 @@ void main() {
     find_head(split, HEAD_FIRST_SPLIT);
     next_item = min(next_item, end);
     load_queries();
-    add_entries(split);
-    write_rows(split + push.rows.segment * push.items_base, next_item - split);
+    add_splits(split);
   }
 }
