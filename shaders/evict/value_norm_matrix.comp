@@ -7,7 +7,7 @@
 #extension GL_EXT_shader_16bit_storage : require
 #extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
 // Projected-value norms on cooperative matrices, times the attention norms, mean over the group: the raw LaProx score.
-// Every subgroup keeps the values of 32 candidates in registers, and the factors of the group's query heads pass by through
+// Every subgroup keeps the values of some candidates in registers, and the factors of the group's query heads pass by through
 // shared memory: while one is multiplied with, the next is on its way, and so are the values of the next candidates. One
 // workgroup per group_items tiles.
 #include "../evict/layout.glsl"
@@ -19,10 +19,9 @@ layout(constant_id = 5) const uint SIZE = 16; // of a matrix
 layout(constant_id = 6) const uint SUBGROUP_SIZE = 32;
 layout(local_size_x_id = 7, local_size_y = 1, local_size_z = 1) in;
 layout(constant_id = 8) const uint N_INVOCATIONS = 128; // the same
+layout(constant_id = 9) const uint CANDIDATES = 32;     // of a subgroup
 
 #include "../evict/matrix.glsl"
-
-#define CANDIDATES 32 // of a subgroup
 
 const uint N_SUBGROUPS = N_INVOCATIONS / SUBGROUP_SIZE;
 const uint TILES_AT_ONCE = N_SUBGROUPS * CANDIDATES / TILE_ENTRIES;

@@ -86,6 +86,7 @@ struct laprox_plan {
   /* Cooperative matrices score this cache: their size, 0 if they don't, and the workgroups' subgroups. */
   uint32_t matrix_size, matrix_window_subgroups, matrix_value_subgroups;
   uint32_t matrix_window_parts; /* that a head's queries are divided into */
+  uint32_t matrix_candidates;   /* whose values a subgroup keeps in registers */
   uint32_t matrix_heads;        /* of a workgroup, at most */
   bool value_on_matrix;         /* the value norms too: not for joint scores and means of attention */
 

@@ -101,9 +101,11 @@ void lpx_matrix_choose(laprox_plan *plan) {
     plan->matrix_size = 0;
     return;
   }
+  plan->matrix_candidates = wide ? 16 : 32;
+  const uint32_t least = TILE_ENTRIES / plan->matrix_candidates;
   plan->matrix_value_subgroups = MOST_VALUE_SUBGROUPS;
-  while (plan->matrix_value_subgroups > 2 && !value_fits(plan, plan->matrix_value_subgroups))
-    plan->matrix_value_subgroups -= 2;
+  while (plan->matrix_value_subgroups > least && !value_fits(plan, plan->matrix_value_subgroups))
+    plan->matrix_value_subgroups -= least;
   plan->value_on_matrix = lpx_plan_uses_values(plan) && plan->rules.gqa == LAPROX_GQA_MEAN &&
                           value_fits(plan, plan->matrix_value_subgroups);
 }
