@@ -46,7 +46,7 @@ static int open_rig(void **state) {
   (void)state;
   test_host_init(&rig.host);
   const laprox_instance_info info = {
-      .host = rig.host.host, .validation = true, .variants_off = test_variants_off()};
+      .host = rig.host.host, .validation = test_validation(), .variants_off = test_variants_off()};
   const laprox_model_info model = {.path = MODEL};
   if (!model_file_write(MODEL, &tiny) || laprox_instance_create(&info, &rig.instance) ||
       laprox_device_open(rig.instance, getenv("LAPROX_DEVICE"), &rig.device) ||

@@ -356,12 +356,10 @@ static void on_message(void *user, laprox_message_level level, const char *text)
 }
 
 static int set_up(void **state) {
-  const char *validation = getenv("LAPROX_TEST_VALIDATION");
   (void)state;
   rig.host.message = on_message;
-  laprox_instance_info info = {.host = rig.host,
-                               .validation = !validation || strcmp(validation, "0") != 0,
-                               .variants_off = test_variants_off()};
+  laprox_instance_info info = {
+      .host = rig.host, .validation = test_validation(), .variants_off = test_variants_off()};
   if (laprox_instance_create(&info, &rig.instance) != LAPROX_OK) return -1;
   return laprox_device_open(rig.instance, getenv("LAPROX_DEVICE"), &rig.device) == LAPROX_OK ? 0 : -1;
 }

@@ -14,14 +14,13 @@ static void must(int result, const char *what) {
 }
 
 void app_vulkan_init(app_vulkan *app) {
-  const char *validation = getenv("LAPROX_TEST_VALIDATION"), *selector = getenv("LAPROX_DEVICE");
+  const char *selector = getenv("LAPROX_DEVICE");
   VkPhysicalDevice gpus[16];
   VkQueueFamilyProperties families[16];
   uint32_t n_gpus = 16, n_families = 16;
   *app = (app_vulkan){0};
   must(volkInitialize(), "looking for a Vulkan loader");
-  const bool validate = !validation || strcmp(validation, "0") != 0;
-  must(instance_create(validate ? &app->n_validation : NULL, &app->instance, &app->messenger),
+  must(instance_create(test_validation() ? &app->n_validation : NULL, &app->instance, &app->messenger),
        "vkCreateInstance");
   must(vkEnumeratePhysicalDevices(app->instance, &n_gpus, gpus) < 0 || !n_gpus, "looking for a device");
   const unsigned long wanted = selector ? strtoul(selector, NULL, 10) : 0;

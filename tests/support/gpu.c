@@ -19,11 +19,13 @@ int test_gpu_setup(void **state) {
   test_gpu *gpu = calloc(1, sizeof *gpu);
   if (!gpu) return -1;
   const laprox_instance_info info = {.host = {.message = on_message, .message_user = gpu},
-                                     .validation = true,
+                                     .validation = test_validation(),
                                      .variants_off = test_variants_off()};
   if (laprox_instance_create(&info, &gpu->instance) ||
       laprox_device_open(gpu->instance, getenv("LAPROX_DEVICE"), &gpu->device)) {
     (void)fprintf(stderr, "no device for the test: %s\n", gpu->last_error);
+    laprox_instance_destroy(gpu->instance);
+    free(gpu);
     return -1;
   }
   *state = gpu;
@@ -32,6 +34,7 @@ int test_gpu_setup(void **state) {
 
 int test_gpu_teardown(void **state) {
   test_gpu *gpu = *state;
+  if (!gpu) return 0; /* the setup failed, and has said so */
   const bool leaked = laprox_context_memory(laprox_device_context(gpu->device)).bytes > (UINT64_C(4) << 20);
   laprox_device_destroy(gpu->device);
   laprox_instance_destroy(gpu->instance);
