@@ -14,7 +14,6 @@
 
 layout(constant_id = 0) const uint HEAD_DIM = 64;
 layout(constant_id = 1) const uint GROUP = 1;
-layout(constant_id = 4) const uint MODE = 0;
 layout(constant_id = 5) const uint SIZE = 16; // of a matrix
 layout(constant_id = 6) const uint SUBGROUP_SIZE = 32;
 layout(local_size_x_id = 7, local_size_y = 1, local_size_z = 1) in;
