@@ -48,7 +48,8 @@ fi
 build amd64 "${native[@]}" || exit 1
 
 # 64-bit Arm too, which several rigs share.
-if wanted_any '*Arm*' 'Mali*' 'Raspberry*' 'PowerVR*'; then build_arm64; fi
+if wanted_any 'lavapipe on 64-bit Arm (emulated)' 'Mali-G52 (PanVK)' 'Mali-G610 (PanVK)' 'Mali-G310 (PanVK)' \
+  'Raspberry Pi 5 (V3DV)' 'PowerVR (Mesa)'; then build_arm64; fi
 
 # ---- executed ----
 

@@ -68,11 +68,10 @@ build() {
 # Whether a rig is asked for, by a pattern.
 wanted() { [[ $1 == $only ]]; }
 
-# Whether one of them may be: their patterns, or parts of one, match what is asked for.
 wanted_any() {
-  local pattern
-  for pattern in "$@"; do
-    [[ $only == '*' || $only == $pattern ]] && return 0
+  local rig
+  for rig in "$@"; do
+    wanted "$rig" && return 0
   done
   return 1
 }
