@@ -149,8 +149,8 @@ static void check(const attention_case *c, const attention_data *data, const flo
 
 static void run_prefill_kind(kernel_test *test, const attention_case *c, const attention_data *data,
                              lpx_prefill_kind kind) {
-  static const char *const names[] = {"prefill", "prefill, large", "prefill, direct", "prefill, matrix",
-                                      "prefill, wide matrix"};
+  static const char *const names[] = {"prefill, small",  "prefill",         "prefill, large",
+                                      "prefill, direct", "prefill, matrix", "prefill, wide matrix"};
   const VkDeviceSize max_range = test->context->max_range;
   const size_t n_sums = (size_t)c->n_rows * data->shape.n_heads, n = n_sums * c->head_dim;
   lpx_attention attention;
@@ -203,7 +203,7 @@ static void use_merge_variant(lpx_attention *attention, int direct) {
 
 static bool can_decode(const lpx_attention *attention, lpx_decode_kind kind) {
   if (kind == LPX_DECODE_DIRECT) return lpx_decode_can_be_direct(attention);
-  return kind == LPX_DECODE_QUADS ||
+  return kind <= LPX_DECODE_QUADS ||
          (attention->cache_dtype == LAPROX_DTYPE_F16 && attention->shape.head_dim % 8 == 0);
 }
 
@@ -217,9 +217,9 @@ static void run_decode(kernel_test *test, const attention_case *c) {
     if (c->prefix[head] + c->n_tail > most) most = c->prefix[head] + c->n_tail;
   const VkDeviceSize max_range = test->context->max_range;
   const uint32_t variants = test->context->variants;
-  static const char *const names[] = {"decode", "decode, octets", "decode, direct"};
+  static const char *const names[] = {"decode, small", "decode", "decode, octets", "decode, direct"};
   test->context->variants |= LAPROX_VARIANT_LARGE_TILES; /* any device takes them, if slowly */
-  for (int kind = 0; kind < 3; kind++) {
+  for (int kind = 0; kind < LPX_N_DECODE_KINDS; kind++) {
     lpx_attention attention;
     assert_int_equal(lpx_attention_init(test->context, &data.shape, c->dtype, &attention), LAPROX_OK);
     if (!can_decode(&attention, (lpx_decode_kind)kind)) continue;

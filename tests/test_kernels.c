@@ -178,10 +178,11 @@ static void test_matmul(void **state) {
   kernel_test test = kernel_test_begin(state, 1);
   lpx_kernels kernels = make_kernels(&test, LAPROX_DTYPE_F16);
   memset(kernels.matmul_matrix, 0, sizeof kernels.matmul_matrix);
-  static const char *const variants[] = {"matmul", "matmul_direct", "matmul_direct_subgroup"};
+  static const char *const variants[] = {"matmul", "matmul_small", "matmul_direct", "matmul_direct_subgroup"};
   for (size_t i = 0; i < COUNT(variants); i++) {
-    if (!lpx_shader_usable(test.context, variants[i]) || (i == 2 && test.context->subgroup_size > 16))
+    if (!lpx_shader_usable(test.context, variants[i]) || (i == 3 && test.context->subgroup_size > 16))
       continue;
+    kernels.matmul_tile.rows = i == 1 ? 32 : 64;
     for (uint32_t dtype = 1; dtype < LPX_N_DTYPES; dtype++)
       assert_int_equal(lpx_pipeline_get(test.context, variants[i], 3, &dtype, 1, &kernels.matmul[dtype]),
                        LAPROX_OK);

@@ -57,27 +57,27 @@ static void score(kernel_test *test, const laprox_plan *plan, const laprox_layer
  * divide. */
 static void compare_tiles(kernel_test *test, const laprox_plan_info *info,
                           const laprox_layer_buffers *layer) {
-  enum { LARGE, MIDDLE, SMALL, N_SIZES };
-  static float scores[N_SIZES][N_KV_HEADS * (N - WINDOW)];
+  static float scores[LPX_N_TILE_SIZES][N_KV_HEADS * (N - WINDOW)];
   const uint32_t variants = test->context->variants;
   const uint32_t others = variants & ~(uint32_t)(LAPROX_VARIANT_LARGE_TILES | LAPROX_VARIANT_MATRIX);
   const bool few_registers = test->context->few_registers;
-  for (int size = 0; size < N_SIZES; size++) {
+  for (int size = 0; size < LPX_N_TILE_SIZES; size++) {
     laprox_plan *plan = NULL;
-    test->context->variants = size == LARGE ? others | LAPROX_VARIANT_LARGE_TILES : others;
-    test->context->few_registers = size == SMALL;
+    test->context->variants = size == LPX_TILES_LARGE ? others | LAPROX_VARIANT_LARGE_TILES : others;
+    test->context->few_registers = size == LPX_TILES_SMALL;
+    assert_int_equal(lpx_tile_size_of(test->context), size);
     assert_int_equal(laprox_plan_create(test->context, info, &plan), LAPROX_OK);
     score(test, plan, layer, scores[size]);
     laprox_plan_destroy(plan);
   }
   test->context->variants = variants;
   test->context->few_registers = few_registers;
-  for (int size = MIDDLE; size < N_SIZES; size++) {
-    if (info->policy.gqa != LAPROX_GQA_JOINT)
-      assert_memory_equal(scores[LARGE], scores[size], sizeof scores[LARGE]);
+  const float *large = scores[LPX_TILES_LARGE];
+  for (int size = 0; size < LPX_TILES_LARGE; size++) {
+    if (info->policy.gqa != LAPROX_GQA_JOINT) assert_memory_equal(large, scores[size], sizeof scores[size]);
     for (size_t i = 0; i < N_KV_HEADS * (N - WINDOW); i++)
-      kernel_assert_close((double)scores[size][i], (double)scores[LARGE][i],
-                          1e-5 * fabs((double)scores[LARGE][i]), "tiles", i);
+      kernel_assert_close((double)scores[size][i], (double)large[i], 1e-5 * fabs((double)large[i]), "tiles",
+                          i);
   }
 }
 

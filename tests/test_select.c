@@ -244,18 +244,25 @@ static void run_plan(kernel_test *test, const select_case *c, const laprox_plan 
   kernel_release(test, &scratch);
 }
 
+/* With atomics, for few registers, and without atomics. */
 static void run_case(kernel_test *test, const select_case *c) {
+  enum { ATOMIC, SMALL, PLAIN, N_FORMS };
   const VkDeviceSize max_range = test->context->max_range;
-  const bool avoid_atomics = test->context->avoid_atomics;
-  for (int plain = 0; plain < 2; plain++) {
-    test->context->avoid_atomics = plain;
+  const bool avoid_atomics = test->context->avoid_atomics, few_registers = test->context->few_registers;
+  const uint32_t variants = test->context->variants;
+  for (int form = ATOMIC; form < N_FORMS; form++) {
+    test->context->avoid_atomics = form == PLAIN;
+    test->context->few_registers = form == SMALL;
+    if (form == SMALL) test->context->variants &= ~(uint32_t)LAPROX_VARIANT_LARGE_TILES;
     if (c->max_range) test->context->max_range = c->max_range;
     laprox_plan *plan = make_plan(test, c);
     run_plan(test, c, plan);
     laprox_plan_destroy(plan);
     test->context->max_range = max_range;
+    test->context->variants = variants;
   }
   test->context->avoid_atomics = avoid_atomics;
+  test->context->few_registers = few_registers;
 }
 
 /* Heads without candidates, with one, and around one, two and eight blocks. */

@@ -51,7 +51,15 @@ layout(binding = 3) buffer Scratch { uvec4 scratch[]; };
 
 #define TILE   256 // entries
 #define BATCH  4   // query heads at a time
+#ifndef ROWS
 #define ROWS   4   // of a thread at a time
+#endif
+#if ROWS == 4
+#define EACH_ROW EACH_4
+#define LOADS_AHEAD
+#else
+#define EACH_ROW EACH_2
+#endif
 #define LOWEST -1.0e38
 
 const uint QUADS = HEAD_DIM / 4;
@@ -64,27 +72,34 @@ const uint HEADS = GROUP < BATCH ? GROUP : BATCH;
 const uint PLACES = HEADS == 3 ? 4 : HEADS; // of heads, so that a thread's logits are all of one
 
 // Threads' and sides' products lie apart so that neighbours are on other banks of shared memory.
-#define PITCH 5
+#define PITCH (ROWS + 1)
 #define PRODUCT(side, lane) (((side) * LANES + (lane)) * PITCH + (LANES < 8 ? 0u : (side) * 4u))
 shared vec4 products[LOCAL_SIZE * PITCH + LOCAL_SIZE / 8 * 4];
 shared vec4 scores[TILE]; // of the batch's heads, then probabilities
 shared float tops[LOCAL_SIZE + 16];
-shared uvec4 found_row;
-shared uint found_head;
+// The same for all threads: here, and read where they are needed, they take no registers of loops.
+shared uint chunk_head, chunk_first, chunk_entries; // KV head, first row in the bound ranges, how many
+shared vec4 largest; // of the batch's heads' logits so far
 
 vec4 query0_low, query1_low, query2_low, query3_low, query0_high, query1_high, query2_high, query3_high;
 vec4 sum0_low, sum1_low, sum2_low, sum3_low, sum0_high, sum1_high, sum2_high, sum3_high;
 
-// Loads are two steps ahead, in two sets of rows. An entry's number beyond the last is taken for the last; its
+// Loads are two steps ahead, in two sets of rows, where there are registers for that. An entry's number beyond the last is taken for the last; its
 // probability is zero.
 LOADED row_a0, row_a1, row_a2, row_a3, row_b0, row_b1, row_b2, row_b3;
 
 #define ROW_AT(first, entry) ((first) + min(entry, last) * VECTORS + column)
 #define LOAD_ONE(set, source, r) row_##set##r = LOAD(source, ROW_AT(first, entry + r));
+#if ROWS == 4
+#define LOAD_MORE(set, source) LOAD_ONE(set, source, 2) LOAD_ONE(set, source, 3)
+#else
+#define LOAD_MORE(set, source)
+#endif
 #define LOAD_ROWS(set, source, step)                                                                                 \
   {                                                                                                                  \
     const uint entry = (step) + side * ROWS;                                                                         \
-    LOAD_ONE(set, source, 0) LOAD_ONE(set, source, 1) LOAD_ONE(set, source, 2) LOAD_ONE(set, source, 3)              \
+    LOAD_ONE(set, source, 0) LOAD_ONE(set, source, 1)                                                                \
+    LOAD_MORE(set, source)                                                                                           \
   }
 
 #define HEAD_PRODUCT(h) (dot(query##h##_low, low) ANY_HIGH(+ dot(query##h##_high, high)))
@@ -122,20 +137,28 @@ float compute_scores(uint first_key, uint first_value, uint n_entries) {
   const uint mine = PRODUCT(side, lane);
   float top = LOWEST;
   uint first = first_key;
+#ifdef LOADS_AHEAD
   LOAD_ROWS(a, key, 0u)
   LOAD_ROWS(b, key, STEP)
   for (uint begin = 0; begin < n_entries; begin += 2 * STEP) {
-    EACH_4(MULTIPLY, row_a)
+    EACH_ROW(MULTIPLY, row_a)
     LOAD_ROWS(a, key, begin + 2 * STEP)
     add_products(begin, n_entries, top);
     if (begin + STEP >= n_entries) break;
-    EACH_4(MULTIPLY, row_b)
+    EACH_ROW(MULTIPLY, row_b)
     LOAD_ROWS(b, key, begin + 3 * STEP)
     add_products(begin + STEP, n_entries, top);
   }
   first = first_value;
   LOAD_ROWS(a, value, 0u)
   LOAD_ROWS(b, value, STEP)
+#else
+  for (uint begin = 0; begin < n_entries; begin += STEP) {
+    LOAD_ROWS(a, key, begin)
+    EACH_ROW(MULTIPLY, row_a)
+    add_products(begin, n_entries, top);
+  }
+#endif
   return top;
 }
 
@@ -168,15 +191,23 @@ float exponentiate(uint n_entries, float largest) {
 void add_values(uint first, uint n_entries) {
   const uint t = gl_LocalInvocationID.x;
   const uint side = t / LANES, column = min(t % LANES, VECTORS - 1u), last = n_entries - 1u;
+#ifdef LOADS_AHEAD
   for (uint begin = 0; begin < n_entries; begin += 2 * STEP) {
     uint from = begin + side * ROWS;
-    EACH_4(ADD_ROW, row_a)
+    EACH_ROW(ADD_ROW, row_a)
     LOAD_ROWS(a, value, begin + 2 * STEP)
     if (begin + STEP >= n_entries) break;
     from += STEP;
-    EACH_4(ADD_ROW, row_b)
+    EACH_ROW(ADD_ROW, row_b)
     LOAD_ROWS(b, value, begin + 3 * STEP)
   }
+#else
+  for (uint begin = 0; begin < n_entries; begin += STEP) {
+    const uint from = begin + side * ROWS;
+    LOAD_ROWS(a, value, begin)
+    EACH_ROW(ADD_ROW, row_a)
+  }
+#endif
 }
 
 // The maxima of the batch's heads over all threads.
@@ -215,8 +246,9 @@ void store_sums(uint to, uint n_heads) {
   barrier();
 }
 
-void store(uint slot, uint batch, vec4 largest, float total) {
+void store(uint batch, float total) {
   const uint t = gl_LocalInvocationID.x, n_batch = min(GROUP - batch, BATCH);
+  const uint slot = push.first_slot + workgroup_index();
   const uint base = push.partial_first + slot * GROUP * (1u + QUADS);
   const uint to = base + GROUP + batch * QUADS;
   barrier();
@@ -237,58 +269,57 @@ void store(uint slot, uint batch, vec4 largest, float total) {
 
 #define LOAD_QUERY(h)                                                                                                \
   query##h##_low = query##h##_high = vec4(0.0);                                                                      \
-  sum##h##_low = sum##h##_high = vec4(0.0);                                                                          \
   if (h < n_batch && lane < VECTORS) {                                                                               \
     query##h##_low = query[from + h * QUADS] * push.scale;                                                           \
     ANY_HIGH(query##h##_high = query[from + h * QUADS + 1u] * push.scale;)                                           \
   }
 
-void load_queries(uint head, uint batch) {
+void load_queries(uint batch) {
   const uint lane = gl_LocalInvocationID.x % LANES, n_batch = min(GROUP - batch, BATCH);
-  const uint from = (head * GROUP + batch) * QUADS + lane * QUADS_EACH;
+  const uint from = (chunk_head * GROUP + batch) * QUADS + lane * QUADS_EACH;
   REPEAT_4(LOAD_QUERY)
 }
 
+#define CLEAR_SUM(h)  sum##h##_low = sum##h##_high = vec4(0.0);
 #define SHRINK_SUM(h) sum##h##_low *= shrink[h]; sum##h##_high *= shrink[h];
 
-void attend(uint slot, uint head, uint batch, uint first_entry, uint n_entries) {
-  load_queries(head, batch);
-  vec4 largest = vec4(LOWEST);
+void attend(uint batch) {
   float total = 0.0;
-  for (uint begin = 0; begin < n_entries; begin += TILE) {
-    const uint n = min(n_entries - begin, TILE), first = (first_entry + begin) * VECTORS;
-    const vec4 top = max(largest, reduce_top(compute_scores(push.key_first + first, push.value_first + first, n)));
-    const vec4 shrink = exp2(largest - top);
+  REPEAT_4(CLEAR_SUM)
+  for (uint begin = 0; begin < chunk_entries; begin += TILE) {
+    load_queries(batch); // for every tile, so that they take no registers while values are added
+    const uint n = min(chunk_entries - begin, TILE), first = (chunk_first + begin) * VECTORS;
+    const vec4 found = reduce_top(compute_scores(push.key_first + first, push.value_first + first, n));
+    const vec4 before = begin == 0u ? vec4(LOWEST) : largest, top = max(before, found), shrink = exp2(before - top);
     REPEAT_4(SHRINK_SUM)
     const uint head_in_batch = gl_LocalInvocationID.x % PLACES;
     total = total * shrink[head_in_batch] + exponentiate(n, top[head_in_batch]);
-    largest = top;
     barrier();
-    add_values(push.value_first + first, n);
+    if (gl_LocalInvocationID.x == 0u) largest = top;
+    add_values(push.value_first + (chunk_first + begin) * VECTORS, n);
   }
-  store(slot, batch, largest, total);
+  store(batch, total);
 }
 
-// The KV head of which a slot is a chunk; no entries where there is none.
-void find_head(uint slot) {
-  if (gl_LocalInvocationID.x == 0u) found_row = uvec4(0u);
+// The KV head of which the workgroup's slot is a chunk; no entries where there is none.
+void find_chunk() {
+  const uint slot = push.first_slot + workgroup_index();
+  if (gl_LocalInvocationID.x == 0u) chunk_entries = 0u;
   barrier();
   for (uint i = gl_LocalInvocationID.x; i < push.n_heads; i += LOCAL_SIZE) {
     const uvec4 row = scratch[push.table_first + i];
     if (slot < row.z || slot - row.z >= (row.y + (1u << push.chunk_bits) - 1u) >> push.chunk_bits) continue;
-    found_row = row;
-    found_head = push.first_head + i;
+    const uint begin = (slot - row.z) << push.chunk_bits;
+    chunk_head = push.first_head + i;
+    chunk_first = row.x - push.first_row + begin;
+    chunk_entries = min(row.y - begin, 1u << push.chunk_bits);
   }
   barrier();
 }
 
 void main() {
   if (workgroup_index() >= push.n_groups) return;
-  const uint slot = push.first_slot + workgroup_index();
-  find_head(slot);
-  const uvec4 row = found_row;
-  const uint begin = (slot - row.z) << push.chunk_bits;
-  if (row.y == 0u) return;
-  for (uint batch = 0; batch < GROUP; batch += BATCH)
-    attend(slot, found_head, batch, row.x - push.first_row + begin, min(row.y - begin, 1u << push.chunk_bits));
+  find_chunk();
+  if (chunk_entries == 0u) return;
+  for (uint batch = 0; batch < GROUP; batch += BATCH) attend(batch);
 }

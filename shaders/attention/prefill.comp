@@ -47,6 +47,9 @@ layout(binding = 3) buffer Output { vec4 result[]; };
 #if ROWS == 8
 #define REPEAT_ROWS REPEAT_8
 #define EACH_ROW    EACH_8
+#elif ROWS == 2
+#define REPEAT_ROWS REPEAT_2
+#define EACH_ROW    EACH_2
 #else
 #define REPEAT_ROWS REPEAT_4
 #define EACH_ROW    EACH_4
@@ -90,7 +93,15 @@ shared vec4 exchange[QUERIES * STRIDE > 4 * QUERIES ? QUERIES * STRIDE : 4 * QUE
 
 vec4 score[ROWS]; // of four neighbouring keys
 vec4 sum[ROWS][COLUMNS];
-vec4 row_max[ROWS / 4], row_sum[ROWS / 4];
+// A number of each of the thread's rows: row i's is [i / 4][i % 4].
+#if ROWS == 2
+#define ROW_VECTOR  vec2
+#define ROW_VECTORS 1
+#else
+#define ROW_VECTOR  vec4
+#define ROW_VECTORS (ROWS / 4)
+#endif
+ROW_VECTOR row_max[ROW_VECTORS], row_sum[ROW_VECTORS];
 uint tx, ty, row0, head, head_entry;
 uint first_quad; // of the workgroup's part of the values
 
@@ -136,8 +147,9 @@ void compute_scores(uint key0, uint limit) {
 void stage_queries_and_keys(uint key0, uint limit, uint quad0) {
   const uint t = gl_LocalInvocationID.x;
   const uint quad = quad0 + (t & 3u);
-  [[unroll]] for (uint i = 0; i < QUERIES / 32; i++) {
+  [[unroll]] for (uint i = 0; i < (QUERIES + 31) / 32; i++) {
     const uint row = i * 32u + (t >> 2);
+    if (row >= QUERIES) break;
     vec4 q = vec4(0.0);
     if (row0 + row < push.n_rows && quad < QUADS) q = query[((row0 + row) * push.query_heads + head) * QUADS + quad];
     tile[row * TILE_STRIDE + (t & 3u)] = q;
@@ -187,21 +199,35 @@ bvec4 seen(uint first, uint row) {
   added[i / 4][i % 4] = score[i].x + score[i].y + score[i].z + score[i].w;                                           \
   EACH_COLUMN(SCALE, i)
 
+// The numbers of the thread's rows in exchange[], by the 16 threads that share them.
+#if ROWS == 2
+#define EXCHANGED(x, n) exchange[(x) * (QUERIES / 4) + (ty >> 1)]
+void put_rows(ROW_VECTOR rows[ROW_VECTORS]) {
+  if ((ty & 1u) == 0u) EXCHANGED(tx, 0).xy = rows[0];
+  else EXCHANGED(tx, 0).zw = rows[0];
+}
+#define TAKE_ROWS(x, n) ((ty & 1u) == 0u ? EXCHANGED(x, 0).xy : EXCHANGED(x, 0).zw)
+#else
+#define TAKE_ROWS(x, n) exchange[(x) * (QUERIES / 4) + ty * ROW_VECTORS + n]
+void put_rows(ROW_VECTOR rows[ROW_VECTORS]) {
+  TAKE_ROWS(tx, 0) = rows[0];
+#if ROWS == 8
+  TAKE_ROWS(tx, 1) = rows[1];
+#endif
+}
+#endif
+
 // Scores to probabilities; brings maximum, sum and output of every row up to date.
 void update_softmax(uint key0) {
   const uint first = key0 + tx * 4u;
-  vec4 top[ROWS / 4], shrink[ROWS / 4], added[ROWS / 4];
+  ROW_VECTOR top[ROW_VECTORS], shrink[ROW_VECTORS], added[ROW_VECTORS];
   REPEAT_ROWS(FIND_MAX)
-  const uint at = ty * (ROWS / 4);
-  exchange[tx * (QUERIES / 4) + at] = top[0];
-#if ROWS == 8
-  exchange[tx * (QUERIES / 4) + at + 1u] = top[1];
-#endif
+  put_rows(top);
   barrier();
   ROLLED for (uint other = 0; other < 16; other++) {
-    top[0] = max(top[0], exchange[other * (QUERIES / 4) + at]);
+    top[0] = max(top[0], TAKE_ROWS(other, 0));
 #if ROWS == 8
-    top[1] = max(top[1], exchange[other * (QUERIES / 4) + at + 1u]);
+    top[1] = max(top[1], TAKE_ROWS(other, 1));
 #endif
   }
 #define UPDATE(i)                                                                                                    \
@@ -340,19 +366,17 @@ void add_values(uint key0, uint limit) {
 
 // Adds the sums that a row's 16 threads have.
 void total_sums() {
-  const uint at = ty * (ROWS / 4);
   barrier();
-  exchange[tx * (QUERIES / 4) + at] = row_sum[0];
-  row_sum[0] = vec4(0.0);
+  put_rows(row_sum);
+  barrier();
+  row_sum[0] = ROW_VECTOR(0.0);
 #if ROWS == 8
-  exchange[tx * (QUERIES / 4) + at + 1u] = row_sum[1];
-  row_sum[1] = vec4(0.0);
+  row_sum[1] = ROW_VECTOR(0.0);
 #endif
-  barrier();
   ROLLED for (uint other = 0; other < 16; other++) {
-    row_sum[0] += exchange[other * (QUERIES / 4) + at];
+    row_sum[0] += TAKE_ROWS(other, 0);
 #if ROWS == 8
-    row_sum[1] += exchange[other * (QUERIES / 4) + at + 1u];
+    row_sum[1] += TAKE_ROWS(other, 1);
 #endif
   }
 }

@@ -184,17 +184,25 @@ void load_threshold() {
 
 // Eight vec4s an invocation of the GROUP_BLOCKS blocks from `block` of the run on, while those before them are counted.
 // Nothing branches around a load, or each would wait for the one before; blocks beyond the last stand for no scores.
+// Devices with FEW_REGISTERS load them when they are needed.
 #define DECLARE_SCORES(i) vec4 scores##i, next##i;
 #define LOAD_NEXT(block, i)                                                                                          \
   next##i = scores[(first_block - push.first_block + min((block) + i / 2, n_blocks - 1)) * BLOCK_VEC4S +             \
                    i % 2 * LOCAL_SIZE + gl_LocalInvocationIndex];
 #define TAKE_NEXT(block, i) scores##i = (block) + i / 2 < n_blocks ? next##i : vec4(-1.0);
+#ifdef FEW_REGISTERS
+#define BEGIN_SCORES REPEAT_8(DECLARE_SCORES)
+#define ADVANCE_SCORES(block)                                                                                        \
+  EACH_8(LOAD_NEXT, block)                                                                                           \
+  EACH_8(TAKE_NEXT, block)
+#else
 #define BEGIN_SCORES                                                                                                 \
   REPEAT_8(DECLARE_SCORES)                                                                                           \
   EACH_8(LOAD_NEXT, 0)
 #define ADVANCE_SCORES(block)                                                                                        \
   EACH_8(TAKE_NEXT, block)                                                                                           \
   EACH_8(LOAD_NEXT, block + GROUP_BLOCKS)
+#endif
 
 shared float run_scales[MOST_RUN_BLOCKS + GROUP_BLOCKS];
 

@@ -1,6 +1,6 @@
-// Y[rows, columns] (+)= X[rows, depth] W^T with W [columns, depth]: 64 x 128 outputs a workgroup, 8 x 8 a thread. Both
-// operands go through shared memory as f32; a row takes five vec4 there for four of data, so that neighbouring threads
-// hit different banks.
+// Y[rows, columns] (+)= X[rows, depth] W^T with W [columns, depth]: 64 x 128 outputs a workgroup, ROWS x 8 a thread; half
+// as many rows for devices with few registers. Both operands go through shared memory as f32; a row takes five vec4 there
+// for four of data, so that neighbouring threads hit different banks.
 //
 // Variant DIRECT reads both from their buffers: for processors that run shaders in software, where shared memory is
 // memory like any other and a barrier costs more than it saves. With SUBGROUP, whose subgroups have at most 16 threads and
@@ -33,7 +33,18 @@ layout(binding = 2) buffer Output { float y[]; };
 #define WEIGHT_DATA weight
 #include "weight.glsl"
 
-#define TILE_ROWS    64
+#ifndef ROWS
+#define ROWS 8
+#endif
+#if ROWS == 8
+#define REPEAT_ROWS REPEAT_8
+#define EACH_ROW    EACH_8
+#else
+#define REPEAT_ROWS REPEAT_4
+#define EACH_ROW    EACH_4
+#endif
+
+#define TILE_ROWS    (8 * ROWS)
 #define TILE_COLUMNS 128
 #define STRIDE       5
 
@@ -64,7 +75,7 @@ void stage(uint row0, uint column0, uint quad0) {
 #define CLEAR(i, j) sum[i][j] = 0.0;
 #define CLEAR_ROW(i) EACH_8(CLEAR, i)
 #ifdef DIRECT
-#define ROW(i) (ty * 8u + i) // rows that are far apart fall into the same set of a processor's cache
+#define ROW(i) (ty * ROWS + i) // rows that are far apart fall into the same set of a processor's cache
 // Rows and columns beyond the last repeat it and are not stored.
 #define X_FIRST(i) const uint x_first##i = min(row0 + ROW(i), push.n_rows - 1u) * push.input_stride;
 #define W_FIRST(j) const uint w_first##j = min(column0 + tx + 16u * j, push.n_columns - 1u) * push.row_units;
@@ -81,7 +92,7 @@ void stage(uint row0, uint column0, uint quad0) {
 #define MULTIPLY_COLUMN(j)                                                                                           \
   {                                                                                                                  \
     const vec4 b = LOAD_W(j);                                                                                          \
-    EACH_8(MULTIPLY, j)                                                                                              \
+    EACH_ROW(MULTIPLY, j)                                                                                            \
   }
 #define STORE(i, j) store(row0 + ROW(i), column0 + tx + 16u * j, sum[i][j]);
 #define STORE_ROW(i) EACH_8(STORE, i)
@@ -104,14 +115,14 @@ void main() {
 #else
   const uint ty = gl_LocalInvocationID.x >> 4;
 #endif
-  float sum[8][8];
-  REPEAT_8(CLEAR_ROW)
+  float sum[ROWS][8];
+  REPEAT_ROWS(CLEAR_ROW)
 #ifdef DIRECT
   if (row0 + ROW(0u) >= push.n_rows) return; // a question of a few tokens fills a quarter of a tile
-  REPEAT_8(X_FIRST)
+  REPEAT_ROWS(X_FIRST)
   REPEAT_8(W_FIRST)
   for (uint k = 0; k < push.depth >> 2; k++) {
-    REPEAT_8(LOAD)
+    REPEAT_ROWS(LOAD)
     REPEAT_8(MULTIPLY_COLUMN)
   }
 #else
@@ -120,10 +131,10 @@ void main() {
     stage(row0, column0, quad0);
     barrier();
     [[dont_unroll]] for (uint k = 0; k < 4; k++) {
-      REPEAT_8(LOAD)
+      REPEAT_ROWS(LOAD)
       REPEAT_8(MULTIPLY_COLUMN)
     }
   }
 #endif
-  REPEAT_8(STORE_ROW)
+  REPEAT_ROWS(STORE_ROW)
 }

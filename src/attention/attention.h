@@ -10,19 +10,27 @@
 
 #include "vk/vk.h"
 
-/* Variants of the prefill kernel: for the baseline, with LAPROX_VARIANT_LARGE_TILES, for processors, and on cooperative
- * matrices, with all of the queries in registers or, for wide subgroups, part of them in shared memory. */
+/* Variants of the prefill kernel: by lpx_tile_size, for processors, and on cooperative matrices, with all of the queries
+ * in registers or, for wide subgroups, part of them in shared memory. */
 typedef enum lpx_prefill_kind {
-  LPX_PREFILL_SMALL,
-  LPX_PREFILL_LARGE,
+  LPX_PREFILL_SMALL = LPX_TILES_SMALL,
+  LPX_PREFILL_MIDDLE = LPX_TILES_MIDDLE,
+  LPX_PREFILL_LARGE = LPX_TILES_LARGE,
   LPX_PREFILL_DIRECT,
   LPX_PREFILL_MATRIX,
   LPX_PREFILL_MATRIX_WIDE,
   LPX_N_PREFILL_KINDS
 } lpx_prefill_kind;
 
-/* Variants of the decode kernel: for any cache; for rows of f16 in vectors of eight; the same for processors. */
-typedef enum lpx_decode_kind { LPX_DECODE_QUADS, LPX_DECODE_OCTETS, LPX_DECODE_DIRECT } lpx_decode_kind;
+/* Variants of the decode kernel: for any cache, the first with few registers; for rows of f16 in vectors of eight; the
+ * same for processors. */
+typedef enum lpx_decode_kind {
+  LPX_DECODE_SMALL,
+  LPX_DECODE_QUADS,
+  LPX_DECODE_OCTETS,
+  LPX_DECODE_DIRECT,
+  LPX_N_DECODE_KINDS
+} lpx_decode_kind;
 
 /* Pipelines for one shape and cache type. Zeroed = nothing. */
 typedef struct lpx_attention {

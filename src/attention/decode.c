@@ -57,19 +57,22 @@ laprox_result lpx_decode_attention_choose(lpx_attention *attention, lpx_decode_k
   const uint32_t group = shape->n_heads / shape->n_kv_heads;
   const uint32_t constants[] = {(uint32_t)attention->cache_dtype, shape->head_dim, group};
   const uint32_t direct[] = {shape->head_dim, group, context->subgroup_size};
-  attention->decode_elements = kind == LPX_DECODE_QUADS ? 4 : 8;
+  static const char *const shaders[] = {"attention_decode_small", "attention_decode",
+                                        "attention_decode_octets"};
+  attention->decode_elements = kind <= LPX_DECODE_QUADS ? 4 : 8;
   if (kind == LPX_DECODE_DIRECT)
     return lpx_pipeline_get(context, "attention_decode_direct", 4, direct, 3, &attention->decode);
-  return lpx_pipeline_get(context, kind == LPX_DECODE_OCTETS ? "attention_decode_octets" : "attention_decode",
-                          4, constants, 3, &attention->decode);
+  return lpx_pipeline_get(context, shaders[kind], 4, constants, 3, &attention->decode);
 }
 
 laprox_result lpx_decode_attention_init(lpx_attention *attention) {
   const laprox_shape *shape = &attention->shape;
   const uint32_t constants[] = {shape->head_dim, shape->n_heads / shape->n_kv_heads};
   const bool software = lpx_is_software(attention->context);
+  const bool small = lpx_tile_size_of(attention->context) == LPX_TILES_SMALL;
   const lpx_decode_kind kind = software && lpx_decode_can_be_direct(attention) ? LPX_DECODE_DIRECT
                                : takes_octets(attention)                       ? LPX_DECODE_OCTETS
+                               : small                                         ? LPX_DECODE_SMALL
                                                                                : LPX_DECODE_QUADS;
   const laprox_result result = lpx_decode_attention_choose(attention, kind);
   const char *merge = software ? "attention_merge_direct" : "attention_merge";

@@ -110,9 +110,12 @@ laprox_result lpx_prefill_attention_choose(lpx_attention *attention, lpx_prefill
     const char *shader;
     uint32_t n_rows, n_dims;
   } kernels[LPX_PREFILL_MATRIX][3] = {
-      [LPX_PREFILL_SMALL] = {{"attention_prefill_64", 32, 64},
-                             {"attention_prefill_128", 32, 128},
-                             {"attention_prefill_128", 32, 128}},
+      [LPX_PREFILL_SMALL] = {{"attention_prefill_64_small", 16, 64},
+                             {"attention_prefill_128_small", 16, 128},
+                             {"attention_prefill_128_small", 16, 128}},
+      [LPX_PREFILL_MIDDLE] = {{"attention_prefill_64", 32, 64},
+                              {"attention_prefill_128", 32, 128},
+                              {"attention_prefill_128", 32, 128}},
       [LPX_PREFILL_LARGE] = {{"attention_prefill_64_large", 64, 64},
                              {"attention_prefill_128_large", 64, 128},
                              {"attention_prefill_256_large", 32, 256}},
@@ -139,7 +142,7 @@ static lpx_prefill_kind best_kind(const lpx_attention *attention) {
   const lpx_prefill_kind matrix = context->subgroup_size > 32 ? LPX_PREFILL_MATRIX_WIDE : LPX_PREFILL_MATRIX;
   if (lpx_matrices_pay(context) && lpx_prefill_attention_has(attention, matrix)) return matrix;
   if (lpx_is_software(context)) return LPX_PREFILL_DIRECT;
-  return lpx_large_tiles(context) ? LPX_PREFILL_LARGE : LPX_PREFILL_SMALL;
+  return (lpx_prefill_kind)lpx_tile_size_of(context);
 }
 
 laprox_result lpx_attention_init(laprox_context *context, const laprox_shape *shape, laprox_dtype cache_dtype,

@@ -38,6 +38,9 @@ static uint32_t norm_mode(const laprox_plan *plan) {
 }
 
 laprox_result lpx_attention_norm_init(laprox_plan *plan) {
+  static const char *const softmax[] = {"window_softmax_small", "window_softmax", "window_softmax_large"},
+                           *const norm[] = {"attention_norm_small", "attention_norm", "attention_norm_large"};
+  const lpx_tile_size size = lpx_tile_size_of(plan->context);
   uint32_t constants[] = {plan->shape.head_dim, plan->group, plan->n_queries, plan->dtype, 0};
   laprox_context *context = plan->context;
   const bool norm_on_matrix = plan->matrix_size && norm_mode(plan) == MODE_NORM;
@@ -45,8 +48,7 @@ laprox_result lpx_attention_norm_init(laprox_plan *plan) {
       plan->matrix_size
           ? lpx_matrix_pipeline_get(plan, "window_softmax_matrix", 3, plan->matrix_window_subgroups,
                                     plan->matrix_window_parts, &plan->window_softmax)
-          : lpx_pipeline_get(context, lpx_large_tiles(context) ? "window_softmax_large" : "window_softmax", 4,
-                             constants, 5, &plan->window_softmax);
+          : lpx_pipeline_get(context, softmax[size], 4, constants, 5, &plan->window_softmax);
   if (!result) result = lpx_pipeline_get(context, "window_merge", 2, constants, 5, &plan->window_merge);
   if (!result) result = lpx_pipeline_get(context, "window_lse", 2, constants, 5, &plan->window_lse);
   constants[4] = norm_mode(plan);
@@ -54,8 +56,7 @@ laprox_result lpx_attention_norm_init(laprox_plan *plan) {
     result = lpx_matrix_pipeline_get(plan, "attention_norm_matrix", 3, plan->matrix_window_subgroups,
                                      plan->matrix_window_parts, &plan->attention_norm);
   else if (!result)
-    result = lpx_pipeline_get(context, lpx_large_tiles(context) ? "attention_norm_large" : "attention_norm",
-                              4, constants, 5, &plan->attention_norm);
+    result = lpx_pipeline_get(context, norm[size], 4, constants, 5, &plan->attention_norm);
   constants[4] = plan->rules.gqa == LAPROX_GQA_ATTENTION_MEAN;
   if (!result && norm_mode(plan) == MODE_STORE && !lpx_plan_stores_window(plan))
     result = lpx_pipeline_get(context, "attention_gram", 1, constants, 5, &plan->attention_gram);
@@ -75,7 +76,7 @@ static window_push layer_push(const laprox_plan *plan, uint32_t layer) {
 
 /* Tiles that the query heads of a group make: as in window.glsl. */
 static uint32_t head_tiles(const laprox_plan *plan) {
-  const uint32_t tile_rows = lpx_large_tiles(plan->context) ? 128 : 64;
+  const uint32_t tile_rows = 32u << lpx_tile_size_of(plan->context);
   const uint32_t padded = (plan->n_queries + 15) / 16 * 16, fit = padded < tile_rows ? tile_rows / padded : 1;
   return (plan->group + fit - 1) / fit;
 }

@@ -25,8 +25,10 @@ laprox_result lpx_select_init(laprox_plan *plan) {
     if (!result) result = lpx_pipeline_get(context, "select_plain", 4, &second, 1, &plan->split);
   } else {
     result = lpx_pipeline_get(context, "select_range", 4, NULL, 0, &plan->range);
-    if (!result) result = lpx_pipeline_get(context, "select_histogram", 4, &first, 1, &plan->histogram);
-    if (!result) result = lpx_pipeline_get(context, "select_histogram", 4, &second, 1, &plan->split);
+    const bool small = lpx_tile_size_of(context) == LPX_TILES_SMALL;
+    const char *histogram = small ? "select_histogram_small" : "select_histogram";
+    if (!result) result = lpx_pipeline_get(context, histogram, 4, &first, 1, &plan->histogram);
+    if (!result) result = lpx_pipeline_get(context, histogram, 4, &second, 1, &plan->split);
     if (!result) result = lpx_pipeline_get(context, "select_refine", 4, NULL, 0, &plan->refine);
   }
   const uint32_t tell = 0, take = 1;

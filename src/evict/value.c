@@ -24,11 +24,10 @@ static value_kind kind_of(const laprox_plan *plan) {
 }
 
 laprox_result lpx_value_init(laprox_plan *plan) {
-  const bool large = lpx_large_tiles(plan->context);
-  static const char *const shaders[][2] = {
-      [KIND_MEAN] = {"value_norm", "value_norm_large"},
-      [KIND_JOINT] = {"value_joint", "value_joint_large"},
-      [KIND_PROJECTION] = {"value_projection", "value_projection_large"}};
+  static const char *const shaders[][LPX_N_TILE_SIZES] = {
+      [KIND_MEAN] = {"value_norm_small", "value_norm", "value_norm_large"},
+      [KIND_JOINT] = {"value_joint_small", "value_joint", "value_joint_large"},
+      [KIND_PROJECTION] = {"value_projection_small", "value_projection", "value_projection_large"}};
   if (plan->value_on_matrix)
     return lpx_matrix_pipeline_get(plan, "value_norm_matrix", 3, plan->matrix_value_subgroups,
                                    plan->matrix_candidates, &plan->value);
@@ -39,8 +38,7 @@ laprox_result lpx_value_init(laprox_plan *plan) {
     constants[2] = plan->model_dim;
     constants[4] = plan->shape.n_heads;
   }
-  const bool small = kind == KIND_MEAN && !large && plan->context->few_registers;
-  return lpx_pipeline_get(plan->context, small ? "value_norm_small" : shaders[kind][large], 4, constants, 5,
+  return lpx_pipeline_get(plan->context, shaders[kind][lpx_tile_size_of(plan->context)], 4, constants, 5,
                           &plan->value);
 }
 

@@ -7,9 +7,7 @@
  */
 #define PART_ROWS 256
 
-#define TILE_ROWS    64 /* of matmul.comp */
-#define TILE_COLUMNS 128
-#define FEW_LANES    16 /* threads of a row of rmsnorm.comp where there are several rows */
+#define FEW_LANES 16 /* threads of a row of rmsnorm.comp where there are several rows */
 
 typedef struct embed_push {
   uint32_t n_groups, dim, row_units, slice_first, slice_rows, output_first;
@@ -115,7 +113,7 @@ static matrix_grid choose_grid(const laprox_context *context, uint32_t tile) {
   return grid;
 }
 
-static bool matrix_fits(const laprox_context *context, const lpx_matrix_tile *tile, uint32_t n_subgroups) {
+static bool matrix_fits(const laprox_context *context, const lpx_tile *tile, uint32_t n_subgroups) {
   const uint32_t n = n_subgroups * context->subgroup_size;
   if (!n) return false;
   const uint32_t bytes = 2 * (tile->rows + tile->columns) * MATRIX_STRIDE_BYTES +
@@ -144,7 +142,7 @@ laprox_result lpx_kernels_use_matrix(lpx_kernels *kernels, laprox_dtype dtype) {
     const matrix_grid grid = choose_grid(context, i);
     const uint32_t n_subgroups = grid.grid_rows * grid.grid_columns;
     const uint32_t n_invocations = n_subgroups * context->subgroup_size;
-    const lpx_matrix_tile tile = {grid.rows * grid.grid_rows * m, grid.columns * grid.grid_columns * n};
+    const lpx_tile tile = {grid.rows * grid.grid_rows * m, grid.columns * grid.grid_columns * n};
     if (!matrix_fits(context, &tile, n_subgroups)) continue;
     const uint32_t constants[] = {(uint32_t)dtype,
                                   m,
@@ -172,11 +170,16 @@ static bool wants_matrix(const lpx_kernels *kernels, uint32_t dtype) {
 
 laprox_result lpx_kernels_init(laprox_context *context, uint32_t dtypes, laprox_dtype cache_dtype,
                                lpx_kernels *out) {
-  *out = (lpx_kernels){.context = context, .cache_dtype = cache_dtype};
-  laprox_result result = LAPROX_OK;
   const bool software = lpx_is_software(context);
-  const bool subgroup = lpx_shader_usable(context, "matmul_direct_subgroup") && context->subgroup_size <= 16;
-  const char *matmul = !software ? "matmul" : subgroup ? "matmul_direct_subgroup" : "matmul_direct";
+  const bool small = !software && lpx_tile_size_of(context) == LPX_TILES_SMALL;
+  *out = (lpx_kernels){.context = context, .cache_dtype = cache_dtype, .matmul_tile = {small ? 32 : 64, 128}};
+  laprox_result result = LAPROX_OK;
+  const bool subgroup =
+      software && lpx_shader_usable(context, "matmul_direct_subgroup") && context->subgroup_size <= 16;
+  const char *matmul = subgroup   ? "matmul_direct_subgroup"
+                       : software ? "matmul_direct"
+                       : small    ? "matmul_small"
+                                  : "matmul";
   for (uint32_t dtype = 1; dtype < LPX_N_DTYPES && !result; dtype++) {
     if (!(dtypes >> dtype & 1)) continue;
     result = lpx_pipeline_get(context, "embed", 3, &dtype, 1, &out->embed[dtype]);
@@ -289,7 +292,7 @@ static uint32_t choose_tile(const lpx_kernels *kernels, laprox_dtype dtype, uint
   enum { ENOUGH_GROUPS = 192 };
   uint32_t chosen = LPX_N_MATRIX_TILES;
   for (uint32_t i = 0; i < LPX_N_MATRIX_TILES; i++) {
-    const lpx_matrix_tile *tile = &kernels->matrix_tiles[i];
+    const lpx_tile *tile = &kernels->matrix_tiles[i];
     if (!kernels->matmul_matrix[dtype][i].pipeline) continue;
     chosen = i;
     if (n_rows > tile->rows / 2 &&
@@ -303,8 +306,7 @@ static void append_tiles(lpx_program *program, const lpx_kernels *kernels, lapro
                          const laprox_buffer *ranges, matmul_push *push) {
   const uint32_t i = choose_tile(kernels, dtype, push->n_rows, push->n_columns);
   const bool on_matrix = i < LPX_N_MATRIX_TILES;
-  const lpx_matrix_tile tile =
-      on_matrix ? kernels->matrix_tiles[i] : (lpx_matrix_tile){TILE_ROWS, TILE_COLUMNS};
+  const lpx_tile tile = on_matrix ? kernels->matrix_tiles[i] : kernels->matmul_tile;
   append_pieces(program, kernels->context,
                 on_matrix ? &kernels->matmul_matrix[dtype][i] : &kernels->matmul[dtype], ranges, push,
                 divide_up(push->n_rows, tile.rows) * divide_up(push->n_columns, tile.columns),
@@ -344,8 +346,9 @@ void lpx_linear_append(lpx_program *program, const lpx_kernels *kernels, const l
   const uint32_t n_outputs = product->gated ? matrix->n_rows / 2 : matrix->n_rows;
   /* A whole number of tiles keeps the input's parts aligned. */
   const uint32_t widest = n_outputs > stride ? n_outputs : stride;
-  const uint64_t fit = (context->max_range - context->range_alignment) / floats(TILE_ROWS, widest);
-  const uint64_t row_step = (fit ? fit : 1) * TILE_ROWS;
+  const uint32_t tile_rows = kernels->matmul_tile.rows;
+  const uint64_t fit = (context->max_range - context->range_alignment) / floats(tile_rows, widest);
+  const uint64_t row_step = (fit ? fit : 1) * tile_rows;
   for (uint64_t row = 0; row < product->n_rows; row += row_step) {
     const uint64_t rows = product->n_rows - row < row_step ? product->n_rows - row : row_step;
     VkDeviceSize residual;

@@ -39,21 +39,23 @@ typedef struct lpx_matvec {
   lpx_pipeline plain, normed, gated; /* gated: normed and with SwiGLU */
 } lpx_matvec;
 
+/* Outputs of a workgroup of matmul.comp or matmul_matrix.comp. */
+typedef struct lpx_tile {
+  uint32_t rows, columns; /* 0: not on this device */
+} lpx_tile;
+
 /* Tiles of matmul_matrix.comp, from the highest to the lowest. */
 #define LPX_N_MATRIX_TILES 3
-
-typedef struct lpx_matrix_tile {
-  uint32_t rows, columns; /* outputs of a workgroup; 0: not on this device */
-} lpx_matrix_tile;
 
 /* Zeroed = nothing. */
 typedef struct lpx_kernels {
   laprox_context *context;
   laprox_dtype cache_dtype;
   lpx_pipeline embed[LPX_N_DTYPES], matmul[LPX_N_DTYPES]; /* by weight type */
+  lpx_tile matmul_tile;
   /* Products of several rows on cooperative matrices, f16 but for the sums; without pipelines where there are none. */
   lpx_pipeline matmul_matrix[LPX_N_DTYPES][LPX_N_MATRIX_TILES];
-  lpx_matrix_tile matrix_tiles[LPX_N_MATRIX_TILES];
+  lpx_tile matrix_tiles[LPX_N_MATRIX_TILES];
   lpx_matvec matvec[LPX_N_DTYPES];
   uint32_t matvec_columns;                      /* of a workgroup */
   lpx_pipeline norm, norm_single, swiglu, rope; /* norm: several rows; one */

@@ -51,7 +51,7 @@ struct laprox_context {
   } matrix;         /* with LAPROX_VARIANT_MATRIX: A is m x k, B k x n */
   VkPipelineCache pipeline_cache;
   bool has_debug_utils, has_memory_budget;
-  bool few_registers; /* 64 an invocation: tiles of 64 rows spill where they are summed up as well */
+  bool few_registers; /* 64 an invocation: see lpx_tile_size_of */
   bool avoid_atomics; /* they fail on this device; read when plans are made */
   VkDescriptorSetLayout set_layouts[LPX_MAX_BINDINGS + 1];
   VkPipelineLayout pipeline_layouts[LPX_MAX_BINDINGS + 1];
@@ -136,9 +136,22 @@ void lpx_pipelines_destroy(laprox_context *context);
 
 /* ---- what kernels are chosen by ---- */
 
-/* Tiles of 128 rows in products rather than 64: shaders "…_large". */
+/* Rows of the tiles in products: 32, 64 or 128, as fit the device's registers. Shaders "…_small", "…" and "…_large". */
+typedef enum lpx_tile_size {
+  LPX_TILES_SMALL,
+  LPX_TILES_MIDDLE,
+  LPX_TILES_LARGE,
+  LPX_N_TILE_SIZES
+} lpx_tile_size;
+
 static inline bool lpx_large_tiles(const laprox_context *context) {
   return context->variants & LAPROX_VARIANT_LARGE_TILES;
+}
+
+static inline lpx_tile_size lpx_tile_size_of(const laprox_context *context) {
+  return lpx_large_tiles(context) ? LPX_TILES_LARGE
+         : context->few_registers ? LPX_TILES_SMALL
+                                  : LPX_TILES_MIDDLE;
 }
 
 /* A processor runs the shaders, whose compiler takes loops and not the same written out. */
