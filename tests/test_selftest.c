@@ -248,7 +248,8 @@ static void test_large_tiles(void **state) {
                  {0x8086, VK_DRIVER_ID_INTEL_OPEN_SOURCE_MESA, false},
                  {0x106b, VK_DRIVER_ID_MOLTENVK, false},
                  {0x5143, VK_DRIVER_ID_MESA_TURNIP, false},
-                 {0x13b5, VK_DRIVER_ID_ARM_PROPRIETARY, false}};
+                 {0x13b5, VK_DRIVER_ID_ARM_PROPRIETARY, false},
+                 {0x14e4, VK_DRIVER_ID_MESA_V3DV, false}};
   for (size_t i = 0; i < sizeof devices / sizeof *devices; i++) {
     laprox_context *context = NULL;
     shim_reset();
@@ -260,7 +261,7 @@ static void test_large_tiles(void **state) {
     const bool large = laprox_context_variants(context) & LAPROX_VARIANT_LARGE_TILES;
     assert_int_equal(large, devices[i].large);
     assert_int_equal(!*laprox_context_variant_reason(context, LAPROX_VARIANT_LARGE_TILES), large);
-    assert_int_equal(context->few_registers, devices[i].vendor == 0x13b5);
+    assert_int_equal(context->few_registers, devices[i].vendor == 0x13b5 || devices[i].vendor == 0x14e4);
     laprox_context_destroy(context);
   }
   expect_nothing_left();

@@ -10,7 +10,7 @@
 # ~/.cache/laprox-matrix (LAPROX_MATRIX_CACHE); results go to build-matrix (LAPROX_MATRIX_OUT): results.tsv (one line a
 # rig), kernels.tsv (one line a kernel and device) and logs. As many rigs run at once as there are processors. A full run
 # also renews tools/matrix/results.tsv and README.md's table, single rows theirs. What can't be had here is listed as absent,
-# which is no failure. Exit status 1: something failed, or a hot kernel spills.
+# which is no failure. Exit status 1: something failed, or a hot kernel spills (but for V3D: 32 registers).
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 here=$root/tools/matrix
@@ -47,9 +47,7 @@ if fetch sid-amd64 sid amd64 $libraries mesa-vulkan-drivers mesa-drm-shim vulkan
 fi
 build amd64 "${native[@]}" || exit 1
 
-# 64-bit Arm too, which several rigs share.
-if wanted_any 'lavapipe on 64-bit Arm (emulated)' 'Mali-G52 (PanVK)' 'Mali-G610 (PanVK)' 'Mali-G310 (PanVK)' \
-  'Raspberry Pi 5 (V3DV)' 'PowerVR (Mesa)'; then build_arm64; fi
+if wanted 'lavapipe on 64-bit Arm (emulated)'; then build_arm64; fi
 
 # ---- executed ----
 
@@ -107,26 +105,27 @@ if [ $mode = quick ]; then
 else
   # The slow ones first, so that none runs on alone at the end.
   compile 'NVIDIA Ada (NVK)' nouveau nouveau NOUVEAU_CHIPSET=192
-  rig compile_arm64 'Mali-G52 (PanVK)' panfrost panfrost PAN_I_WANT_A_BROKEN_VULKAN_DRIVER=1 PAN_GPU_ID=7212
-  rig compile_arm64 'Mali-G610 (PanVK)' panfrost panfrost PAN_I_WANT_A_BROKEN_VULKAN_DRIVER=1 PAN_GPU_ID=a867
-  rig compile_arm64 'Mali-G310 (PanVK)' panfrost panfrost PAN_I_WANT_A_BROKEN_VULKAN_DRIVER=1 PAN_GPU_ID=ac74
-  rig compile_arm64 'Raspberry Pi 5 (V3DV)' broadcom v3d
-  rig compile_arm64 'PowerVR (Mesa)' powervr_mesa powervr
+  if has trixie-amd64 && "$here/mesa_drivers.sh"; then
+    compile_with_built() { rig compile_on "$1" trixie-amd64 "$2" "$cache/mesa-drivers/lib$3_noop_drm_shim.so" "${@:4}"; }
+    compile_with_built 'Raspberry Pi 4 (V3DV)' "$cache/mesa-drivers/libvulkan_broadcom.so" v3d
+    for mali in G610:a867 G310:ac74; do
+      compile_with_built "Mali-${mali%:*} (PanVK)" "$cache/mesa-drivers/libvulkan_panfrost.so" panfrost \
+        PAN_I_WANT_A_BROKEN_VULKAN_DRIVER=1 BIFROST_MESA_DEBUG=shaderdb PAN_GPU_ID=${mali#*:}
+    done
+    compile_with_built 'Intel Skylake (ANV)' intel intel INTEL_STUB_GPU_PLATFORM=skl
+    compile_with_built 'Intel Tiger Lake (ANV)' intel intel INTEL_STUB_GPU_PLATFORM=tgl
+    compile_with_built 'Intel Alchemist (ANV)' intel intel INTEL_STUB_GPU_PLATFORM=dg2
+    compile_with_built 'Intel Lunar Lake (ANV)' intel intel INTEL_STUB_GPU_PLATFORM=lnl
+    compile_with_built 'Intel Battlemage (ANV)' intel intel INTEL_STUB_GPU_PLATFORM=bmg
+  else
+    for name in 'Raspberry Pi 4 (V3DV)' 'Mali (PanVK)' 'Intel (ANV)'; do rig absent compiled "$name"; done
+  fi
+  rig absent compiled 'PowerVR (Mesa)' # no pretended kernel for a PC; emulated, its compiler takes over half an hour
   compile 'NVIDIA Turing (NVK)' nouveau nouveau NOUVEAU_CHIPSET=162
   compile 'Apple M1 (Honeykrisp)' asahi asahi
   compile 'Adreno 618 (Turnip)' freedreno freedreno FD_GPU_ID=618
   compile 'Adreno 660 (Turnip)' freedreno freedreno FD_GPU_ID=660
   compile 'Adreno 750 (Turnip)' freedreno freedreno FD_GPU_ID=750
-  if has trixie-amd64 && "$here/intel_shim.sh"; then
-    intel=$cache/intel-shim/libintel_noop_drm_shim.so
-    rig compile_on 'Intel Skylake (ANV)' trixie-amd64 intel "$intel" INTEL_STUB_GPU_PLATFORM=skl
-    rig compile_on 'Intel Tiger Lake (ANV)' trixie-amd64 intel "$intel" INTEL_STUB_GPU_PLATFORM=tgl
-    rig compile_on 'Intel Alchemist (ANV)' trixie-amd64 intel "$intel" INTEL_STUB_GPU_PLATFORM=dg2
-    rig compile_on 'Intel Lunar Lake (ANV)' trixie-amd64 intel "$intel" INTEL_STUB_GPU_PLATFORM=lnl
-    rig compile_on 'Intel Battlemage (ANV)' trixie-amd64 intel "$intel" INTEL_STUB_GPU_PLATFORM=bmg
-  else
-    rig absent compiled 'Intel (ANV)'
-  fi
   compile 'AMD Polaris (RADV)' radeon amdgpu AMDGPU_GPU_ID=polaris10
   compile 'AMD Vega (RADV)' radeon amdgpu AMDGPU_GPU_ID=vega10
   compile 'AMD RDNA2 (RADV)' radeon amdgpu AMDGPU_GPU_ID=navi21

@@ -31,8 +31,7 @@ void main() {
   barrier();
   for (uint first = 0; first < barrier_keeper; first += LOCAL_SIZE) {
     const uint i = first + gl_LocalInvocationIndex;
-    float held = 0.0;
-    if (i < n_kept) held = scores[base + result[list + i] - n_sinks];
+    const float held = scores[base + result[list + min(i, n_kept - 1)] - n_sinks]; // in an if, V3DV's compiler never ends
     memoryBarrierBuffer();
     barrier();
     if (i < n_kept) scores[base + i] = held;

@@ -92,20 +92,9 @@ void stage_tiles() {
   }
 
 #ifdef ROW_MASK
-#define COLUMN_PART(j) tile[TILE_B + COLUMN(j) * TILE_STRIDE + k]
-#if TILE_BLOCKS > 2
-#define LOAD_COLUMNS   REPEAT_8(LOAD_COLUMN)
-#define LOAD_COLUMN(j) const vec4 b##j = COLUMN_PART(j);
+#define LOAD_COLUMN(j) const vec4 b##j = tile[TILE_B + COLUMN(j) * TILE_STRIDE + k];
 #define MULTIPLY_ACROSS(i, j)                                                                                          \
   product[i][j] = fma(a.x, b##j.x, fma(a.y, b##j.y, fma(a.z, b##j.z, fma(a.w, b##j.w, product[i][j]))));
-#else
-#define LOAD_COLUMNS // each when it is needed, as above
-#define MULTIPLY_ACROSS(i, j)                                                                                          \
-  {                                                                                                                    \
-    const vec4 b = COLUMN_PART(j);                                                                                     \
-    product[i][j] = fma(a.x, b.x, fma(a.y, b.y, fma(a.z, b.z, fma(a.w, b.w, product[i][j]))));                         \
-  }
-#endif
 #define MULTIPLY_ROW(i)                                                                                                \
   if (i < ROW_BLOCKS && (mask & (1u << i)) != 0u) {                                                                    \
     const vec4 a = tile[ROW(i) * TILE_STRIDE + k];                                                                     \
@@ -114,7 +103,7 @@ void stage_tiles() {
 
 void multiply_rows(uint mask) {
   ROLLED for (uint k = 0; k < TILE_DEPTH; k++) {
-    LOAD_COLUMNS
+    REPEAT_8(LOAD_COLUMN)
     REPEAT_BLOCKS(MULTIPLY_ROW)
   }
 }

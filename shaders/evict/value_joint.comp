@@ -18,7 +18,9 @@ const uint ROWS_THAT_FIT = GROUP <= TILE_BLOCKS ? 16 * (TILE_BLOCKS / GROUP) : G
 const uint PADDED_DIM = (HEAD_DIM + 7) / 8 * 8;
 const uint HEAD_FACTOR_ROWS = ROWS_THAT_FIT < PADDED_DIM ? ROWS_THAT_FIT : PADDED_DIM; // in a tile
 const uint ROW_BLOCKS = (GROUP * HEAD_FACTOR_ROWS + 15) / 16;
+#if TILE_BLOCKS > 2 // else leaving out the zeros takes more registers than there are
 #define ROW_MASK
+#endif
 
 #include "../evict/tile.glsl"
 
@@ -31,6 +33,7 @@ vec4 load_a(uint row, uint k4) {
   return factor[at / 4 + k4];
 }
 
+#ifdef ROW_MASK
 uint row_mask(uint k4) {
   if (TILE_BLOCKS < 8 && GROUP == 1) return ALL_ROWS; // few zeros, many registers
   uint mask = 0;
@@ -42,6 +45,7 @@ uint row_mask(uint k4) {
   }
   return mask;
 }
+#endif
 
 // The products of 16 columns, kept where the operands were.
 float projected(uint row, uint column) {

@@ -18,6 +18,7 @@ enum {
   VENDOR_IMAGINATION = 0x1010,
   VENDOR_NVIDIA = 0x10de,
   VENDOR_ARM = 0x13b5,
+  VENDOR_BROADCOM = 0x14e4,
   VENDOR_QUALCOMM = 0x5143,
   VENDOR_INTEL = 0x8086,
   DRIVER_ANY = 0
@@ -142,9 +143,9 @@ static bool has_many_registers(const laprox_context *context, uint32_t driver) {
   return vendor == VENDOR_AMD || vendor == VENDOR_NVIDIA || driver == VK_DRIVER_ID_MESA_LLVMPIPE;
 }
 
-/* Arm's have 64, or twice as many threads with 32. */
+/* Arm's and Broadcom's have 64, or twice as many threads with 32. */
 static bool has_few_registers(const laprox_context *context) {
-  return context->properties.vendorID == VENDOR_ARM;
+  return context->properties.vendorID == VENDOR_ARM || context->properties.vendorID == VENDOR_BROADCOM;
 }
 
 void lpx_quirks_apply(laprox_context *context, PFN_vkGetInstanceProcAddr get_instance_proc_addr) {

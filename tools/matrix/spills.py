@@ -7,6 +7,7 @@ spills.py --table FILE…     every kernel of every device as tab-separated text
 """
 import json
 import os
+import re
 import sys
 
 # What runs once for each token, key or score. The others prepare tables or add up partial results.
@@ -24,6 +25,21 @@ SHARED = ('LDS size', 'Shared Memory', 'Workgroup Memory Size', 'Shared memory s
 
 def first(statistics, names):
     return next((int(statistics[name]) for name in names if name in statistics), None)
+
+
+def load(name):
+    """The device; what its driver says of spills in the log alone (PanVK, to BIFROST_MESA_DEBUG=shaderdb) as statistics."""
+    with open(name, encoding='utf-8') as file:
+        device = json.load(file)
+    said = []
+    with open(os.path.splitext(name)[0] + '.log', encoding='utf-8', errors='replace') as file:
+        for line in file:
+            if found := re.search(r'(\d+):(\d+) spills:fills$', line):
+                said.append({'Spills': found[1], 'Fills': found[2]})
+    if len(said) == len(device['pipelines']):
+        for pipeline, numbers in zip(device['pipelines'], said):
+            pipeline['statistics'][0].update(numbers)
+    return device
 
 
 def rows(device):
@@ -64,8 +80,7 @@ def line(device):
 def table(names):
     print('device', 'kernel', 'constants', 'registers', 'spills', 'scratch', 'shared', 'compile ms', sep='\t')
     for name in filter(os.path.exists, names):
-        with open(name, encoding='utf-8') as file:
-            device = json.load(file)
+        device = load(name)
         for row in sorted(rows(device), key=lambda row: (row['shader'], row['constants'])):
             cells = [row[key] for key in ('registers', 'spills', 'scratch', 'shared')]
             print(device['device'].strip(), row['shader'], ','.join(map(str, row['constants'])),
@@ -78,5 +93,4 @@ if __name__ == '__main__':
     if sys.argv[1] == '--table':
         table(sys.argv[2:])
     else:
-        with open(sys.argv[2], encoding='utf-8') as file:
-            sys.exit(line(json.load(file)))
+        sys.exit(line(load(sys.argv[2])))
