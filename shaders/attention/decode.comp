@@ -286,8 +286,13 @@ void load_queries(uint batch) {
 void attend(uint batch) {
   float total = 0.0;
   REPEAT_4(CLEAR_SUM)
+#ifdef LOADS_AHEAD
+  load_queries(batch);
+#endif
   for (uint begin = 0; begin < chunk_entries; begin += TILE) {
+#ifndef LOADS_AHEAD
     load_queries(batch); // for every tile, so that they take no registers while values are added
+#endif
     const uint n = min(chunk_entries - begin, TILE), first = (chunk_first + begin) * VECTORS;
     const vec4 found = reduce_top(compute_scores(push.key_first + first, push.value_first + first, n));
     const vec4 before = begin == 0u ? vec4(LOWEST) : largest, top = max(before, found), shrink = exp2(before - top);
