@@ -80,7 +80,7 @@ void main() {
   find_head(item, HEAD_FIRST_TILE);
   first_candidate = (item - head_word(head, HEAD_FIRST_TILE)) * TILE_ENTRIES;
   first_entry = head_word(head, HEAD_N_SINKS) + first_candidate;
-  if (first_entry >= entries_end || first_entry + TILE_COLUMNS <= entries_begin) return;
+  if (!has_rows(first_entry, first_entry + TILE_COLUMNS)) return;
   const uint begin = MODE == MODE_SUM ? 0 : workgroup_index() % HEAD_TILES * TILE_HEADS;
   const uint end = MODE == MODE_SUM ? GROUP : begin + 1;
 

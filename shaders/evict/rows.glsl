@@ -17,6 +17,11 @@ bool has_row(uint entry) {
   return entry >= entries_begin && entry < entries_end;
 }
 
+// Whether there are any of the entries [first, end).
+bool has_rows(uint first, uint end) {
+  return max(first, entries_begin) < min(end, entries_end);
+}
+
 uint row_start(uint entry) {
   return rows_base + (entry - entries_begin) * push.rows.entry_stride;
 }

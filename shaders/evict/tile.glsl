@@ -1,7 +1,9 @@
 // A tile of a matrix product A B^T through shared memory: up to 16 x TILE_BLOCKS rows x 64 columns, TILE_BLOCKS x 8
-// results an invocation. The including shader defines load_a(row, k4) and load_b(column, k4), which return four elements
-// along the inner dimension, zeros outside, and before that ROW_BLOCKS, how many blocks of 16 rows there are (1 to
-// TILE_BLOCKS).
+// results an invocation. The including shader defines where the operands' rows begin, start_a(row) and start_b(column), and
+// load_a(start, k4) and load_b(start, k4), which return four elements along the inner dimension; and before that
+// ROW_BLOCKS, how many blocks of 16 rows there are (1 to TILE_BLOCKS), and DEPTH_IS_WHOLE, whether the inner dimension is a
+// multiple of 16. Rows and columns whose results nobody looks at may begin anywhere; rows of zeros begin NOWHERE, which
+// there are none of where ROWS_ARE_WHOLE.
 //
 // Where ROW_MASK is defined, row_mask(k4) says which row blocks are not all zero in the 16 elements from k4 on, by bits,
 // the same for the whole workgroup; the others are left out.
@@ -37,8 +39,12 @@
 #define ROW(i)      (TILE_Y + 16u * i)
 #define COLUMN(j)   (TILE_X + 8u * j)
 
-vec4 load_a(uint row, uint k4);
-vec4 load_b(uint column, uint k4);
+#define NOWHERE     0xffffffffu
+
+uint start_a(uint row);
+uint start_b(uint column);
+vec4 load_a(uint start, uint k4);
+vec4 load_b(uint start, uint k4);
 
 shared vec4 tile[TILE_B + TILE_COLUMNS * TILE_STRIDE];
 
@@ -56,10 +62,32 @@ uint row_mask(uint k4);
 vec4 fetched_a[TILE_BLOCKS / 2], fetched_b[2];
 
 #define FETCH_ROW       (gl_LocalInvocationIndex >> 2)
+#if TILE_BLOCKS > 2
+uint begin_a[TILE_BLOCKS / 2], begin_b[2];
+#define BEGIN_A(i) if (2 * i < ROW_BLOCKS) begin_a[i] = start_a(FETCH_ROW + 32 * i);
+#define BEGIN_B(i) begin_b[i] = start_b(FETCH_ROW + 32 * i);
+#define FROM_A(i)  begin_a[i]
+#define FROM_B(i)  begin_b[i]
+#else
+#define BEGIN_A(i)
+#define BEGIN_B(i)
+#define FROM_A(i)  start_a(FETCH_ROW + 32 * i)
+#define FROM_B(i)  start_b(FETCH_ROW + 32 * i)
+#endif
+#ifdef ROW_MASK
+#define IS_WANTED(i) ((mask >> (2 * i + (FETCH_ROW >> 4)) & 1u) != 0u)
+#else
+#define IS_WANTED(i) true
+#endif
 #define FETCH_A(i)                                                                                                     \
-  if (2 * i < ROW_BLOCKS && (mask >> (2 * i + (FETCH_ROW >> 4)) & 1u) != 0u)                                           \
-    fetched_a[i] = inside ? load_a(FETCH_ROW + 32 * i, k4) : vec4(0.0);
-#define FETCH_B(i) fetched_b[i] = inside ? load_b(FETCH_ROW + 32 * i, k4) : vec4(0.0);
+  if (2 * i < ROW_BLOCKS && IS_WANTED(i)) {                                                                            \
+    const uint from = FROM_A(i);                                                                                       \
+    fetched_a[i] = vec4(0.0);                                                                                          \
+    if (inside && (ROWS_ARE_WHOLE || from != NOWHERE)) fetched_a[i] = load_a(from, k4);                                \
+  }
+#define FETCH_B(i)                                                                                                     \
+  fetched_b[i] = vec4(0.0);                                                                                            \
+  if (inside) fetched_b[i] = load_b(FROM_B(i), k4);
 #define STAGE_A(i)                                                                                                     \
   if (2 * i < ROW_BLOCKS) tile[(FETCH_ROW + 32 * i) * TILE_STRIDE + (gl_LocalInvocationIndex & 3u)] = fetched_a[i];
 #define STAGE_B(i)                                                                                                     \
@@ -67,7 +95,7 @@ vec4 fetched_a[TILE_BLOCKS / 2], fetched_b[2];
 
 void fetch_tiles(uint first_k4, uint k4_end, uint mask) {
   const uint k4 = first_k4 + (gl_LocalInvocationIndex & 3u);
-  const bool inside = k4 < k4_end;
+  const bool inside = DEPTH_IS_WHOLE || k4 < k4_end;
   REPEAT_HALF_BLOCKS(FETCH_A)
   REPEAT_2(FETCH_B)
 }
@@ -113,6 +141,8 @@ void multiply_rows(uint mask) {
 // the next barrier.
 void tile_product(uint k4_begin, uint k4_end) {
   REPEAT_BLOCKS(CLEAR_ROW)
+  REPEAT_HALF_BLOCKS(BEGIN_A)
+  REPEAT_2(BEGIN_B)
   if (TILE_BLOCKS > 2) fetch_tiles(k4_begin, k4_end, row_mask(k4_begin));
   ROLLED for (uint k4 = k4_begin; k4 < k4_end; k4 += TILE_DEPTH) {
     const uint mask = row_mask(k4);

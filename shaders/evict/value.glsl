@@ -35,14 +35,23 @@ bool find_tile(uint item) {
   first_candidate = (item - head_word(head, HEAD_FIRST_TILE)) * TILE_ENTRIES;
   first_entry = head_word(head, HEAD_N_SINKS) + first_candidate;
   find_rows(head);
-  return first_entry < entries_end && first_entry + TILE_ENTRIES > entries_begin;
+  return has_rows(first_entry, first_entry + TILE_ENTRIES);
 }
 
-vec4 load_b(uint column, uint k4) {
-  const uint entry = first_entry + column;
-  if (!has_row(entry)) return vec4(0.0);
-  const uint at = row_start(entry) + 4 * k4;
+#define DEPTH_IS_WHOLE (HEAD_DIM % 16 == 0)
+
+// Beyond the last one, it again.
+uint start_b(uint column) {
+  return row_start(clamp(first_entry + column, entries_begin, entries_end - 1));
+}
+
+vec4 load_b(uint start, uint k4) {
+  const uint at = start + 4 * k4;
   return LOAD_VEC4(value, DTYPE, at);
+}
+
+vec4 load_a(uint start, uint k4) {
+  return factor[start + k4];
 }
 
 void write_score(uint column, float score) {

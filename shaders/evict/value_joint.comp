@@ -21,16 +21,17 @@ const uint ROW_BLOCKS = (GROUP * HEAD_FACTOR_ROWS + 15) / 16;
 #if TILE_BLOCKS > 2 // else leaving out the zeros takes more registers than there are
 #define ROW_MASK
 #endif
+#define ROWS_ARE_WHOLE (HEAD_DIM % HEAD_FACTOR_ROWS == 0)
 
 #include "../evict/tile.glsl"
 
 uint diagonal_head, first_factor_row; // the tile's factor rows: from this one on, of those with this head's diagonal
 
-vec4 load_a(uint row, uint k4) {
-  const uint group_head = row / HEAD_FACTOR_ROWS, factor_row = first_factor_row + row % HEAD_FACTOR_ROWS;
-  if (group_head >= GROUP || factor_row >= HEAD_DIM) return vec4(0.0);
-  const uint at = (head * FACTOR_DIM + diagonal_head * HEAD_DIM + factor_row) * FACTOR_DIM + group_head * HEAD_DIM;
-  return factor[at / 4 + k4];
+uint start_a(uint row) {
+  const uint group_head = min(row / HEAD_FACTOR_ROWS, GROUP - 1);
+  const uint factor_row = first_factor_row + row % HEAD_FACTOR_ROWS;
+  if (factor_row >= HEAD_DIM) return NOWHERE;
+  return ((head * FACTOR_DIM + diagonal_head * HEAD_DIM + factor_row) * FACTOR_DIM + group_head * HEAD_DIM) / 4;
 }
 
 #ifdef ROW_MASK

@@ -17,6 +17,7 @@ const uint TILE_HEADS = (GROUP + HEAD_TILES - 1) / HEAD_TILES;
 const uint BLOCKS_THAT_FIT = TILE_BLOCKS / TILE_HEADS, HEAD_BLOCKS = (HEAD_DIM + 15) / 16;
 const uint TRIANGLE = BLOCKS_THAT_FIT < HEAD_BLOCKS ? BLOCKS_THAT_FIT : HEAD_BLOCKS;
 const uint ROW_BLOCKS = TILE_HEADS * TRIANGLE;
+#define ROWS_ARE_WHOLE (HEAD_DIM % (16 * TRIANGLE) == 0)
 #if TILE_BLOCKS == 8
 #define ROW_MASK
 #endif
@@ -37,11 +38,10 @@ uint row_mask(uint k4) {
 }
 #endif
 
-vec4 load_a(uint row, uint k4) {
-  const uint group_head = first_group_head + row / (16 * TRIANGLE);
+uint start_a(uint row) {
+  const uint group_head = min(first_group_head + row / (16 * TRIANGLE), GROUP - 1);
   const uint factor_row = first_factor_row + row % (16 * TRIANGLE);
-  if (group_head >= GROUP || factor_row >= HEAD_DIM) return vec4(0.0);
-  return factor[((head * GROUP + group_head) * HEAD_DIM + factor_row) * (HEAD_DIM / 4) + k4];
+  return factor_row < HEAD_DIM ? ((head * GROUP + group_head) * HEAD_DIM + factor_row) * (HEAD_DIM / 4) : NOWHERE;
 }
 
 float squares[MOST_HEADS][8]; // of the tile's heads, over the invocation's rows, of its eight columns

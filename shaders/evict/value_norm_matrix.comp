@@ -92,8 +92,8 @@ void find_head() {
 }
 
 // Whether a row of the head's tiles [first, end) is in the binding.
-bool has_rows(uint first, uint end) {
-  return sinks + (first - head_tile) * TILE_ENTRIES < entries_end && sinks + (end - head_tile) * TILE_ENTRIES > entries_begin;
+bool has_tiles(uint first, uint end) {
+  return has_rows(sinks + (first - head_tile) * TILE_ENTRIES, sinks + (end - head_tile) * TILE_ENTRIES);
 }
 
 // Of this subgroup, where a workgroup's tiles begin with that one.
@@ -281,7 +281,7 @@ void main() {
   for (; first_tile < end; first_tile = next_tile) {
     find_head();
     next_tile = min(next_tile, end);
-    if (!has_rows(first_tile, next_tile)) continue;
+    if (!has_tiles(first_tile, next_tile)) continue;
     const bool two_parts = has_two_parts();
     fetch_values(first_tile);
     fetch_factor(0, 0);

@@ -12,13 +12,14 @@ layout(constant_id = 2) const uint MODEL_DIM = 64;
 #define N_QUERY_HEADS MODE // factor[] is the output projection, [MODEL_DIM, N_QUERY_HEADS * HEAD_DIM]
 
 const uint ROW_BLOCKS = TILE_BLOCKS;
+#define ROWS_ARE_WHOLE (MODEL_DIM % TILE_ROWS == 0)
 #include "../evict/tile.glsl"
 
 uint group_head, first_dim;
 
-vec4 load_a(uint row, uint k4) {
-  if (first_dim + row >= MODEL_DIM) return vec4(0.0);
-  return factor[((first_dim + row) * N_QUERY_HEADS + head * GROUP + group_head) * (HEAD_DIM / 4) + k4];
+uint start_a(uint row) {
+  if (first_dim + row >= MODEL_DIM) return NOWHERE;
+  return ((first_dim + row) * N_QUERY_HEADS + head * GROUP + group_head) * (HEAD_DIM / 4);
 }
 
 float sums[8]; // over the invocation's rows, of its eight columns

@@ -19,6 +19,8 @@ const uint HEAD_TILES = (GROUP + HEADS_THAT_FIT - 1) / HEADS_THAT_FIT;
 const uint TILE_HEADS = (GROUP + HEAD_TILES - 1) / HEAD_TILES;
 const uint HEAD_BLOCKS = QUERY_ROWS / 16;
 const uint ROW_BLOCKS = TILE_HEADS * HEAD_BLOCKS;
+#define DEPTH_IS_WHOLE (HEAD_DIM % 16 == 0)
+#define ROWS_ARE_WHOLE true
 
 layout(set = 0, binding = 0) readonly buffer Query { vec4 query[]; }; // [query_rows, heads, HEAD_DIM]
 layout(set = 0, binding = 1) readonly buffer Key { uint key[]; };
@@ -54,17 +56,24 @@ void find_head(uint item, uint word) {
   find_rows(head);
 }
 
-vec4 load_a(uint row, uint k4) {
-  const uint group_head = first_group_head + row / QUERY_ROWS, t = first_query + row % QUERY_ROWS;
-  if (group_head >= GROUP || t >= WINDOW) return vec4(0.0);
+// Beyond the last one, it again.
+uint start_a(uint row) {
+  const uint group_head = min(first_group_head + row / QUERY_ROWS, GROUP - 1);
+  const uint t = min(first_query + row % QUERY_ROWS, WINDOW - 1);
   const uint ring_row = (push.query_start + t) % push.query_rows;
-  return query[((ring_row * push.n_heads + head) * GROUP + group_head) * (HEAD_DIM / 4) + k4];
+  return ((ring_row * push.n_heads + head) * GROUP + group_head) * (HEAD_DIM / 4);
 }
 
-vec4 load_b(uint column, uint k4) {
-  const uint entry = first_entry + column;
-  if (!has_row(entry)) return vec4(0.0);
-  const uint at = row_start(entry) + 4 * k4;
+vec4 load_a(uint start, uint k4) {
+  return query[start + k4];
+}
+
+uint start_b(uint column) {
+  return row_start(clamp(first_entry + column, entries_begin, entries_end - 1));
+}
+
+vec4 load_b(uint start, uint k4) {
+  const uint at = start + 4 * k4;
   return LOAD_VEC4(key, DTYPE, at);
 }
 

@@ -84,7 +84,7 @@ void main() {
   const uint end = min(split_begin + SPLIT_ENTRIES, entries_end);
   for (first_query = 0; first_query < WINDOW; first_query += QUERY_ROWS) {
     REPEAT_BLOCKS(START_ROW)
-    for (first_entry = begin; first_entry < end; first_entry += TILE_COLUMNS) {
+    for (first_entry = begin; has_rows(first_entry, end); first_entry += TILE_COLUMNS) {
       tile_product(0, HEAD_DIM / 4);
       if (first_entry < entries_begin || first_entry + TILE_COLUMNS > min(entries_end, n_entries - WINDOW)) {
         REPEAT_BLOCKS(HIDE_ROW)
