@@ -87,7 +87,7 @@ else
   rig absent executed 'lavapipe of Debian sid'
 fi
 rig execute_arm64 'lavapipe on 64-bit Arm (emulated)' 'test_half test_policy' \
-  'test_selftest test_vk test_embed:one?segment,?f16'
+  'test_selftest test_vk'
 if [ $mode = full ]; then
   if fetch llama-amd64 sid amd64 $libraries mesa-vulkan-drivers libllama-dev; then
     rig execute_llama "llama.cpp's cache" llama-amd64

@@ -85,8 +85,8 @@ void main() {
   const uint end = MODE == MODE_SUM ? GROUP : begin + 1;
 
   clear_sums();
-  for (first_group_head = begin; first_group_head < end; first_group_head += TILE_HEADS)
-    for (first_query = 0; first_query < WINDOW; first_query += QUERY_ROWS) {
+  ROLLED for (first_group_head = begin; first_group_head < end; first_group_head += TILE_HEADS)
+    ROLLED for (first_query = 0; first_query < WINDOW; first_query += QUERY_ROWS) {
       tile_product(0, HEAD_DIM / 4);
       REPEAT_BLOCKS(ADD_ROW)
     }
