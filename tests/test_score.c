@@ -1,4 +1,4 @@
-/* test_score.c: scoring with tiles of either size, and with the window queries' sums of exponentials from the caller. */
+/* test_score.c: scoring with tiles of every size, and with the window queries' sums of exponentials from the caller. */
 #include "evict/evict.h"
 #include "support/kernel.h"
 
@@ -26,7 +26,8 @@ static void query_lse(const float *query, const float *key, float *lse) {
     }
 }
 
-static void score(kernel_test *test, const laprox_plan *plan, const laprox_layer_buffers *layer,
+/* [N_KV_HEADS, n], of all but the window. */
+static void score(kernel_test *test, const laprox_plan *plan, const laprox_layer_buffers *layer, size_t n,
                   float *scores) {
   laprox_requirements needs;
   laprox_plan_requirements(plan, &needs);
@@ -44,8 +45,8 @@ static void score(kernel_test *test, const laprox_plan *plan, const laprox_layer
     assert_int_equal(
         lpx_queue_download(test->queue,
                            lpx_buffer_part(lpx_buffer_whole(&out), laprox_plan_score_offset(plan, 0, head),
-                                           (N - WINDOW) * sizeof *scores),
-                           scores + (size_t)head * (N - WINDOW), (N - WINDOW) * sizeof *scores),
+                                           n * sizeof *scores),
+                           scores + (size_t)head * n, n * sizeof *scores),
         LAPROX_OK);
   laprox_binding_destroy(binding);
   kernel_release(test, &scratch);
@@ -55,9 +56,9 @@ static void score(kernel_test *test, const laprox_plan *plan, const laprox_layer
 
 /* Tiles of all sizes come to the same: to the same bits but for the joint score, whose sum over a tile's rows they
  * divide. */
-static void compare_tiles(kernel_test *test, const laprox_plan_info *info,
-                          const laprox_layer_buffers *layer) {
-  static float scores[LPX_N_TILE_SIZES][N_KV_HEADS * (N - WINDOW)];
+static void compare_tiles(kernel_test *test, const laprox_plan_info *info, const laprox_layer_buffers *layer,
+                          size_t n) {
+  static float scores[LPX_N_TILE_SIZES][N_KV_HEADS * N];
   const uint32_t variants = test->context->variants;
   const uint32_t others = variants & ~(uint32_t)(LAPROX_VARIANT_LARGE_TILES | LAPROX_VARIANT_MATRIX);
   const bool few_registers = test->context->few_registers;
@@ -67,15 +68,16 @@ static void compare_tiles(kernel_test *test, const laprox_plan_info *info,
     test->context->few_registers = size == LPX_TILES_SMALL;
     assert_int_equal(lpx_tile_size_of(test->context), size);
     assert_int_equal(laprox_plan_create(test->context, info, &plan), LAPROX_OK);
-    score(test, plan, layer, scores[size]);
+    score(test, plan, layer, n, scores[size]);
     laprox_plan_destroy(plan);
   }
   test->context->variants = variants;
   test->context->few_registers = few_registers;
   const float *large = scores[LPX_TILES_LARGE];
   for (int size = 0; size < LPX_TILES_LARGE; size++) {
-    if (info->policy.gqa != LAPROX_GQA_JOINT) assert_memory_equal(large, scores[size], sizeof scores[size]);
-    for (size_t i = 0; i < N_KV_HEADS * (N - WINDOW); i++)
+    if (info->policy.gqa != LAPROX_GQA_JOINT)
+      assert_memory_equal(large, scores[size], N_KV_HEADS * n * sizeof *large);
+    for (size_t i = 0; i < N_KV_HEADS * n; i++)
       kernel_assert_close((double)scores[size][i], (double)large[i], 1e-5 * fabs((double)large[i]), "tiles",
                           i);
   }
@@ -108,10 +110,10 @@ static void run(void **state, uint64_t seed, laprox_gqa gqa, laprox_dtype dtype)
                                 .value = {lpx_buffer_whole(&buffers[2])},
                                 .factor = lpx_buffer_whole(&buffers[3])};
   static float own[N_KV_HEADS * (N - WINDOW)], given[N_KV_HEADS * (N - WINDOW)];
-  score(&test, plan, &layer, own);
-  compare_tiles(&test, &info, &layer);
+  score(&test, plan, &layer, N - WINDOW, own);
+  compare_tiles(&test, &info, &layer, N - WINDOW);
   layer.lse = lpx_buffer_whole(&buffers[4]);
-  score(&test, plan, &layer, given);
+  score(&test, plan, &layer, N - WINDOW, given);
   double largest = 0.0;
   for (size_t i = 0; i < N_KV_HEADS * (N - WINDOW); i++) largest = fmax(largest, (double)own[i]);
   assert_true(largest > 0.0);
@@ -121,7 +123,7 @@ static void run(void **state, uint64_t seed, laprox_gqa gqa, laprox_dtype dtype)
   /* it is really read: an lse larger by 1 makes every score smaller by e */
   for (size_t i = 0; i < N_HEADS * WINDOW; i++) lse[i] += 1.0f;
   assert_int_equal(lpx_queue_upload(test.queue, layer.lse, lse, sizeof lse), LAPROX_OK);
-  score(&test, plan, &layer, given);
+  score(&test, plan, &layer, N - WINDOW, given);
   for (size_t i = 0; i < N_KV_HEADS * (N - WINDOW); i++)
     kernel_assert_close((double)given[i], (double)own[i] * exp(-1.0), tolerance, "score", i);
   for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) kernel_release(&test, &buffers[i]);
@@ -140,7 +142,61 @@ static void test_joint(void **state) {
   run(state, 3, LAPROX_GQA_JOINT, LAPROX_DTYPE_F16);
 }
 
+/* A shape whose rows tiles divide in their own ways, and what it is scored by. */
+typedef struct tile_case {
+  laprox_policy_kind kind;
+  laprox_gqa gqa;
+  uint32_t group, dim, window;
+} tile_case;
+
+static void run_tiles(void **state, uint64_t seed, const tile_case *c) {
+  enum { MODEL_DIM = 64 };
+  kernel_test test = kernel_test_begin(state, seed);
+  const uint32_t n_heads = N_KV_HEADS * c->group;
+  const laprox_plan_info info = {
+      .shape = {1, n_heads, N_KV_HEADS, c->dim},
+      .policy = {.kind = c->kind, .gqa = c->gqa, .window = c->window, .budget.tokens = 150},
+      .cache_dtype = LAPROX_DTYPE_F16,
+      .n_segments = 1,
+      .segments = {{.n_entries = N}}};
+  const size_t n_cache = (size_t)N_KV_HEADS * N * c->dim, n_query = (size_t)c->window * n_heads * c->dim;
+  const size_t factor_bytes = laprox_value_factor_bytes(&info.shape, c->gqa);
+  float *query = kernel_random_floats(&test, n_query), *key = kernel_random_floats(&test, n_cache),
+        *value = kernel_random_floats(&test, n_cache), *factor = malloc(factor_bytes),
+        *weight = kernel_random_floats(&test, (size_t)n_heads * c->dim * MODEL_DIM);
+  void *keys = kernel_encode(LAPROX_DTYPE_F16, key, n_cache);
+  void *values = kernel_encode(LAPROX_DTYPE_F16, value, n_cache);
+  assert_int_equal(laprox_value_factor(NULL, &info.shape, c->gqa, MODEL_DIM, weight, factor), LAPROX_OK);
+  lpx_buffer buffers[] = {kernel_buffer(&test, query, n_query * 4), kernel_buffer(&test, keys, n_cache * 2),
+                          kernel_buffer(&test, values, n_cache * 2),
+                          kernel_buffer(&test, factor, factor_bytes)};
+  const laprox_layer_buffers layer = {.query = lpx_buffer_whole(&buffers[0]),
+                                      .key = {lpx_buffer_whole(&buffers[1])},
+                                      .value = {lpx_buffer_whole(&buffers[2])},
+                                      .factor = lpx_buffer_whole(&buffers[3])};
+  compare_tiles(&test, &info, &layer, N - c->window);
+  for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) kernel_release(&test, &buffers[i]);
+  void *const memory[] = {query, key, value, factor, weight, keys, values};
+  for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) free(memory[i]);
+  kernel_test_end(&test);
+}
+
+/* Windows of more queries than rows, odd head dimensions, groups up to the largest. */
+static void test_tiles(void **state) {
+  static const tile_case cases[] = {{LAPROX_POLICY_LAPROX, LAPROX_GQA_MEAN, 1, 80, 32},
+                                    {LAPROX_POLICY_LAPROX, LAPROX_GQA_MEAN, 8, 128, 48},
+                                    {LAPROX_POLICY_LAPROX, LAPROX_GQA_MEAN, 5, 20, 100},
+                                    {LAPROX_POLICY_LAPROX, LAPROX_GQA_ATTENTION_MEAN, 6, 256, 8},
+                                    {LAPROX_POLICY_LAPROX, LAPROX_GQA_JOINT, 1, 68, 17},
+                                    {LAPROX_POLICY_LAPROX, LAPROX_GQA_JOINT, 8, 20, 33},
+                                    {LAPROX_POLICY_LAPROX, LAPROX_GQA_JOINT, 16, 64, 16},
+                                    {LAPROX_POLICY_SNAPKV, LAPROX_GQA_AUTO, 4, 64, 70},
+                                    {LAPROX_POLICY_SNAPKV, LAPROX_GQA_AUTO, 16, 36, 1}};
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) run_tiles(state, 10 + i, &cases[i]);
+}
+
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_mean), cmocka_unit_test(test_joint)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_mean), cmocka_unit_test(test_joint),
+                                     cmocka_unit_test(test_tiles)};
   return cmocka_run_group_tests(tests, test_gpu_setup, test_gpu_teardown);
 }
