@@ -84,8 +84,8 @@ shared vec4 largest; // of the batch's heads' logits so far
 vec4 query0_low, query1_low, query2_low, query3_low, query0_high, query1_high, query2_high, query3_high;
 vec4 sum0_low, sum1_low, sum2_low, sum3_low, sum0_high, sum1_high, sum2_high, sum3_high;
 
-// Loads are two steps ahead, in two sets of rows, where there are registers for that. An entry's number beyond the last is taken for the last; its
-// probability is zero.
+// Loads are two steps ahead, in two sets of rows, where there are registers for that. An entry's number beyond the last is
+// taken for the last; its probability is zero.
 LOADED row_a0, row_a1, row_a2, row_a3, row_b0, row_b1, row_b2, row_b3;
 
 #define ROW_AT(first, entry) ((first) + min(entry, last) * VECTORS + column)
