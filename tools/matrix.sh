@@ -120,7 +120,7 @@ else
   else
     for name in 'Raspberry Pi 4 (V3DV)' 'Mali (PanVK)' 'Intel (ANV)'; do rig absent compiled "$name"; done
   fi
-  rig absent compiled 'PowerVR (Mesa)' # no pretended kernel for a PC; emulated, its compiler takes over half an hour
+  rig absent compiled 'PowerVR (Mesa)' # no pretended kernel for a PC; emulated, it takes over ten minutes
   compile 'NVIDIA Turing (NVK)' nouveau nouveau NOUVEAU_CHIPSET=162
   compile 'Apple M1 (Honeykrisp)' asahi asahi
   compile 'Adreno 618 (Turnip)' freedreno freedreno FD_GPU_ID=618
