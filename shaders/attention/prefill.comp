@@ -201,12 +201,12 @@ bvec4 seen(uint first, uint row) {
 
 // The numbers of the thread's rows in exchange[], by the 16 threads that share them.
 #if ROWS == 2
-#define EXCHANGED(x, n) exchange[(x) * (QUERIES / 4) + (ty >> 1)]
+#define EXCHANGED(x) exchange[(x) * (QUERIES / 4) + (ty >> 1)]
 void put_rows(ROW_VECTOR rows[ROW_VECTORS]) {
-  if ((ty & 1u) == 0u) EXCHANGED(tx, 0).xy = rows[0];
-  else EXCHANGED(tx, 0).zw = rows[0];
+  if ((ty & 1u) == 0u) EXCHANGED(tx).xy = rows[0];
+  else EXCHANGED(tx).zw = rows[0];
 }
-#define TAKE_ROWS(x, n) ((ty & 1u) == 0u ? EXCHANGED(x, 0).xy : EXCHANGED(x, 0).zw)
+#define TAKE_ROWS(x, n) ((ty & 1u) == 0u ? EXCHANGED(x).xy : EXCHANGED(x).zw)
 #else
 #define TAKE_ROWS(x, n) exchange[(x) * (QUERIES / 4) + ty * ROW_VECTORS + n]
 void put_rows(ROW_VECTOR rows[ROW_VECTORS]) {

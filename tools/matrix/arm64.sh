@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # arm64.sh build: cross-builds program, tests and pipelines for 64-bit Arm Linux, against unpacked Debian packages.
-# arm64.sh run TREE ICD SHIM|- PROGRAM ARGUMENT…: runs one under emulation with a tree's libc, loader and driver.
+# arm64.sh run TREE ICD PROGRAM ARGUMENT…: runs one under emulation with a tree's libc, loader and driver.
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 here=$root/tools/matrix
@@ -31,15 +31,13 @@ build)
   build arm64 --cross-file "$root/tools/cross/arm64.ini" --cross-file "$out/arm64.ini" "${native[@]}"
   ;;
 run)
-  tree=$2 driver=$3 shim=$4 program=$5
-  shift 5
+  tree=$2 driver=$3 program=$4
+  shift 4
   libs=$(tree_libraries "$tree" aarch64)
   icd=$out/icd/$driver-$tree.json
   write_icd "$icd" "$(icd_library "$libs" "$driver")"
-  preload=()
-  [ "$shim" = - ] || preload=(-E "LD_PRELOAD=$libs/lib${shim}_noop_drm_shim.so")
   unset LD_LIBRARY_PATH
   VK_ICD_FILENAMES=$icd VK_LAYER_PATH=$cache/$tree/root/usr/share/vulkan/explicit_layer.d \
-    qemu-aarch64-static -L "$cache/$tree/root" "${preload[@]}" "$out/build-arm64/$program" "$@"
+    qemu-aarch64-static -L "$cache/$tree/root" "$out/build-arm64/$program" "$@"
   ;;
 esac

@@ -209,7 +209,7 @@ in_arm64() { "$here/arm64.sh" run "$@"; }
 # Once, before the rig that needs it.
 arm64=no
 build_arm64() {
-  "$here/arm64.sh" build && fetch sid-arm64 sid arm64 $libraries mesa-vulkan-drivers mesa-drm-shim \
+  "$here/arm64.sh" build && fetch sid-arm64 sid arm64 $libraries mesa-vulkan-drivers \
     vulkan-validationlayers && arm64=yes
 }
 
@@ -222,9 +222,9 @@ execute_arm64() {
   # Emulated, a driver takes minutes to compile the first kernels.
   if [ $mode = full ]; then
     tests="$tests $3"
-    description=$(in_arm64 sid-arm64 lvp - tools/laprox devices --json 2>"$log" | describe)
+    description=$(in_arm64 sid-arm64 lvp tools/laprox devices --json 2>"$log" | describe)
   fi
-  in_build() { "$here/arm64.sh" run sid-arm64 lvp - "tests/$1" "${@:2}"; }
+  in_build() { "$here/arm64.sh" run sid-arm64 lvp "tests/$1" "${@:2}"; }
   export -f in_build
   export here out
   finish_execute "$rig" "$(run_tests "$log" "$tests" bash -c 'in_build "$@"' in_build)" "$description" "$start"
