@@ -1,12 +1,13 @@
 // A tile of a matrix product A B^T through shared memory: up to 16 x TILE_BLOCKS rows x 64 columns, TILE_BLOCKS x 8
 // results an invocation. The including shader defines where the operands' rows begin, start_a(row) and start_b(column), and
-// load_a(start, k4) and load_b(start, k4), which return four elements along the inner dimension; and before that
+// load_a(start, k4) and load_b(start, k4), which return four elements along the inner dimension, those of B packed as
+// DTYPE: unpacked as soon as they are asked for, they would be waited for before the multiplying. And before that
 // ROW_BLOCKS, how many blocks of 16 rows there are (1 to TILE_BLOCKS), and DEPTH_IS_WHOLE, whether the inner dimension is a
 // multiple of 16. Rows and columns whose results nobody looks at may begin anywhere; rows of zeros begin NOWHERE, which
 // there are none of where ROWS_ARE_WHOLE.
 //
-// Where ROW_MASK is defined, row_mask(k4) says which row blocks are not all zero in the 16 elements from k4 on, by bits,
-// the same for the whole workgroup; the others are left out.
+// Where ROW_MASK is defined, for tiles of 64 rows and more, row_mask(k4) says which row blocks are not all zero in the 16
+// elements from k4 on, by bits, the same for the whole workgroup; the others are left out.
 #ifndef TILE_GLSL
 #define TILE_GLSL
 
@@ -31,11 +32,11 @@
 
 #define TILE_COLUMNS 64
 #define TILE_DEPTH   4 // in vec4
-#define TILE_STRIDE  5 // vec4 of a row: neighbouring rows hit different banks
-#define TILE_B       (16 * TILE_BLOCKS * TILE_STRIDE) // where the second operand begins
 
-#define TILE_X      (gl_LocalInvocationIndex & 7u)
-#define TILE_Y      (gl_LocalInvocationIndex >> 3)
+// Neighbours in pairs read the same row, and pairs that are next to each other the same column: NVIDIA's shared memory then
+// serves half a subgroup at once.
+#define TILE_X      (gl_LocalInvocationIndex >> 1 & 7u)
+#define TILE_Y      (gl_LocalInvocationIndex & 1u | gl_LocalInvocationIndex >> 4 << 1)
 #define ROW(i)      (TILE_Y + 16u * i)
 #define COLUMN(j)   (TILE_X + 8u * j)
 
@@ -44,9 +45,7 @@
 uint start_a(uint row);
 uint start_b(uint column);
 vec4 load_a(uint start, uint k4);
-vec4 load_b(uint start, uint k4);
-
-shared vec4 tile[TILE_B + TILE_COLUMNS * TILE_STRIDE];
+uvec4 load_b(uint start, uint k4);
 
 float product[TILE_BLOCKS][8]; // rows ROW(i), columns COLUMN(j)
 
@@ -57,44 +56,38 @@ uint row_mask(uint k4);
 #endif
 #define ALL_ROWS ((1u << ROW_BLOCKS) - 1u)
 
-// The next elements of both operands are on their way while the invocation multiplies: a quarter of a row each. In the
-// smallest tiles, which are for devices without the registers for that, they come when they are needed.
-vec4 fetched_a[TILE_BLOCKS / 2], fetched_b[2];
+// The next elements of both operands: a quarter of a row each. Of larger tiles they are on their way while the invocation
+// multiplies.
+vec4 fetched_a[TILE_BLOCKS / 2];
+uvec4 fetched_b[2];
 
-#define FETCH_ROW       (gl_LocalInvocationIndex >> 2)
+#define FETCH_K4 (gl_LocalInvocationIndex & 3u)
+
 #if TILE_BLOCKS > 2
-uint begin_a[TILE_BLOCKS / 2], begin_b[2];
-#define BEGIN_A(i) if (2 * i < ROW_BLOCKS) begin_a[i] = start_a(FETCH_ROW + 32 * i);
-#define BEGIN_B(i) begin_b[i] = start_b(FETCH_ROW + 32 * i);
-#define FROM_A(i)  begin_a[i]
-#define FROM_B(i)  begin_b[i]
+#include "../evict/tile_outer.glsl"
 #else
-#define BEGIN_A(i)
-#define BEGIN_B(i)
-#define FROM_A(i)  start_a(FETCH_ROW + 32 * i)
-#define FROM_B(i)  start_b(FETCH_ROW + 32 * i)
+#include "../evict/tile_inner.glsl"
 #endif
+
+// Whether there is such a row, and whether it is not all zero.
+#define IS_ROW(i)    (ROW_BLOCKS == TILE_BLOCKS || FETCH_ROW(i) < 16 * ROW_BLOCKS)
 #ifdef ROW_MASK
-#define IS_WANTED(i) ((mask >> (2 * i + (FETCH_ROW >> 4)) & 1u) != 0u)
+#define IS_WANTED(i) ((mask >> (FETCH_ROW(i) >> 4) & 1u) != 0u)
 #else
-#define IS_WANTED(i) true
+#define IS_WANTED(i) IS_ROW(i)
 #endif
 #define FETCH_A(i)                                                                                                     \
-  if (2 * i < ROW_BLOCKS && IS_WANTED(i)) {                                                                            \
+  if (IS_WANTED(i)) {                                                                                                  \
     const uint from = FROM_A(i);                                                                                       \
     fetched_a[i] = vec4(0.0);                                                                                          \
     if (inside && (ROWS_ARE_WHOLE || from != NOWHERE)) fetched_a[i] = load_a(from, k4);                                \
   }
 #define FETCH_B(i)                                                                                                     \
-  fetched_b[i] = vec4(0.0);                                                                                            \
+  fetched_b[i] = uvec4(0);                                                                                             \
   if (inside) fetched_b[i] = load_b(FROM_B(i), k4);
-#define STAGE_A(i)                                                                                                     \
-  if (2 * i < ROW_BLOCKS) tile[(FETCH_ROW + 32 * i) * TILE_STRIDE + (gl_LocalInvocationIndex & 3u)] = fetched_a[i];
-#define STAGE_B(i)                                                                                                     \
-  tile[TILE_B + (FETCH_ROW + 32 * i) * TILE_STRIDE + (gl_LocalInvocationIndex & 3u)] = fetched_b[i];
 
 void fetch_tiles(uint first_k4, uint k4_end, uint mask) {
-  const uint k4 = first_k4 + (gl_LocalInvocationIndex & 3u);
+  const uint k4 = first_k4 + FETCH_K4;
   const bool inside = DEPTH_IS_WHOLE || k4 < k4_end;
   REPEAT_HALF_BLOCKS(FETCH_A)
   REPEAT_2(FETCH_B)
@@ -107,35 +100,6 @@ void stage_tiles() {
 
 #define CLEAR_RESULT(i, j) product[i][j] = 0.0;
 #define CLEAR_ROW(i)       EACH_8(CLEAR_RESULT, i)
-#define LOAD_ROW(i)                                                                                                    \
-  vec4 a##i = vec4(0.0);                                                                                               \
-  if (i < ROW_BLOCKS) a##i = tile[ROW(i) * TILE_STRIDE + k];
-#define MULTIPLY(j, i)                                                                                                 \
-  if (i < ROW_BLOCKS)                                                                                                  \
-    product[i][j] = fma(a##i.x, b.x, fma(a##i.y, b.y, fma(a##i.z, b.z, fma(a##i.w, b.w, product[i][j]))));
-#define MULTIPLY_COLUMN(j)                                                                                             \
-  {                                                                                                                    \
-    const vec4 b = tile[TILE_B + COLUMN(j) * TILE_STRIDE + k];                                                         \
-    EACH_BLOCK(MULTIPLY, j)                                                                                            \
-  }
-
-#ifdef ROW_MASK
-#define LOAD_COLUMN(j) const vec4 b##j = tile[TILE_B + COLUMN(j) * TILE_STRIDE + k];
-#define MULTIPLY_ACROSS(i, j)                                                                                          \
-  product[i][j] = fma(a.x, b##j.x, fma(a.y, b##j.y, fma(a.z, b##j.z, fma(a.w, b##j.w, product[i][j]))));
-#define MULTIPLY_ROW(i)                                                                                                \
-  if (i < ROW_BLOCKS && (mask & (1u << i)) != 0u) {                                                                    \
-    const vec4 a = tile[ROW(i) * TILE_STRIDE + k];                                                                     \
-    EACH_8(MULTIPLY_ACROSS, i)                                                                                         \
-  }
-
-void multiply_rows(uint mask) {
-  ROLLED for (uint k = 0; k < TILE_DEPTH; k++) {
-    REPEAT_8(LOAD_COLUMN)
-    REPEAT_BLOCKS(MULTIPLY_ROW)
-  }
-}
-#endif
 
 // product = A B^T over k4_begin <= k4 < k4_end. Ends with all invocations past their last read of the tile only after
 // the next barrier.
@@ -153,14 +117,11 @@ void tile_product(uint k4_begin, uint k4_end) {
     if (TILE_BLOCKS > 2 && k4 + TILE_DEPTH < k4_end) fetch_tiles(k4 + TILE_DEPTH, k4_end, row_mask(k4 + TILE_DEPTH));
 #ifdef ROW_MASK
     if (mask != ALL_ROWS) {
-      multiply_rows(mask);
+      [[dont_unroll]] for (uint k = 0; k < TILE_DEPTH; k++) multiply_masked(k, mask);
       continue;
     }
 #endif
-    ROLLED for (uint k = 0; k < TILE_DEPTH; k++) {
-      REPEAT_BLOCKS(LOAD_ROW)
-      REPEAT_8(MULTIPLY_COLUMN)
-    }
+    [[dont_unroll]] for (uint k = 0; k < TILE_DEPTH; k++) multiply(k);
   }
 }
 

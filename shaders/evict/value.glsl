@@ -45,9 +45,9 @@ uint start_b(uint column) {
   return row_start(clamp(first_entry + column, entries_begin, entries_end - 1));
 }
 
-vec4 load_b(uint start, uint k4) {
+uvec4 load_b(uint start, uint k4) {
   const uint at = start + 4 * k4;
-  return LOAD_VEC4(value, DTYPE, at);
+  return PACKED_VEC4(value, DTYPE, at);
 }
 
 vec4 load_a(uint start, uint k4) {

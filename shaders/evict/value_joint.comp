@@ -62,8 +62,11 @@ float quadratic_form(uint gram) {
   for (uint h = 0; h < GROUP; h++)
     for (uint other = 0; other <= h; other++, pair++) {
       float sum = 0.0;
-      ROLLED for (uint k = gl_LocalInvocationIndex >> 4; k < HEAD_FACTOR_ROWS; k += LOCAL_SIZE / 16)
-        sum += projected(h * HEAD_FACTOR_ROWS + k, column) * projected(other * HEAD_FACTOR_ROWS + k, column);
+      ROLLED for (uint first = 0; first < HEAD_FACTOR_ROWS; first += LOCAL_SIZE / 16) {
+        const uint k = first + (gl_LocalInvocationIndex >> 4);
+        const float both = projected(h * HEAD_FACTOR_ROWS + k, column) * projected(other * HEAD_FACTOR_ROWS + k, column);
+        sum += k < HEAD_FACTOR_ROWS ? both : 0.0;
+      }
       total += (other < h ? 2.0 : 1.0) * work[gram + pair * TILE_ENTRIES + column] * sum;
     }
   return total;

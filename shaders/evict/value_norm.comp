@@ -18,25 +18,10 @@ const uint BLOCKS_THAT_FIT = TILE_BLOCKS / TILE_HEADS, HEAD_BLOCKS = (HEAD_DIM +
 const uint TRIANGLE = BLOCKS_THAT_FIT < HEAD_BLOCKS ? BLOCKS_THAT_FIT : HEAD_BLOCKS;
 const uint ROW_BLOCKS = TILE_HEADS * TRIANGLE;
 #define ROWS_ARE_WHOLE (HEAD_DIM % (16 * TRIANGLE) == 0)
-#if TILE_BLOCKS == 8
-#define ROW_MASK
-#endif
 
 #include "../evict/tile.glsl"
 
 uint first_group_head, first_factor_row;
-
-// Block b of a head begins with its own diagonal. Where few blocks share a head, leaving out the zeros before it saves
-// less than it costs in registers.
-#ifdef ROW_MASK
-uint row_mask(uint k4) {
-  const uint part = (k4 - first_factor_row / 4) / TILE_DEPTH;
-  uint mask = 0;
-  for (uint i = 0; i < ROW_BLOCKS; i++)
-    if (i % TRIANGLE <= part) mask |= 1u << i;
-  return mask;
-}
-#endif
 
 uint start_a(uint row) {
   const uint group_head = min(first_group_head + row / (16 * TRIANGLE), GROUP - 1);

@@ -72,9 +72,9 @@ uint start_b(uint column) {
   return row_start(clamp(first_entry + column, entries_begin, entries_end - 1));
 }
 
-vec4 load_b(uint start, uint k4) {
+uvec4 load_b(uint start, uint k4) {
   const uint at = start + 4 * k4;
-  return LOAD_VEC4(key, DTYPE, at);
+  return PACKED_VEC4(key, DTYPE, at);
 }
 
 #endif

@@ -26,11 +26,25 @@ vec4 unpack_bytes(uint word) {
 #define QUAD_AT(DTYPE, INDEX)                                                                                        \
   (BLOCK_AT(DTYPE, INDEX) + 1u + (((INDEX) >> 1) & ((DTYPE) == DTYPE_Q8_0 ? 14u : 6u)))
 
-// Four elements from the words that hold their scale and, in one or two, themselves.
-vec4 unpack_block(uint dtype, uint index, uint scale_word, uint low, uint high) {
+// Four consecutive elements from element INDEX, a multiple of 4, in two steps, so that the words may be on their way while
+// something else is done: which words, and what they stand for. Of a block: the scale's, one or two with the elements, and
+// INDEX. WORD(BUFFER, i) gives a word of the buffer.
+#define WORD_OF_ARRAY(BUFFER, i) BUFFER[i]
+#define PACKED_BLOCK(WORD, BUFFER, DTYPE, INDEX)                                                                     \
+  uvec4(WORD(BUFFER, BLOCK_AT(DTYPE, INDEX) >> 1), WORD(BUFFER, QUAD_AT(DTYPE, INDEX) >> 1),                         \
+        WORD(BUFFER, (QUAD_AT(DTYPE, INDEX) + 1u) >> 1), INDEX)
+#define PACKED_VEC4(BUFFER, DTYPE, INDEX)                                                                            \
+  ((DTYPE) == DTYPE_F32                                                                                              \
+       ? uvec4(BUFFER[(INDEX)], BUFFER[(INDEX) + 1u], BUFFER[(INDEX) + 2u], BUFFER[(INDEX) + 3u])                    \
+   : (DTYPE) == DTYPE_F16 || (DTYPE) == DTYPE_BF16                                                                   \
+       ? uvec4(BUFFER[(INDEX) >> 1], BUFFER[((INDEX) >> 1) + 1u], 0, 0)                                              \
+       : PACKED_BLOCK(WORD_OF_ARRAY, BUFFER, DTYPE, INDEX))
+
+vec4 unpack_block(uint dtype, uvec4 packed) {
+  const uint index = packed.w;
   const bool odd = (index & 32u) != 0u;
-  const vec2 scales = unpackHalf2x16(scale_word);
-  const uint word = odd ? low : low >> 16 | high << 16;
+  const vec2 scales = unpackHalf2x16(packed.x);
+  const uint word = odd ? packed.y : packed.y >> 16 | packed.z << 16;
   const uint nibbles = (index & 16u) == 0u ? word : word >> 4;
   const vec4 numbers = dtype == DTYPE_Q8_0
                            ? unpack_bytes(word)
@@ -38,21 +52,13 @@ vec4 unpack_block(uint dtype, uint index, uint scale_word, uint low, uint high) 
   return (odd ? scales.y : scales.x) * numbers;
 }
 
-// WORD(BUFFER, i) gives a word of the buffer.
-#define LOAD_BLOCK(WORD, BUFFER, DTYPE, INDEX)                                                                       \
-  unpack_block(DTYPE, INDEX, WORD(BUFFER, BLOCK_AT(DTYPE, INDEX) >> 1), WORD(BUFFER, QUAD_AT(DTYPE, INDEX) >> 1),    \
-               WORD(BUFFER, (QUAD_AT(DTYPE, INDEX) + 1u) >> 1))
+vec4 unpack_vec4(uint dtype, uvec4 packed) {
+  if (dtype == DTYPE_F32) return uintBitsToFloat(packed);
+  if (dtype == DTYPE_F16) return vec4(unpackHalf2x16(packed.x), unpackHalf2x16(packed.y));
+  if (dtype == DTYPE_BF16) return vec4(unpack_bf16(packed.x), unpack_bf16(packed.y));
+  return unpack_block(dtype, packed);
+}
 
-// Four consecutive elements from element `index`, a multiple of 4.
-#define WORD_OF_ARRAY(BUFFER, i) BUFFER[i]
-#define LOAD_VEC4(BUFFER, DTYPE, INDEX)                                                                              \
-  ((DTYPE) == DTYPE_F32                                                                                              \
-       ? vec4(uintBitsToFloat(BUFFER[(INDEX)]), uintBitsToFloat(BUFFER[(INDEX) + 1u]),                               \
-              uintBitsToFloat(BUFFER[(INDEX) + 2u]), uintBitsToFloat(BUFFER[(INDEX) + 3u]))                          \
-   : (DTYPE) == DTYPE_F16                                                                                            \
-       ? vec4(unpackHalf2x16(BUFFER[(INDEX) >> 1]), unpackHalf2x16(BUFFER[((INDEX) >> 1) + 1u]))                     \
-   : (DTYPE) == DTYPE_BF16                                                                                           \
-       ? vec4(unpack_bf16(BUFFER[(INDEX) >> 1]), unpack_bf16(BUFFER[((INDEX) >> 1) + 1u]))                           \
-       : LOAD_BLOCK(WORD_OF_ARRAY, BUFFER, DTYPE, INDEX))
+#define LOAD_VEC4(BUFFER, DTYPE, INDEX) unpack_vec4(DTYPE, PACKED_VEC4(BUFFER, DTYPE, INDEX))
 
 #endif

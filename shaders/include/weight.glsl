@@ -4,15 +4,14 @@
 
 #include "dtype.glsl"
 
-// Four of an array of uvec2 from element INDEX, a multiple of 4.
+// Four of an array of uvec2 from element INDEX, a multiple of 4; as PACKED_VEC4 and LOAD_VEC4.
 #define WORD_OF_PAIRS(BUFFER, i) BUFFER[(i) >> 1][(i) & 1u]
-#define LOAD_QUAD(BUFFER, DTYPE, INDEX)                                                                              \
-  ((DTYPE) == DTYPE_F32 ? uintBitsToFloat(uvec4(BUFFER[(INDEX) >> 1], BUFFER[((INDEX) >> 1) + 1u]))                  \
-   : (DTYPE) == DTYPE_F16                                                                                            \
-       ? vec4(unpackHalf2x16(BUFFER[(INDEX) >> 2].x), unpackHalf2x16(BUFFER[(INDEX) >> 2].y))                        \
-   : (DTYPE) == DTYPE_BF16                                                                                           \
-       ? vec4(unpack_bf16(BUFFER[(INDEX) >> 2].x), unpack_bf16(BUFFER[(INDEX) >> 2].y))                              \
-       : LOAD_BLOCK(WORD_OF_PAIRS, BUFFER, DTYPE, INDEX))
+#define PACKED_QUAD(BUFFER, DTYPE, INDEX)                                                                            \
+  ((DTYPE) == DTYPE_F32 ? uvec4(BUFFER[(INDEX) >> 1], BUFFER[((INDEX) >> 1) + 1u])                                   \
+   : (DTYPE) == DTYPE_F16 || (DTYPE) == DTYPE_BF16                                                                   \
+       ? uvec4(BUFFER[(INDEX) >> 2], 0, 0)                                                                           \
+       : PACKED_BLOCK(WORD_OF_PAIRS, BUFFER, DTYPE, INDEX))
+#define LOAD_QUAD(BUFFER, DTYPE, INDEX) unpack_vec4(DTYPE, PACKED_QUAD(BUFFER, DTYPE, INDEX))
 
 // Weights: the includer defines WEIGHT_TYPE and WEIGHT_DATA, an array of uvec4 with rows as lpx_weight_pack makes them.
 // `first` is a row's first uvec4, `depth` the row's length.
