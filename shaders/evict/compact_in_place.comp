@@ -6,6 +6,7 @@
 // Of a head that takes several bindings, a dispatch moves the rows that stand in one of them and belong into one. ACROSS:
 // these are two, so that nothing that is read is overwritten.
 #include "index.glsl"
+#include "repeat.glsl"
 #include "../evict/layout.glsl"
 
 layout(constant_id = 0) const uint ROW_WORDS = 32;
@@ -37,6 +38,13 @@ layout(push_constant) uniform Push {
 #include "../evict/kept.glsl"
 #include "../evict/rows.glsl"
 
+#define ROW(i) (first + lane + i * LANES)
+#define READ_ROW(i)                                                                                                  \
+  uint held##i;                                                                                                      \
+  if (ROW(i) < end && word < ROW_WORDS) held##i = rows[row_start(result[list + ROW(i)]) + word];
+#define WRITE_ROW(i)                                                                                                 \
+  if (ROW(i) < end && word < ROW_WORDS) DESTINATION[to + ROW(i) * push.rows.entry_stride + word] = held##i;
+
 shared uint barrier_keeper; // some drivers drop the barrier of a shader without shared memory
 
 void main() {
@@ -54,17 +62,10 @@ void main() {
   if (gl_LocalInvocationIndex == 0) barrier_keeper = end;
   barrier();
   for (uint first = begin; first < barrier_keeper; first += LANES * ROWS_EACH) {
-    uint held[ROWS_EACH];
-    for (uint i = 0; i < ROWS_EACH; i++) {
-      const uint row = first + lane + i * LANES;
-      if (row < end && word < ROW_WORDS) held[i] = rows[row_start(result[list + row]) + word];
-    }
+    REPEAT_4(READ_ROW)
     memoryBarrierBuffer();
     barrier();
-    for (uint i = 0; i < ROWS_EACH; i++) {
-      const uint row = first + lane + i * LANES;
-      if (row < end && word < ROW_WORDS) DESTINATION[to + row * push.rows.entry_stride + word] = held[i];
-    }
+    REPEAT_4(WRITE_ROW)
     memoryBarrierBuffer();
     barrier();
   }
