@@ -72,7 +72,13 @@ float quadratic_form(uint gram) {
   return total;
 }
 
+#if TILE_BLOCKS > 2
 float totals[4];
+#define TOTAL(p) totals[p]
+#else
+shared float totals[4 * LOCAL_SIZE]; // where they take no registers of products
+#define TOTAL(p) totals[p * LOCAL_SIZE + gl_LocalInvocationIndex]
+#endif
 
 #define PUT(p, i)                                                                                                      \
   if (i < ROW_BLOCKS) {                                                                                                \
@@ -83,9 +89,27 @@ float totals[4];
   barrier();                                                                                                           \
   EACH_BLOCK(PUT, p)                                                                                                   \
   barrier();                                                                                                           \
-  totals[p] += quadratic_form(gram + 16 * p);
-#define CLEAR_TOTAL(p) totals[p] = 0.0;
-#define STORE_TOTAL(p) part_word((gl_LocalInvocationIndex >> 4) * 64 + 16 * p + (gl_LocalInvocationIndex & 15u), totals[p]);
+  TOTAL(p) += quadratic_form(gram + 16 * p);
+#define PUT_PIECE(p)                                                                                                   \
+  if (piece == p) {                                                                                                    \
+    EACH_BLOCK(PUT, p)                                                                                                 \
+  }
+#define CLEAR_TOTAL(p) TOTAL(p) = 0.0;
+#define STORE_TOTAL(p) part_word((gl_LocalInvocationIndex >> 4) * 64 + 16 * p + (gl_LocalInvocationIndex & 15u), TOTAL(p));
+
+// Of the product's columns, 16 at a time. Written out, they share addresses, in registers that few devices have.
+void add_pieces(uint gram) {
+#if TILE_BLOCKS > 2
+  REPEAT_4(ADD_PIECE)
+#else
+  ROLLED for (uint piece = 0; piece < 4; piece++) {
+    barrier();
+    REPEAT_4(PUT_PIECE)
+    barrier();
+    TOTAL(piece) += quadratic_form(gram + 16 * piece);
+  }
+#endif
+}
 
 void main() {
   if (workgroup_index() >= push.n_groups) return;
@@ -96,7 +120,7 @@ void main() {
   for (diagonal_head = 0; diagonal_head < GROUP; diagonal_head++)
     ROLLED for (first_factor_row = 0; first_factor_row < HEAD_DIM; first_factor_row += HEAD_FACTOR_ROWS) {
       tile_product(diagonal_head + 1 < GROUP ? 0 : first_factor_row / 16 * 4, HEAD_DIM / 4);
-      REPEAT_4(ADD_PIECE)
+      add_pieces(gram);
     }
   barrier();
   REPEAT_4(STORE_TOTAL)
