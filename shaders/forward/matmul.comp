@@ -1,6 +1,6 @@
 // Y[rows, columns] (+)= X[rows, depth] W^T with W [columns, depth]: 64 x 128 outputs a workgroup, ROWS x 8 a thread; half
-// as many rows for devices with few registers. Both operands go through shared memory as f32; a row takes five vec4 there
-// for four of data, so that neighbouring threads hit different banks.
+// as many rows for devices with few registers, which multiply two elements of them at a time. Both operands go through
+// shared memory as f32; a row takes five vec4 there for four of data, so that neighbouring threads hit different banks.
 //
 // Variant DIRECT reads both from their buffers: for processors that run shaders in software, where shared memory is
 // memory like any other and a barrier costs more than it saves. With SUBGROUP, whose subgroups have at most 16 threads and
@@ -33,15 +33,25 @@ layout(binding = 2) buffer Output { float y[]; };
 #define WEIGHT_DATA weight
 #include "weight.glsl"
 
-#ifndef ROWS
-#define ROWS 8
-#endif
-#if ROWS == 8
-#define REPEAT_ROWS REPEAT_8
-#define EACH_ROW    EACH_8
-#else
+#ifdef FEW_REGISTERS
+#define ROWS        4
 #define REPEAT_ROWS REPEAT_4
 #define EACH_ROW    EACH_4
+#define OPERAND     vec2
+#define PARTS       2 // of four elements
+#define PUT(tile, at, four)                                                                                          \
+  tile[0][at] = (four).xy;                                                                                           \
+  tile[1][at] = (four).zw;
+#define MULTIPLY(j, i) sum[i][j] = fma(a##i.x, b.x, fma(a##i.y, b.y, sum[i][j]));
+#else
+#define ROWS        8
+#define REPEAT_ROWS REPEAT_8
+#define EACH_ROW    EACH_8
+#define OPERAND     vec4
+#define PARTS       1
+#define PUT(tile, at, four) tile[0][at] = four;
+#define MULTIPLY(j, i)                                                                                               \
+  sum[i][j] = fma(a##i.x, b.x, fma(a##i.y, b.y, fma(a##i.z, b.z, fma(a##i.w, b.w, sum[i][j]))));
 #endif
 
 #define TILE_ROWS    (8 * ROWS)
@@ -49,25 +59,25 @@ layout(binding = 2) buffer Output { float y[]; };
 #define STRIDE       5
 
 #ifndef DIRECT
-shared vec4 x_tile[TILE_ROWS * STRIDE];
-shared vec4 w_tile[TILE_COLUMNS * STRIDE];
+shared OPERAND x_tile[PARTS][TILE_ROWS * STRIDE];
+shared OPERAND w_tile[PARTS][TILE_COLUMNS * STRIDE];
 
+// Rows and columns beyond the last repeat it and are not stored; beyond the depth are zeros, in place of what is loaded:
+// what a branch may load takes registers in all of the loops around it, with some compilers.
 void stage(uint row0, uint column0, uint quad0) {
-  const uint quads = push.depth >> 2;
   const uint t = gl_LocalInvocationID.x;
-  const uint quad = quad0 + (t & 3u);
+  const uint quad = min(quad0 + (t & 3u), (push.depth >> 2) - 1u);
+  const bvec4 inside = bvec4(quad == quad0 + (t & 3u));
   [[unroll]] for (uint i = 0; i < TILE_ROWS / 32; i++) {
     const uint row = i * 32u + (t >> 2);
-    vec4 value = vec4(0.0);
-    if (row0 + row < push.n_rows && quad < quads) value = x[(row0 + row) * push.input_stride + quad];
-    x_tile[row * STRIDE + (t & 3u)] = value;
+    const vec4 value = x[min(row0 + row, push.n_rows - 1u) * push.input_stride + quad];
+    PUT(x_tile, row * STRIDE + (t & 3u), mix(vec4(0.0), value, inside))
   }
   [[unroll]] for (uint i = 0; i < TILE_COLUMNS / 32; i++) {
     const uint column = i * 32u + (t >> 2);
-    vec4 value = vec4(0.0);
-    if (column0 + column < push.n_columns && quad < quads)
-      value = load_weight((column0 + column) * push.row_units, push.depth, quad);
-    w_tile[column * STRIDE + (t & 3u)] = value;
+    const uint first = min(column0 + column, push.n_columns - 1u) * push.row_units;
+    const vec4 value = load_weight(first, push.depth, quad);
+    PUT(w_tile, column * STRIDE + (t & 3u), mix(vec4(0.0), value, inside))
   }
 }
 #endif
@@ -83,15 +93,13 @@ void stage(uint row0, uint column0, uint quad0) {
 #define LOAD_W(j) load_weight(w_first##j, push.depth, k)
 #else
 #define ROW(i) (ty + 8u * i)
-#define LOAD_X(i) x_tile[ROW(i) * STRIDE + k]
-#define LOAD_W(j) w_tile[(tx + 16u * j) * STRIDE + k]
+#define LOAD_X(i) x_tile[part][ROW(i) * STRIDE + k]
+#define LOAD_W(j) w_tile[part][(tx + 16u * j) * STRIDE + k]
 #endif
-#define LOAD(i) const vec4 a##i = LOAD_X(i);
-#define MULTIPLY(j, i)                                                                                               \
-  sum[i][j] = fma(a##i.x, b.x, fma(a##i.y, b.y, fma(a##i.z, b.z, fma(a##i.w, b.w, sum[i][j]))));
+#define LOAD(i) const OPERAND a##i = LOAD_X(i);
 #define MULTIPLY_COLUMN(j)                                                                                           \
   {                                                                                                                  \
-    const vec4 b = LOAD_W(j);                                                                                          \
+    const OPERAND b = LOAD_W(j);                                                                                     \
     EACH_ROW(MULTIPLY, j)                                                                                            \
   }
 #define STORE(i, j) store(row0 + ROW(i), column0 + tx + 16u * j, sum[i][j]);
@@ -130,7 +138,8 @@ void main() {
     barrier();
     stage(row0, column0, quad0);
     barrier();
-    [[dont_unroll]] for (uint k = 0; k < 4; k++) {
+    [[dont_unroll]] for (uint i = 0; i < 4 * PARTS; i++) {
+      const uint k = i / PARTS, part = PARTS - 1u - i % PARTS; // the last first, as in a product of all four elements
       REPEAT_ROWS(LOAD)
       REPEAT_8(MULTIPLY_COLUMN)
     }
