@@ -6,6 +6,7 @@
 // are taken in tiles: products of K, the tile's maximum, probabilities, sums of V.
 #version 450
 #extension GL_GOOGLE_include_directive : require
+#extension GL_EXT_control_flow_attributes : require
 #include "index.glsl"
 #include "repeat.glsl"
 #include "weight.glsl"
@@ -51,15 +52,7 @@ layout(binding = 3) buffer Scratch { uvec4 scratch[]; };
 
 #define TILE   256 // entries
 #define BATCH  4   // query heads at a time
-#ifndef ROWS
 #define ROWS   4   // of a thread at a time
-#endif
-#if ROWS == 4
-#define EACH_ROW EACH_4
-#define LOADS_AHEAD
-#else
-#define EACH_ROW EACH_2
-#endif
 #define LOWEST -1.0e38
 
 const uint QUADS = HEAD_DIM / 4;
@@ -81,28 +74,35 @@ shared float tops[LOCAL_SIZE + 16];
 shared uint chunk_head, chunk_first, chunk_entries; // KV head, first row in the bound ranges, how many
 shared vec4 largest; // of the batch's heads' logits so far
 
+#ifndef FEW_REGISTERS
 vec4 query0_low, query1_low, query2_low, query3_low, query0_high, query1_high, query2_high, query3_high;
+#endif
 vec4 sum0_low, sum1_low, sum2_low, sum3_low, sum0_high, sum1_high, sum2_high, sum3_high;
 
-// Loads are two steps ahead, in two sets of rows, where there are registers for that. An entry's number beyond the last is
-// taken for the last; its probability is zero.
+// Loads are two steps ahead, in two sets of rows. Where registers are few, rows are loaded when they are needed, one at a
+// time, and queries likewise. An entry's number beyond the last is taken for the last; its probability is zero.
+#ifdef FEW_REGISTERS
+#define EACH_HELD EACH_1
+LOADED row_a0;
+#else
+#define EACH_HELD EACH_4
 LOADED row_a0, row_a1, row_a2, row_a3, row_b0, row_b1, row_b2, row_b3;
+#endif
 
 #define ROW_AT(first, entry) ((first) + min(entry, last) * VECTORS + column)
-#define LOAD_ONE(set, source, r) row_##set##r = LOAD(source, ROW_AT(first, entry + r));
-#if ROWS == 4
-#define LOAD_MORE(set, source) LOAD_ONE(set, source, 2) LOAD_ONE(set, source, 3)
-#else
-#define LOAD_MORE(set, source)
-#endif
-#define LOAD_ROWS(set, source, step)                                                                                 \
+#define LOAD_KEY(set, r)     row_##set##r = LOAD(key, ROW_AT(first_key, entry + r));
+#define LOAD_VALUE(set, r)   row_##set##r = LOAD(value, ROW_AT(first_value, entry + r));
+#define LOAD_ROWS(set, LOAD_ONE, step)                                                                               \
   {                                                                                                                  \
     const uint entry = (step) + side * ROWS;                                                                         \
-    LOAD_ONE(set, source, 0) LOAD_ONE(set, source, 1)                                                                \
-    LOAD_MORE(set, source)                                                                                           \
+    EACH_HELD(LOAD_ONE, set)                                                                                         \
   }
 
+#ifdef FEW_REGISTERS
+#define HEAD_PRODUCT(h) dot(query[query_first + min(batch + h, GROUP - 1u) * QUADS] * push.scale, low)
+#else
 #define HEAD_PRODUCT(h) (dot(query##h##_low, low) ANY_HIGH(+ dot(query##h##_high, high)))
+#endif
 #define MULTIPLY(row, r)                                                                                             \
   {                                                                                                                  \
     const vec4 low = LOW(row##r);                                                                                    \
@@ -131,31 +131,34 @@ void add_products(uint begin, uint n_entries, inout float top) {
 }
 
 // Logits of a tile's entries; begins to load its values. Returns the largest of those that this thread has added up.
-float compute_scores(uint first_key, uint first_value, uint n_entries) {
+float compute_scores(uint batch, uint first_key, uint first_value, uint n_entries) {
   const uint t = gl_LocalInvocationID.x;
   const uint side = t / LANES, lane = t % LANES, column = min(lane, VECTORS - 1u), last = n_entries - 1u;
-  const uint mine = PRODUCT(side, lane);
   float top = LOWEST;
-  uint first = first_key;
-#ifdef LOADS_AHEAD
-  LOAD_ROWS(a, key, 0u)
-  LOAD_ROWS(b, key, STEP)
+#ifndef FEW_REGISTERS
+  const uint mine = PRODUCT(side, lane);
+  LOAD_ROWS(a, LOAD_KEY, 0u)
+  LOAD_ROWS(b, LOAD_KEY, STEP)
   for (uint begin = 0; begin < n_entries; begin += 2 * STEP) {
-    EACH_ROW(MULTIPLY, row_a)
-    LOAD_ROWS(a, key, begin + 2 * STEP)
+    EACH_HELD(MULTIPLY, row_a)
+    LOAD_ROWS(a, LOAD_KEY, begin + 2 * STEP)
     add_products(begin, n_entries, top);
     if (begin + STEP >= n_entries) break;
-    EACH_ROW(MULTIPLY, row_b)
-    LOAD_ROWS(b, key, begin + 3 * STEP)
+    EACH_HELD(MULTIPLY, row_b)
+    LOAD_ROWS(b, LOAD_KEY, begin + 3 * STEP)
     add_products(begin + STEP, n_entries, top);
   }
-  first = first_value;
-  LOAD_ROWS(a, value, 0u)
-  LOAD_ROWS(b, value, STEP)
+  LOAD_ROWS(a, LOAD_VALUE, 0u)
+  LOAD_ROWS(b, LOAD_VALUE, STEP)
 #else
+  const uint query_first = chunk_head * GROUP * QUADS + column;
   for (uint begin = 0; begin < n_entries; begin += STEP) {
-    LOAD_ROWS(a, key, begin)
-    EACH_ROW(MULTIPLY, row_a)
+    [[dont_unroll]] for (uint r = 0; r < ROWS; r++) {
+      const uint mine = PRODUCT(side, lane) + r;
+      LOAD_ROWS(a, LOAD_KEY, begin + r)
+      if (LANES > VECTORS) row_a0 = mix(vec4(0.0), row_a0, bvec4(lane < VECTORS));
+      EACH_HELD(MULTIPLY, row_a)
+    }
     add_products(begin, n_entries, top);
   }
 #endif
@@ -188,24 +191,26 @@ float exponentiate(uint n_entries, float largest) {
     ADD_HEAD(0, p.x) ADD_HEAD(1, p.y) ADD_HEAD(2, p.z) ADD_HEAD(3, p.w)                                              \
   }
 
-void add_values(uint first, uint n_entries) {
+void add_values(uint first_value, uint n_entries) {
   const uint t = gl_LocalInvocationID.x;
   const uint side = t / LANES, column = min(t % LANES, VECTORS - 1u), last = n_entries - 1u;
-#ifdef LOADS_AHEAD
+#ifndef FEW_REGISTERS
   for (uint begin = 0; begin < n_entries; begin += 2 * STEP) {
     uint from = begin + side * ROWS;
-    EACH_ROW(ADD_ROW, row_a)
-    LOAD_ROWS(a, value, begin + 2 * STEP)
+    EACH_HELD(ADD_ROW, row_a)
+    LOAD_ROWS(a, LOAD_VALUE, begin + 2 * STEP)
     if (begin + STEP >= n_entries) break;
     from += STEP;
-    EACH_ROW(ADD_ROW, row_b)
-    LOAD_ROWS(b, value, begin + 3 * STEP)
+    EACH_HELD(ADD_ROW, row_b)
+    LOAD_ROWS(b, LOAD_VALUE, begin + 3 * STEP)
   }
 #else
   for (uint begin = 0; begin < n_entries; begin += STEP) {
-    const uint from = begin + side * ROWS;
-    LOAD_ROWS(a, value, begin)
-    EACH_ROW(ADD_ROW, row_a)
+    [[dont_unroll]] for (uint r = 0; r < ROWS; r++) {
+      const uint from = begin + side * ROWS + r;
+      LOAD_ROWS(a, LOAD_VALUE, begin + r)
+      EACH_HELD(ADD_ROW, row_a)
+    }
   }
 #endif
 }
@@ -267,6 +272,7 @@ void store(uint batch, float total) {
   store_sums(to + 2u * QUADS, n_batch - 2u);
 }
 
+#ifndef FEW_REGISTERS
 #define LOAD_QUERY(h)                                                                                                \
   query##h##_low = query##h##_high = vec4(0.0);                                                                      \
   if (h < n_batch && lane < VECTORS) {                                                                               \
@@ -279,6 +285,7 @@ void load_queries(uint batch) {
   const uint from = (chunk_head * GROUP + batch) * QUADS + lane * QUADS_EACH;
   REPEAT_4(LOAD_QUERY)
 }
+#endif
 
 #define CLEAR_SUM(h)  sum##h##_low = sum##h##_high = vec4(0.0);
 #define SHRINK_SUM(h) sum##h##_low *= shrink[h]; sum##h##_high *= shrink[h];
@@ -286,15 +293,12 @@ void load_queries(uint batch) {
 void attend(uint batch) {
   float total = 0.0;
   REPEAT_4(CLEAR_SUM)
-#ifdef LOADS_AHEAD
+#ifndef FEW_REGISTERS
   load_queries(batch);
 #endif
   for (uint begin = 0; begin < chunk_entries; begin += TILE) {
-#ifndef LOADS_AHEAD
-    load_queries(batch); // for every tile, so that they take no registers while values are added
-#endif
     const uint n = min(chunk_entries - begin, TILE), first = (chunk_first + begin) * VECTORS;
-    const vec4 found = reduce_top(compute_scores(push.key_first + first, push.value_first + first, n));
+    const vec4 found = reduce_top(compute_scores(batch, push.key_first + first, push.value_first + first, n));
     const vec4 before = begin == 0u ? vec4(LOWEST) : largest, top = max(before, found), shrink = exp2(before - top);
     REPEAT_4(SHRINK_SUM)
     const uint head_in_batch = gl_LocalInvocationID.x % PLACES;
