@@ -6,8 +6,9 @@
 // twice: the second run carries on from what the first one has left.
 //
 // A thread has ROWS x COLUMNS vec4 of output in registers, so that a workgroup has 64 x COLUMNS dimensions of the
-// values; longer heads take several, each with the same scores. Variants DIRECT read queries, keys and values from their
-// buffers, for processors that run shaders in software: see matmul.comp.
+// values; longer heads take several, each with the same scores. With two rows, for devices with few registers, it takes
+// operands in smaller pieces. Variants DIRECT read queries, keys and values from their buffers, for processors that run
+// shaders in software: see matmul.comp.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
@@ -118,11 +119,21 @@ vec4 load_value(uint entry, uint quad) {
 
 // ---- scores ----
 
-#define CLEAR_SCORE(i) score[i] = vec4(0.0);
+#if ROWS == 2
+#define OPERAND           vec2
+#define HALVES            2 // of four elements
+#define TAKE(at)          vec2(tile[at][component], tile[at][component + 1u])
+#define MULTIPLY(q, k, s) fma(q.x, k.x, fma(q.y, k.y, s))
+#else
+#define OPERAND           vec4
+#define HALVES            1
+#define TAKE(at)          tile[at]
 #define MULTIPLY(q, k, s) fma(q.x, k.x, fma(q.y, k.y, fma(q.z, k.z, fma(q.w, k.w, s))))
+#endif
+#define CLEAR_SCORE(i) score[i] = vec4(0.0);
 #define ADD_SCORE(i)                                                                                                 \
   {                                                                                                                  \
-    const vec4 q = LOAD_QUERY(i);                                                                                    \
+    const OPERAND q = LOAD_QUERY(i);                                                                                 \
     score[i] = vec4(MULTIPLY(q, k0, score[i].x), MULTIPLY(q, k1, score[i].y), MULTIPLY(q, k2, score[i].z),           \
                     MULTIPLY(q, k3, score[i].w));                                                                    \
   }
@@ -142,25 +153,25 @@ void compute_scores(uint key0, uint limit) {
   }
 }
 #else
-#define LOAD_QUERY(i) tile[PLACE(i) * TILE_STRIDE + k]
+#define LOAD_QUERY(i) TAKE(PLACE(i) * TILE_STRIDE + k)
 
+// Rows and keys beyond the last repeat it; the rows are not stored, the keys not seen. Beyond the dimensions are zeros,
+// in place of what is loaded: what a branch may load takes registers in all of the loops around it, with some compilers.
 void stage_queries_and_keys(uint key0, uint limit, uint quad0) {
   const uint t = gl_LocalInvocationID.x;
-  const uint quad = quad0 + (t & 3u);
+  const uint quad = min(quad0 + (t & 3u), QUADS - 1u);
+  const bvec4 inside = bvec4(quad == quad0 + (t & 3u));
   [[unroll]] for (uint i = 0; i < (QUERIES + 31) / 32; i++) {
     const uint row = i * 32u + (t >> 2);
     if (row >= QUERIES) break;
-    vec4 q = vec4(0.0);
-    if (row0 + row < push.n_rows && quad < QUADS) q = query[((row0 + row) * push.query_heads + head) * QUADS + quad];
-    tile[row * TILE_STRIDE + (t & 3u)] = q;
+    const vec4 q = query[(min(row0 + row, push.n_rows - 1u) * push.query_heads + head) * QUADS + quad];
+    tile[row * TILE_STRIDE + (t & 3u)] = mix(vec4(0.0), q, inside);
   }
   [[unroll]] for (uint i = 0; i < KEYS / 32; i++) {
     const uint slot = i * 32u + (t >> 2);
     // A thread's four keys are neighbours; in shared memory they are 16 rows apart.
     const uint entry = key0 + (slot & 15u) * 4u + (slot >> 4);
-    vec4 k = vec4(0.0);
-    if (entry < limit && quad < QUADS) k = load_key(entry, quad);
-    tile[(QUERIES + slot) * TILE_STRIDE + (t & 3u)] = k;
+    tile[(QUERIES + slot) * TILE_STRIDE + (t & 3u)] = mix(vec4(0.0), load_key(min(entry, limit - 1u), quad), inside);
   }
 }
 
@@ -169,10 +180,11 @@ void compute_scores(uint key0, uint limit) {
     barrier();
     stage_queries_and_keys(key0, limit, quad0);
     barrier();
-    [[dont_unroll]] for (uint k = 0; k < 4; k++) {
+    [[dont_unroll]] for (uint i = 0; i < 4 * HALVES; i++) {
+      const uint k = i / HALVES, component = 2u * (HALVES - 1u - i % HALVES); // the last first, as in MULTIPLY
       const uint at = (QUERIES + tx) * TILE_STRIDE + k;
-      const vec4 k0 = tile[at], k1 = tile[at + 16 * TILE_STRIDE];
-      const vec4 k2 = tile[at + 32 * TILE_STRIDE], k3 = tile[at + 48 * TILE_STRIDE];
+      const OPERAND k0 = TAKE(at), k1 = TAKE(at + 16 * TILE_STRIDE);
+      const OPERAND k2 = TAKE(at + 32 * TILE_STRIDE), k3 = TAKE(at + 48 * TILE_STRIDE);
       REPEAT_ROWS(ADD_SCORE)
     }
   }
@@ -192,7 +204,7 @@ bvec4 seen(uint first, uint row) {
 
 #define FIND_MAX(i)                                                                                                  \
   score[i] = mix(vec4(LOWEST), score[i] * push.scale, seen(first, ROW(i)));                                          \
-  top[i / 4][i % 4] = largest(score[i]);
+  top[i / 4][i % 4] = max(row_max[i / 4][i % 4], largest(score[i]));
 #define SCALE(i, n) sum[i][n] *= shrink[i / 4][i % 4];
 #define EXPONENTIATE(i)                                                                                              \
   score[i] = mix(vec4(0.0), exp2(score[i] - row_max[i / 4][i % 4]), notEqual(score[i], vec4(LOWEST)));               \
@@ -201,12 +213,10 @@ bvec4 seen(uint first, uint row) {
 
 // The numbers of the thread's rows in exchange[], by the 16 threads that share them.
 #if ROWS == 2
-#define EXCHANGED(x) exchange[(x) * (QUERIES / 4) + (ty >> 1)]
+#define TAKE_ROWS(x, n) exchange[(x) * 8 + ty].xy
 void put_rows(ROW_VECTOR rows[ROW_VECTORS]) {
-  if ((ty & 1u) == 0u) EXCHANGED(tx).xy = rows[0];
-  else EXCHANGED(tx).zw = rows[0];
+  TAKE_ROWS(tx, 0) = rows[0];
 }
-#define TAKE_ROWS(x, n) ((ty & 1u) == 0u ? EXCHANGED(x).xy : EXCHANGED(x).zw)
 #else
 #define TAKE_ROWS(x, n) exchange[(x) * (QUERIES / 4) + ty * ROW_VECTORS + n]
 void put_rows(ROW_VECTOR rows[ROW_VECTORS]) {
@@ -231,7 +241,6 @@ void update_softmax(uint key0) {
 #endif
   }
 #define UPDATE(i)                                                                                                    \
-  top[i] = max(row_max[i], top[i]);                                                                                  \
   shrink[i] = exp2(row_max[i] - top[i]);                                                                             \
   row_max[i] = top[i];
   UPDATE(0)
@@ -248,9 +257,19 @@ void update_softmax(uint key0) {
 // ---- values ----
 
 #define STORE_PROBABILITY(i) exchange[PLACE(i) * STRIDE + tx % (16 / PARTS)] = score[i];
+#if ROWS == 2
+#define STAGE_VALUES [[dont_unroll]]
+#define STEPS        16 // an entry each, the last of four first, as in the sum of four
+#define LOAD_PROBABILITY(i)                                                                                          \
+  const float p##i = exchange[PLACE(0) * STRIDE + first_place + (k >> 2) + i * 8u * STRIDE][~k & 3u];
+#define ADD_VALUE(n, i) sum[i][n] = fma(vec4(p##i), v, sum[i][n]);
+#else
+#define STAGE_VALUES [[unroll]]
+#define STEPS        4
 #define LOAD_PROBABILITY(i)  const vec4 p##i = exchange[PLACE(i) * STRIDE + first_place + k];
 #define ADD_VALUE(n, i)                                                                                              \
   sum[i][n] = fma(vec4(p##i.x), v0, fma(vec4(p##i.y), v1, fma(vec4(p##i.z), v2, fma(vec4(p##i.w), v3, sum[i][n]))));
+#endif
 
 #ifdef DIRECT
 #define ADD_COLUMN(n)                                                                                                \
@@ -281,36 +300,47 @@ void add_values(uint key0, uint limit) {
   barrier();
 }
 #else
+// Beyond the last entry it again, with probability zero; never stale memory: zero times NaN is NaN.
 void stage_values(uint key0, uint limit, uint quad0) {
-  [[unroll]] for (uint i = 0; i < 16 * SLICE / LOCAL_SIZE; i++) {
+  STAGE_VALUES for (uint i = 0; i < 16 * SLICE / LOCAL_SIZE; i++) {
     const uint at = i * LOCAL_SIZE + gl_LocalInvocationID.x;
-    const uint entry = key0 + at / SLICE;
-    const uint quad = quad0 + at % SLICE;
-    vec4 v = vec4(0.0); // never stale memory: zero times NaN is NaN
-    if (entry < limit && quad < QUADS) v = load_value(entry, quad);
-    tile[at] = v;
+    tile[at] = load_value(min(key0 + at / SLICE, limit - 1u), min(quad0 + at % SLICE, QUADS - 1u));
   }
 }
 
 // Columns n of V, found at place `slot` of the slice in shared memory.
+#if ROWS == 2
+#define ADD_COLUMN(n, slot)                                                                                          \
+  {                                                                                                                  \
+    const vec4 v = tile[(k ^ 3u) * SLICE + slot * 16u + tx];                                                         \
+    EACH_ROW(ADD_VALUE, n)                                                                                           \
+  }
+#else
 #define ADD_COLUMN(n, slot)                                                                                          \
   {                                                                                                                  \
     const uint at = k * 4u * SLICE + slot * 16u + tx;                                                                \
     const vec4 v0 = tile[at], v1 = tile[at + SLICE], v2 = tile[at + 2 * SLICE], v3 = tile[at + 3 * SLICE];           \
     EACH_ROW(ADD_VALUE, n)                                                                                           \
   }
+#endif
 
 void add_values(uint key0, uint limit) {
-  [[dont_unroll]] for (uint part = 0; part < 4; part++) {
+  const uint n_parts = min((limit - key0 + 15u) / 16u, 4u);
+#if PARTS == 1
+  barrier();
+  REPEAT_ROWS(STORE_PROBABILITY)
+#endif
+  [[dont_unroll]] for (uint part = 0; part < n_parts; part++) {
     const uint first = key0 + part * 16u, first_place = part % (4 / PARTS) * 4u;
-    if (first >= limit) break;
     barrier();
-    if (part % (4 / PARTS) == 0u && tx / (16 / PARTS) == part) {
+#if PARTS == 4
+    if (tx / 4u == part) {
       REPEAT_ROWS(STORE_PROBABILITY)
     }
+#endif
     stage_values(first, limit, first_quad);
     barrier();
-    [[dont_unroll]] for (uint k = 0; k < 4; k++) {
+    [[dont_unroll]] for (uint k = 0; k < STEPS; k++) {
       REPEAT_ROWS(LOAD_PROBABILITY)
       ADD_COLUMN(0, 0)
 #if COLUMNS > 1
@@ -321,7 +351,7 @@ void add_values(uint key0, uint limit) {
     barrier();
     stage_values(first, limit, first_quad + SLICE);
     barrier();
-    [[dont_unroll]] for (uint k = 0; k < 4; k++) {
+    [[dont_unroll]] for (uint k = 0; k < STEPS; k++) {
       REPEAT_ROWS(LOAD_PROBABILITY)
       ADD_COLUMN(2, 0)
       ADD_COLUMN(3, 1)
