@@ -143,9 +143,10 @@ static bool has_many_registers(const laprox_context *context, uint32_t driver) {
   return vendor == VENDOR_AMD || vendor == VENDOR_NVIDIA || driver == VK_DRIVER_ID_MESA_LLVMPIPE;
 }
 
-/* Arm's and Broadcom's have 64, or twice as many threads with 32. */
+/* Arm's and Broadcom's have 64, or twice as many threads with 32; with Imagination's, what is larger spills. */
 static bool has_few_registers(const laprox_context *context) {
-  return context->properties.vendorID == VENDOR_ARM || context->properties.vendorID == VENDOR_BROADCOM;
+  const uint32_t vendor = context->properties.vendorID;
+  return vendor == VENDOR_ARM || vendor == VENDOR_BROADCOM || vendor == VENDOR_IMAGINATION;
 }
 
 void lpx_quirks_apply(laprox_context *context, PFN_vkGetInstanceProcAddr get_instance_proc_addr) {
