@@ -10,7 +10,7 @@
 # ~/.cache/laprox-matrix (LAPROX_MATRIX_CACHE); results go to build-matrix (LAPROX_MATRIX_OUT): results.tsv (one line a
 # rig), kernels.tsv (one line a kernel and device) and logs. As many rigs run at once as there are processors. A full run
 # also renews tools/matrix/results.tsv and README.md's table, single rows theirs. What can't be had here is listed as absent,
-# which is no failure. Exit status 1: something failed, or a hot kernel spills (but for V3D: 32 registers).
+# which is no failure. Exit status 1: something failed, or a hot kernel spills.
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 here=$root/tools/matrix
