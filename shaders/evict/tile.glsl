@@ -76,6 +76,19 @@ uvec4 fetched_b[2];
 #else
 #define IS_WANTED(i) IS_ROW(i)
 #endif
+#if TILE_BLOCKS == 2 // loads that are left out, not skipped: what a branch may load takes registers in all loops around it
+#define FETCH_A(i)                                                                                                     \
+  {                                                                                                                    \
+    const uint from = FROM_A(i);                                                                                       \
+    const bool is_row = ROWS_ARE_WHOLE || from != NOWHERE;                                                             \
+    fetched_a[i] = mix(vec4(0.0), load_a(is_row ? from : 0u, min(k4, k4_end - 1u)), bvec4(inside && is_row));          \
+  }
+#define FETCH_B(i)                                                                                                     \
+  {                                                                                                                    \
+    const uvec4 packed = load_b(FROM_B(i), min(k4, k4_end - 1u));                                                      \
+    fetched_b[i] = inside ? packed : uvec4(0);                                                                         \
+  }
+#else
 #define FETCH_A(i)                                                                                                     \
   if (IS_WANTED(i)) {                                                                                                  \
     const uint from = FROM_A(i);                                                                                       \
@@ -85,6 +98,7 @@ uvec4 fetched_b[2];
 #define FETCH_B(i)                                                                                                     \
   fetched_b[i] = uvec4(0);                                                                                             \
   if (inside) fetched_b[i] = load_b(FROM_B(i), k4);
+#endif
 
 void fetch_tiles(uint first_k4, uint k4_end, uint mask) {
   const uint k4 = first_k4 + FETCH_K4;

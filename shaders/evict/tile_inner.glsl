@@ -21,22 +21,26 @@ shared vec4 tile[TILE_B + TILE_COLUMNS * TILE_STRIDE];
 #define STAGE_B(i)                                                                                                     \
   tile[TILE_B + FETCH_COLUMN(i) * TILE_STRIDE + FETCH_K4] = unpack_vec4(DTYPE, fetched_b[i]);
 
+// Of four elements, two at a time: what an invocation holds of operands and products takes few registers.
+#define HALF(at) vec2(tile[at][component], tile[at][component + 1])
 #define LOAD_ROW(i)                                                                                                    \
-  vec4 a##i = vec4(0.0);                                                                                               \
-  if (i < ROW_BLOCKS) a##i = tile[ROW(i) * TILE_STRIDE + k4];
+  vec2 a##i = vec2(0.0);                                                                                               \
+  if (i < ROW_BLOCKS) a##i = HALF(ROW(i) * TILE_STRIDE + k4);
 #define MULTIPLY(j, i)                                                                                                 \
-  if (i < ROW_BLOCKS)                                                                                                  \
-    product[i][j] = fma(a##i.x, b.x, fma(a##i.y, b.y, fma(a##i.z, b.z, fma(a##i.w, b.w, product[i][j]))));
+  if (i < ROW_BLOCKS) product[i][j] = fma(a##i.x, b.x, fma(a##i.y, b.y, product[i][j]));
 #define MULTIPLY_COLUMN(j)                                                                                             \
   {                                                                                                                    \
-    const vec4 b = tile[TILE_B + COLUMN(j) * TILE_STRIDE + k4];                                                        \
+    const vec2 b = HALF(TILE_B + COLUMN(j) * TILE_STRIDE + k4);                                                        \
     EACH_BLOCK(MULTIPLY, j)                                                                                            \
   }
 
 // Adds the products along four places of the inner dimension, the last one first.
 void multiply(uint k4) {
-  REPEAT_BLOCKS(LOAD_ROW)
-  REPEAT_8(MULTIPLY_COLUMN)
+  [[dont_unroll]] for (uint i = 0; i < 2; i++) {
+    const uint component = 2u - 2u * i;
+    REPEAT_BLOCKS(LOAD_ROW)
+    REPEAT_8(MULTIPLY_COLUMN)
+  }
 }
 
 #endif
