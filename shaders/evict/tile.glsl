@@ -32,15 +32,10 @@
 
 #define TILE_COLUMNS 64
 #define TILE_DEPTH   4 // in vec4
+#define ROW(i)       (TILE_Y + 16u * i)
+#define COLUMN(j)    (TILE_X + 8u * j)
 
-// Neighbours in pairs read the same row, and pairs that are next to each other the same column: NVIDIA's shared memory then
-// serves half a subgroup at once.
-#define TILE_X      (gl_LocalInvocationIndex >> 1 & 7u)
-#define TILE_Y      (gl_LocalInvocationIndex & 1u | gl_LocalInvocationIndex >> 4 << 1)
-#define ROW(i)      (TILE_Y + 16u * i)
-#define COLUMN(j)   (TILE_X + 8u * j)
-
-#define NOWHERE     0xffffffffu
+#define NOWHERE      0xffffffffu
 
 uint start_a(uint row);
 uint start_b(uint column);
@@ -76,19 +71,6 @@ uvec4 fetched_b[2];
 #else
 #define IS_WANTED(i) IS_ROW(i)
 #endif
-#if TILE_BLOCKS == 2 // loads that are left out, not skipped: what a branch may load takes registers in all loops around it
-#define FETCH_A(i)                                                                                                     \
-  {                                                                                                                    \
-    const uint from = FROM_A(i);                                                                                       \
-    const bool is_row = ROWS_ARE_WHOLE || from != NOWHERE;                                                             \
-    fetched_a[i] = mix(vec4(0.0), load_a(is_row ? from : 0u, min(k4, k4_end - 1u)), bvec4(inside && is_row));          \
-  }
-#define FETCH_B(i)                                                                                                     \
-  {                                                                                                                    \
-    const uvec4 packed = load_b(FROM_B(i), min(k4, k4_end - 1u));                                                      \
-    fetched_b[i] = inside ? packed : uvec4(0);                                                                         \
-  }
-#else
 #define FETCH_A(i)                                                                                                     \
   if (IS_WANTED(i)) {                                                                                                  \
     const uint from = FROM_A(i);                                                                                       \
@@ -98,7 +80,6 @@ uvec4 fetched_b[2];
 #define FETCH_B(i)                                                                                                     \
   fetched_b[i] = uvec4(0);                                                                                             \
   if (inside) fetched_b[i] = load_b(FROM_B(i), k4);
-#endif
 
 void fetch_tiles(uint first_k4, uint k4_end, uint mask) {
   const uint k4 = first_k4 + FETCH_K4;

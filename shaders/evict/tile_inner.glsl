@@ -4,6 +4,9 @@
 #ifndef TILE_INNER_GLSL
 #define TILE_INNER_GLSL
 
+#define TILE_X      (gl_LocalInvocationIndex & 7u)
+#define TILE_Y      (gl_LocalInvocationIndex >> 3)
+
 #define TILE_STRIDE 5 // vec4 of a row: neighbouring rows hit different banks
 #define TILE_B      (16 * TILE_BLOCKS * TILE_STRIDE) // where the second operand begins
 
@@ -16,31 +19,26 @@ shared vec4 tile[TILE_B + TILE_COLUMNS * TILE_STRIDE];
 #define FROM_A(i)       start_a(FETCH_ROW(i))
 #define FROM_B(i)       start_b(FETCH_COLUMN(i))
 
-#define STAGE_A(i)                                                                                                     \
-  if (IS_ROW(i)) tile[FETCH_ROW(i) * TILE_STRIDE + FETCH_K4] = fetched_a[i];
+#define STAGE_A(i) tile[FETCH_ROW(i) * TILE_STRIDE + FETCH_K4] = fetched_a[i];
 #define STAGE_B(i)                                                                                                     \
   tile[TILE_B + FETCH_COLUMN(i) * TILE_STRIDE + FETCH_K4] = unpack_vec4(DTYPE, fetched_b[i]);
 
-// Of four elements, two at a time: what an invocation holds of operands and products takes few registers.
-#define HALF(at) vec2(tile[at][component], tile[at][component + 1])
 #define LOAD_ROW(i)                                                                                                    \
-  vec2 a##i = vec2(0.0);                                                                                               \
-  if (i < ROW_BLOCKS) a##i = HALF(ROW(i) * TILE_STRIDE + k4);
+  vec4 a##i = vec4(0.0);                                                                                               \
+  if (i < ROW_BLOCKS) a##i = tile[ROW(i) * TILE_STRIDE + k4];
 #define MULTIPLY(j, i)                                                                                                 \
-  if (i < ROW_BLOCKS) product[i][j] = fma(a##i.x, b.x, fma(a##i.y, b.y, product[i][j]));
+  if (i < ROW_BLOCKS)                                                                                                  \
+    product[i][j] = fma(a##i.x, b.x, fma(a##i.y, b.y, fma(a##i.z, b.z, fma(a##i.w, b.w, product[i][j]))));
 #define MULTIPLY_COLUMN(j)                                                                                             \
   {                                                                                                                    \
-    const vec2 b = HALF(TILE_B + COLUMN(j) * TILE_STRIDE + k4);                                                        \
+    const vec4 b = tile[TILE_B + COLUMN(j) * TILE_STRIDE + k4];                                                        \
     EACH_BLOCK(MULTIPLY, j)                                                                                            \
   }
 
 // Adds the products along four places of the inner dimension, the last one first.
 void multiply(uint k4) {
-  [[dont_unroll]] for (uint i = 0; i < 2; i++) {
-    const uint component = 2u - 2u * i;
-    REPEAT_BLOCKS(LOAD_ROW)
-    REPEAT_8(MULTIPLY_COLUMN)
-  }
+  REPEAT_BLOCKS(LOAD_ROW)
+  REPEAT_8(MULTIPLY_COLUMN)
 }
 
 #endif

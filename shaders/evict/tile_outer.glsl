@@ -7,6 +7,11 @@
 #ifndef TILE_OUTER_GLSL
 #define TILE_OUTER_GLSL
 
+// Neighbours in pairs read the same row, and pairs that are next to each other the same column: NVIDIA's shared memory then
+// serves half a subgroup at once.
+#define TILE_X       (gl_LocalInvocationIndex >> 1 & 7u)
+#define TILE_Y       (gl_LocalInvocationIndex & 1u | gl_LocalInvocationIndex >> 4 << 1)
+
 #define A_QUADS     (TILE_BLOCKS / 4)
 #define A_STRIDE    (16 * A_QUADS + 1)
 #define B_STRIDE    17
@@ -27,15 +32,16 @@ uint begin_a[TILE_BLOCKS / 2], begin_b[2];
 #define FROM_A(i)  begin_a[i]
 #define FROM_B(i)  begin_b[i]
 
-void stage(uint line, uint stride, uint place, vec4 elements) {
-  const uint at = line + FETCH_K4 * 4 * stride + PLACE(FETCH_LINE, FETCH_K4) + place;
+void stage(uint at, uint stride, vec4 elements) {
   tile[at][FETCH_BLOCK] = elements.x;
   tile[at + stride][FETCH_BLOCK] = elements.y;
   tile[at + 2 * stride][FETCH_BLOCK] = elements.z;
   tile[at + 3 * stride][FETCH_BLOCK] = elements.w;
 }
-#define STAGE_A(i) if (IS_ROW(i)) stage(0, A_STRIDE, 8 * (i % 2) + 16 * (i / 2), fetched_a[i]);
-#define STAGE_B(i) stage(TILE_B, B_STRIDE, 8 * i, unpack_vec4(DTYPE, fetched_b[i]));
+#define STAGED(stride) (FETCH_K4 * 4 * stride + PLACE(FETCH_LINE, FETCH_K4))
+#define STAGE_A(i)                                                                                                     \
+  if (IS_ROW(i)) stage(STAGED(A_STRIDE) + 8 * (i % 2) + 16 * (i / 2), A_STRIDE, fetched_a[i]);
+#define STAGE_B(i) stage(STAGED(B_STRIDE) + TILE_B + 8 * i, B_STRIDE, unpack_vec4(DTYPE, fetched_b[i]));
 
 #define LOAD_A(q, k) tile[a_at + 16 * (q) + k * A_STRIDE]
 #define LOAD_B(q, k) tile[b_at + 8 * (q) + k * B_STRIDE]
@@ -58,7 +64,7 @@ void stage(uint line, uint stride, uint place, vec4 elements) {
 
 // Adds the products along four places of the inner dimension, the last one first.
 void multiply(uint k4) {
-  const uint a_at = 4 * k4 * A_STRIDE + PLACE(TILE_Y, k4), b_at = 4 * k4 * B_STRIDE + PLACE(TILE_X, k4) + TILE_B;
+  const uint a_at = 4 * k4 * A_STRIDE + PLACE(TILE_Y, k4), b_at = 4 * k4 * B_STRIDE + TILE_B + PLACE(TILE_X, k4);
   MULTIPLY_AT(3)
   MULTIPLY_AT(2)
   MULTIPLY_AT(1)
@@ -79,7 +85,7 @@ void multiply(uint k4) {
 
 // The same, of the blocks of rows in the mask.
 void multiply_masked(uint k4, uint mask) {
-  const uint a_at = 4 * k4 * A_STRIDE + PLACE(TILE_Y, k4), b_at = 4 * k4 * B_STRIDE + PLACE(TILE_X, k4) + TILE_B;
+  const uint a_at = 4 * k4 * A_STRIDE + PLACE(TILE_Y, k4), b_at = 4 * k4 * B_STRIDE + TILE_B + PLACE(TILE_X, k4);
   REPEAT_4(LOAD_COLUMNS)
   REPEAT_BLOCKS(MULTIPLY_MASKED_ROW)
 }
