@@ -13,8 +13,11 @@
 #include "../evict/value.glsl"
 
 const uint FACTOR_DIM = GROUP * HEAD_DIM;
-// Of up to 4 * TILE_BLOCKS heads.
-const uint ROWS_THAT_FIT = GROUP <= TILE_BLOCKS ? 16 * (TILE_BLOCKS / GROUP) : GROUP <= 2 * TILE_BLOCKS ? 8 : 4;
+// Of up to 8 * TILE_BLOCKS heads.
+const uint ROWS_THAT_FIT = GROUP <= TILE_BLOCKS       ? 16 * (TILE_BLOCKS / GROUP)
+                           : GROUP <= 2 * TILE_BLOCKS ? 8
+                           : GROUP <= 4 * TILE_BLOCKS ? 4
+                                                      : 2;
 const uint PADDED_DIM = (HEAD_DIM + 7) / 8 * 8;
 const uint HEAD_FACTOR_ROWS = ROWS_THAT_FIT < PADDED_DIM ? ROWS_THAT_FIT : PADDED_DIM; // in a tile
 const uint ROW_BLOCKS = (GROUP * HEAD_FACTOR_ROWS + 15) / 16;

@@ -23,14 +23,6 @@ static value_kind kind_of(const laprox_plan *plan) {
   return plan->rules.gqa == LAPROX_GQA_JOINT ? KIND_JOINT : KIND_MEAN;
 }
 
-/* Small tiles have room for a few rows of the joint factor of eight heads. */
-static lpx_tile_size tile_size(const laprox_plan *plan) {
-  enum { MOST_SMALL_HEADS = 8 };
-  const lpx_tile_size size = lpx_tile_size_of(plan->context);
-  const bool is_wide = kind_of(plan) == KIND_JOINT && plan->group > MOST_SMALL_HEADS;
-  return size == LPX_TILES_SMALL && is_wide ? LPX_TILES_MIDDLE : size;
-}
-
 laprox_result lpx_value_init(laprox_plan *plan) {
   static const char *const shaders[][LPX_N_TILE_SIZES] = {
       [KIND_MEAN] = {"value_norm_small", "value_norm", "value_norm_large"},
@@ -46,7 +38,7 @@ laprox_result lpx_value_init(laprox_plan *plan) {
     constants[2] = plan->model_dim;
     constants[4] = plan->shape.n_heads;
   }
-  return lpx_pipeline_get(plan->context, shaders[kind][tile_size(plan)], 4, constants, 5, &plan->value);
+  return lpx_pipeline_get(plan->context, shaders[kind][lpx_tile_size_of(plan->context)], 4, constants, 5, &plan->value);
 }
 
 static uint64_t tile_cost(const laprox_plan *plan) {
