@@ -102,6 +102,18 @@ void stage(uint row0, uint column0, uint quad0) {
     const OPERAND b = LOAD_W(j);                                                                                     \
     EACH_ROW(MULTIPLY, j)                                                                                            \
   }
+#if defined(DIRECT) || defined(FEW_REGISTERS)
+#define THREAD_X(t) (t & 15u)
+#define THREAD_Y(t) WHOLE_ROW(t >> 4)
+#else // neighbours in pairs read the same column, pairs side by side the same row: NVIDIA serves half a subgroup at once then
+#define THREAD_X(t) (t >> 1 & 7u | t >> 2 & 8u)
+#define THREAD_Y(t) (t & 1u | t >> 3 & 2u | t >> 4 & 4u)
+#endif
+#ifdef SUBGROUP
+#define WHOLE_ROW(row) subgroupBroadcastFirst(row)
+#else
+#define WHOLE_ROW(row) (row)
+#endif
 #define STORE(i, j) store(row0 + ROW(i), column0 + tx + 16u * j, sum[i][j]);
 #define STORE_ROW(i) EACH_8(STORE, i)
 
@@ -117,12 +129,7 @@ void main() {
   const uint n_row_tiles = (push.n_rows + TILE_ROWS - 1) / TILE_ROWS;
   const uint row0 = group % n_row_tiles * TILE_ROWS;
   const uint column0 = group / n_row_tiles * TILE_COLUMNS;
-  const uint tx = gl_LocalInvocationID.x & 15u;
-#ifdef SUBGROUP
-  const uint ty = subgroupBroadcastFirst(gl_LocalInvocationID.x >> 4);
-#else
-  const uint ty = gl_LocalInvocationID.x >> 4;
-#endif
+  const uint t = gl_LocalInvocationID.x, tx = THREAD_X(t), ty = THREAD_Y(t);
   float sum[ROWS][8];
   REPEAT_ROWS(CLEAR_ROW)
 #ifdef DIRECT
