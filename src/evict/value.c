@@ -38,7 +38,8 @@ laprox_result lpx_value_init(laprox_plan *plan) {
     constants[2] = plan->model_dim;
     constants[4] = plan->shape.n_heads;
   }
-  return lpx_pipeline_get(plan->context, shaders[kind][lpx_tile_size_of(plan->context)], 4, constants, 5, &plan->value);
+  return lpx_pipeline_get(plan->context, shaders[kind][lpx_tile_size_of(plan->context)], 4, constants, 5,
+                          &plan->value);
 }
 
 static uint64_t tile_cost(const laprox_plan *plan) {

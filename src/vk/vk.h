@@ -51,7 +51,7 @@ struct laprox_context {
   } matrix;         /* with LAPROX_VARIANT_MATRIX: A is m x k, B k x n */
   VkPipelineCache pipeline_cache;
   bool has_debug_utils, has_memory_budget;
-  bool few_registers; /* an invocation: see lpx_tile_size_of */
+  bool few_registers; /* for an invocation: see lpx_tile_size_of */
   bool avoid_atomics; /* they fail on this device; read when plans are made */
   VkDescriptorSetLayout set_layouts[LPX_MAX_BINDINGS + 1];
   VkPipelineLayout pipeline_layouts[LPX_MAX_BINDINGS + 1];
