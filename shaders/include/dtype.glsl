@@ -53,10 +53,10 @@ vec4 unpack_block(uint dtype, uvec4 packed) {
 }
 
 vec4 unpack_vec4(uint dtype, uvec4 packed) {
-  if (dtype == DTYPE_F32) return uintBitsToFloat(packed);
-  if (dtype == DTYPE_F16) return vec4(unpackHalf2x16(packed.x), unpackHalf2x16(packed.y));
-  if (dtype == DTYPE_BF16) return vec4(unpack_bf16(packed.x), unpack_bf16(packed.y));
-  return unpack_block(dtype, packed);
+  return dtype == DTYPE_F32    ? uintBitsToFloat(packed)
+         : dtype == DTYPE_F16  ? vec4(unpackHalf2x16(packed.x), unpackHalf2x16(packed.y))
+         : dtype == DTYPE_BF16 ? vec4(unpack_bf16(packed.x), unpack_bf16(packed.y))
+                               : unpack_block(dtype, packed);
 }
 
 #define LOAD_VEC4(BUFFER, DTYPE, INDEX) unpack_vec4(DTYPE, PACKED_VEC4(BUFFER, DTYPE, INDEX))
