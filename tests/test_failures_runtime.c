@@ -380,12 +380,18 @@ static int tear_down(void **state) {
   return (int)app_vulkan_finish(&vulkan);
 }
 
-int main(void) {
+/* test_failures_runtime [--list | NAME]: all tests, their names, or one of them. */
+int main(int argc, char **argv) {
   struct CMUnitTest tests[N_SWEEPS + 4] = {cmocka_unit_test(test_lost), cmocka_unit_test(test_small_limits),
                                            cmocka_unit_test(test_open), cmocka_unit_test(test_steady_decode)};
   for (size_t i = 0; i < N_SWEEPS; i++) {
     sweep_case *given = (sweep_case *)(uintptr_t)&sweeps[i]; /* cmocka's state is not const */
     tests[4 + i] = (struct CMUnitTest){given->name, test_sweep, NULL, NULL, given};
   }
+  if (argc > 1 && !strcmp(argv[1], "--list")) {
+    for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) (void)puts(tests[i].name);
+    return 0;
+  }
+  if (argc > 1) cmocka_set_test_filter(argv[1]);
   return cmocka_run_group_tests_name("failures_runtime", tests, set_up, tear_down);
 }

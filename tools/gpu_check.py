@@ -14,8 +14,10 @@ TEST_LIMIT_S = 240
 MEASURING_S = 200  # left for what comes after the tests
 GEOMETRY, TOKENS = "llama-3.1-8b", [131072, 65536, 32768, 8192]  # the first that the device has memory for
 SMALL = "phone", [64]  # where there is no GPU, to try the script itself
+# Takes longer than there is, one test after the other: each by itself.
+DIVIDED = ["test_failures_runtime"]
 # Long ones first, so that none runs on alone at the end.
-LONG = ["test_failures_runtime", "test_embed", "test_evict_file", "test_reference", "test_layerwise", "test_cache",
+LONG = [*DIVIDED, "test_embed", "test_evict_file", "test_reference", "test_layerwise", "test_cache",
         "test_conversation"]
 started = time.monotonic()
 
@@ -24,17 +26,28 @@ def left():
     return LIMIT_S - (time.monotonic() - started)
 
 
-def run_test(path, variants, folder):
+def cases_of(path):
+    """Names of a divided program's tests; no name stands for all."""
+    if os.path.basename(path) not in DIVIDED:
+        return [""]
+    return subprocess.run([path, "--list"], stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+
+
+def run_test(path, case, variants, folder):
     begin = time.monotonic()
     work = tempfile.mkdtemp(dir=folder)
     limit_s = max(5, min(TEST_LIMIT_S, left() - MEASURING_S))
     try:
-        done = subprocess.run([path], cwd=work, env={**os.environ, "LAPROX_VARIANTS": variants}, stdout=subprocess.PIPE,
+        done = subprocess.run([path, case] if case else [path], cwd=work, env={**os.environ, "LAPROX_VARIANTS": variants}, stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT, timeout=limit_s, errors="replace")
         status, output = done.returncode, done.stdout
     except subprocess.TimeoutExpired:
         status, output = "too slow", ""
-    return os.path.basename(path), variants, status, output, time.monotonic() - begin
+    return path, case, variants, status, output, time.monotonic() - begin
+
+
+def name_of(path, case):
+    return os.path.basename(path) + (f" ({case})" if case else "")
 
 
 def print_end(output):
@@ -49,20 +62,21 @@ def run_tests(build, folder):
     jobs = max(2, min(16, os.cpu_count() or 2))
     failures, passed, skipped = [], 0, 0
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        work = [pool.submit(run_test, path, variants, folder) for path in paths for variants in ("baseline", "all")]
+        work = [pool.submit(run_test, path, case, variants, folder)
+                for path in paths for case in cases_of(path) for variants in ("baseline", "all")]
         for future in concurrent.futures.as_completed(work):
-            name, variants, status, output, seconds = future.result()
+            path, case, variants, status, output, seconds = future.result()
             passed, skipped = passed + (status == 0), skipped + (status == 77)
             if status not in (0, 77):
-                failures.append((name, variants))
-                print(f"{name}, {variants}: FAILED ({status}) after {seconds:.0f} s")
+                failures.append((path, case, variants))
+                print(f"{name_of(path, case)}, {variants}: FAILED ({status}) after {seconds:.0f} s")
                 print_end(output)
     # Whether it was the company tells what to look for; it remains a failure.
-    for name, variants in failures[:5]:
+    for path, case, variants in failures[:5]:
         if left() < MEASURING_S + 30:
             break
-        _, _, status, output, _ = run_test(os.path.join(build, "tests", name), variants, folder)
-        print(f"{name}, {variants}: run again alone: {'passed' if status == 0 else status}")
+        *_, status, output, _ = run_test(path, case, variants, folder)
+        print(f"{name_of(path, case)}, {variants}: run again alone: {'passed' if status == 0 else status}")
         if status:
             print_end(output)
     print(f"tests, baseline kernels and all: {passed} passed, {len(failures)} failed, {skipped} skipped,"
