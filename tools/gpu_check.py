@@ -38,8 +38,8 @@ def run_test(path, case, variants, folder):
     work = tempfile.mkdtemp(dir=folder)
     limit_s = max(5, min(TEST_LIMIT_S, left() - MEASURING_S))
     try:
-        done = subprocess.run([path, case] if case else [path], cwd=work, env={**os.environ, "LAPROX_VARIANTS": variants}, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, timeout=limit_s, errors="replace")
+        done = subprocess.run([path, case] if case else [path], cwd=work, env={**os.environ, "LAPROX_VARIANTS": variants},
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=limit_s, errors="replace")
         status, output = done.returncode, done.stdout
     except subprocess.TimeoutExpired:
         status, output = "too slow", ""

@@ -62,23 +62,25 @@ void stage(uint at, uint stride, vec4 elements) {
     REPEAT_BLOCKS(MULTIPLY_ROW)                                                                                        \
   }
 
-// How many of four places along the inner dimension there are registers to load at once; EACH_PART: the places below `end`.
+// Four places along the inner dimension, as many at once as there are registers to load: those before `end`.
 #if A_QUADS == 2
-#define PLACES          4
-#define EACH_PART       const uint end = 4;
-#define MULTIPLY_PLACES MULTIPLY_AT(3) MULTIPLY_AT(2) MULTIPLY_AT(1) MULTIPLY_AT(0)
+#define PART_PLACES   4
+#define EACH_PART     const uint end = 4;
+#define MULTIPLY_PART MULTIPLY_AT(3) MULTIPLY_AT(2) MULTIPLY_AT(1) MULTIPLY_AT(0)
 #else
-#define PLACES          2
-#define EACH_PART       [[dont_unroll]] for (uint end = 4; end > 0; end -= PLACES)
-#define MULTIPLY_PLACES MULTIPLY_AT(1) MULTIPLY_AT(0)
+#define PART_PLACES   2
+#define EACH_PART     [[dont_unroll]] for (uint end = 4; end > 0; end -= PART_PLACES)
+#define MULTIPLY_PART MULTIPLY_AT(1) MULTIPLY_AT(0)
 #endif
+#define FIND_PART                                                                                                      \
+  const uint k = 4 * k4 + end - PART_PLACES;                                                                           \
+  const uint a_at = k * A_STRIDE + PLACE(TILE_Y, k4), b_at = k * B_STRIDE + TILE_B + PLACE(TILE_X, k4);
 
 // Adds the products along four places, the last one first.
 void multiply(uint k4) {
   EACH_PART {
-    const uint k = 4 * k4 + end - PLACES;
-    const uint a_at = k * A_STRIDE + PLACE(TILE_Y, k4), b_at = k * B_STRIDE + TILE_B + PLACE(TILE_X, k4);
-    MULTIPLY_PLACES
+    FIND_PART
+    MULTIPLY_PART
   }
 }
 
@@ -86,13 +88,13 @@ void multiply(uint k4) {
 #define LOAD_ELEMENT(i, k) LOAD_A(i / 4, k)[i % 4]
 #define LOAD_COLUMNS(k)    const vec4 b##k[2] = vec4[2](LOAD_B(0, k), LOAD_B(1, k));
 #if A_QUADS == 2
-#define REPEAT_PLACES      REPEAT_4
+#define REPEAT_PART      REPEAT_4
 #define LOAD_ELEMENTS(i)   const vec4 a = vec4(LOAD_ELEMENT(i, 0), LOAD_ELEMENT(i, 1), LOAD_ELEMENT(i, 2), LOAD_ELEMENT(i, 3));
 #define MULTIPLY_ACROSS(i, j)                                                                                          \
   product[i][j] = fma(a.x, b0[j / 4][j % 4], fma(a.y, b1[j / 4][j % 4],                                                \
                   fma(a.z, b2[j / 4][j % 4], fma(a.w, b3[j / 4][j % 4], product[i][j]))));
 #else
-#define REPEAT_PLACES      REPEAT_2
+#define REPEAT_PART      REPEAT_2
 #define LOAD_ELEMENTS(i)   const vec2 a = vec2(LOAD_ELEMENT(i, 0), LOAD_ELEMENT(i, 1));
 #define MULTIPLY_ACROSS(i, j)                                                                                          \
   product[i][j] = fma(a.x, b0[j / 4][j % 4], fma(a.y, b1[j / 4][j % 4], product[i][j]));
@@ -106,9 +108,8 @@ void multiply(uint k4) {
 // The same, of the blocks of rows in the mask.
 void multiply_masked(uint k4, uint mask) {
   EACH_PART {
-    const uint k = 4 * k4 + end - PLACES;
-    const uint a_at = k * A_STRIDE + PLACE(TILE_Y, k4), b_at = k * B_STRIDE + TILE_B + PLACE(TILE_X, k4);
-    REPEAT_PLACES(LOAD_COLUMNS)
+    FIND_PART
+    REPEAT_PART(LOAD_COLUMNS)
     REPEAT_BLOCKS(MULTIPLY_MASKED_ROW)
   }
 }
