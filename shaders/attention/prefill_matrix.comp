@@ -8,7 +8,7 @@
 #extension GL_EXT_shader_16bit_storage : require
 #extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
 // prefill.comp on cooperative matrices, over a cache of f16. The query heads of a KV head are packed: row p of the kernel
-// is query row p / GROUP of head p % GROUP. A subgroup has ROWS of them, with queries and output in its registers; the
+// is query row p / GROUP of head p % GROUP. A subgroup has SIZE of them, with queries and output in its registers; the
 // workgroup's subgroups share keys and values, which pass through shared memory in tiles.
 //
 // Queries and probabilities are f16 and what that rounds off, which is another product: with the first alone the results
@@ -17,17 +17,17 @@
 // Elements of a matrix are spread over the subgroup in an unknown way, so that a row's maximum costs a detour through
 // shared memory. It is taken rarely: exponents are relative to a maximum that may be out of date by ROOM, which f16 has
 // digits for, and sums are kept element by element until the end.
+#include "repeat.glsl"
 #include "split.glsl"
 
 layout(constant_id = 0) const uint HEAD_DIM = 64;
-layout(constant_id = 1) const uint GROUP = 2;        // query heads a KV head
-layout(constant_id = 2) const uint SIZE = 16;        // of a matrix
-layout(constant_id = 3) const uint ROW_MATRICES = 1; // of a subgroup
-layout(constant_id = 4) const uint KEYS = 32;        // of a tile
-layout(constant_id = 5) const uint SHARE_RESTS = 0;  // what f16 leaves of the queries is in shared memory
-layout(constant_id = 6) const uint SUBGROUP_SIZE = 32;
-layout(local_size_x_id = 7, local_size_y = 1, local_size_z = 1) in;
-layout(constant_id = 8) const uint N_INVOCATIONS = 128; // the same
+layout(constant_id = 1) const uint GROUP = 2;       // query heads a KV head
+layout(constant_id = 2) const uint SIZE = 16;       // of a matrix
+layout(constant_id = 3) const uint KEYS = 32;       // of a tile
+layout(constant_id = 4) const uint SHARE_RESTS = 0; // what f16 leaves of the queries is in shared memory
+layout(constant_id = 5) const uint SUBGROUP_SIZE = 32;
+layout(local_size_x_id = 6, local_size_y = 1, local_size_z = 1) in;
+layout(constant_id = 7) const uint N_INVOCATIONS = 128; // the same
 
 layout(push_constant) uniform Push { // as in prefill.comp
   uint n_groups;
@@ -53,8 +53,14 @@ layout(binding = 3) buffer Output { vec4 result[]; };
 // Matrices stay in registers where loops over them are written out; drivers that run in software take minutes for that.
 #ifdef ROLLED
 #define UNROLLED [[dont_unroll]]
+#define MATRICES DEPTH // of a row of queries or values
+#define EACH_DEPTH(F) [[dont_unroll]] for (uint k = 0; k < DEPTH; k++) { F(k) }
+#define EACH_PAIR(F)  [[dont_unroll]] for (uint k = 0; k < DEPTH; k += 2) { F(k) }
 #else
 #define UNROLLED [[unroll]]
+#define MATRICES 8
+#define EACH_DEPTH(F) REPEAT_8(F)
+#define EACH_PAIR(F)  F(0) F(2) F(4) F(6)
 #endif
 
 #define LOWEST         -1.0e38
@@ -62,7 +68,6 @@ layout(binding = 3) buffer Output { vec4 result[]; };
 #define ROOM           8.0 // powers of two by which a probability may exceed 1
 
 const uint N_SUBGROUPS = N_INVOCATIONS / SUBGROUP_SIZE;
-const uint ROWS = ROW_MATRICES * SIZE;
 const uint DEPTH = HEAD_DIM / SIZE;
 const uint COLUMNS = KEYS / SIZE;
 const uint QUADS = HEAD_DIM / 4;
@@ -71,7 +76,7 @@ const uint SIZE_QUADS = SIZE / 4;
 // In uvec4s; odd, so that neighbouring rows hit different banks.
 const uint STRIDE = OCTETS + 1;
 const uint P_STRIDE = KEYS / 8 + 1;
-const uint PART = ROWS * P_STRIDE;
+const uint PART = SIZE * P_STRIDE;
 const uint Q_STRIDE = SIZE / 8 + 1;
 const uint PAIR = 2 * SIZE * SIZE_QUADS; // two matrices of f32
 const uint EXCHANGE = 2 * PART > PAIR ? 2 * PART : PAIR;
@@ -80,8 +85,8 @@ const uint LOADS = (KEYS * OCTETS + N_INVOCATIONS - 1) / N_INVOCATIONS; // an in
 shared uvec4 key_tile[KEYS * STRIDE];
 shared uvec4 value_tile[KEYS * STRIDE];
 shared uvec4 exchange[N_SUBGROUPS * EXCHANGE]; // a subgroup's probabilities, in two parts, or what else it passes around
-shared uvec4 shared_rests[SHARE_RESTS == 0 ? 1 : N_SUBGROUPS * ROWS * STRIDE];
-shared float row_maximum[N_SUBGROUPS * ROWS];
+shared uvec4 shared_rests[SHARE_RESTS == 0 ? 1 : N_SUBGROUPS * SIZE * STRIDE];
+shared float row_maximum[N_SUBGROUPS * SIZE];
 
 #define A_MATRIX    coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseA>
 #define B_MATRIX    coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseB>
@@ -90,11 +95,11 @@ shared float row_maximum[N_SUBGROUPS * ROWS];
 #define ROW_MAJOR    gl_CooperativeMatrixLayoutRowMajor
 #define COLUMN_MAJOR gl_CooperativeMatrixLayoutColumnMajor
 
-A_MATRIX queries[ROW_MATRICES * DEPTH], rests[SHARE_RESTS == 0 ? ROW_MATRICES * DEPTH : 1];
-SUM_MATRIX logits[ROW_MATRICES * COLUMNS];
-SUM_MATRIX sums[ROW_MATRICES * DEPTH]; // of the values
-SUM_MATRIX maximum[ROW_MATRICES];      // of a row, in all its elements
-SUM_MATRIX total[ROW_MATRICES];        // of an element
+A_MATRIX queries[MATRICES], rests[MATRICES];
+SUM_MATRIX logits[COLUMNS];
+SUM_MATRIX sums[MATRICES]; // of the values
+SUM_MATRIX maximum;        // of a row, in all its elements
+SUM_MATRIX total;          // of an element
 uvec4 fetched[LOADS];
 
 uint n_packed;                     // rows of the KV head
@@ -132,7 +137,7 @@ vec4 load_query(uint row, uint quad) {
 // Of the power of two that the subgroup's queries are divided by.
 uint find_exponent() {
   uint largest = 0;
-  for (uint i = lane; i < ROWS * QUADS; i += SUBGROUP_SIZE) {
+  for (uint i = lane; i < SIZE * QUADS; i += SUBGROUP_SIZE) {
     const vec4 q = load_query(first_row + i / QUADS, i % QUADS);
     [[unroll]] for (uint e = 0; e < 4; e++)
       if (is_finite(q[e])) largest = max(largest, floatBitsToUint(abs(q[e])));
@@ -153,12 +158,12 @@ void write_half_quad(uint at, uint half_quad, vec4 numbers) {
   else exchange[at].zw = halves;
 }
 
-// Both parts of a matrix of queries, from elements k * SIZE of rows r * SIZE on.
-void stage_query(uint r, uint k, float factor) {
+// Both parts of a matrix of queries, from element k * SIZE on.
+void stage_query(uint k, float factor) {
   join();
   for (uint i = lane; i < SIZE * SIZE_QUADS; i += SUBGROUP_SIZE) {
     const uint row = i / SIZE_QUADS, quad = i % SIZE_QUADS;
-    const vec4 q = load_query(first_row + r * SIZE + row, k * SIZE_QUADS + quad) * factor;
+    const vec4 q = load_query(first_row + row, k * SIZE_QUADS + quad) * factor;
     const vec4 high = vec4(rounded(q.x), rounded(q.y), rounded(q.z), rounded(q.w));
     const uint at = base + row * Q_STRIDE + quad / 2;
     write_half_quad(at, quad % 2, high);
@@ -167,36 +172,37 @@ void stage_query(uint r, uint k, float factor) {
   join();
 }
 
+void share_rest(uint k) {
+  for (uint i = lane; i < SIZE * SIZE / 8; i += SUBGROUP_SIZE) {
+    const uint row = i / (SIZE / 8), octet = i % (SIZE / 8);
+    shared_rests[first_rest + row * STRIDE + k * SIZE / 8 + octet] = exchange[base + (SIZE + row) * Q_STRIDE + octet];
+  }
+}
+
+#define LOAD_QUERY(k)                                                                                                \
+  if (k < DEPTH) {                                                                                                   \
+    stage_query(k, factor);                                                                                          \
+    coopMatLoad(queries[k], exchange, base, Q_STRIDE, ROW_MAJOR);                                                    \
+    if (SHARE_RESTS == 0) coopMatLoad(rests[k], exchange, base + SIZE * Q_STRIDE, Q_STRIDE, ROW_MAJOR);              \
+    else share_rest(k);                                                                                              \
+  }
+
 void load_queries() {
   const uint exponent = find_exponent();
   const float factor = uintBitsToFloat((254u - exponent) << 23);
   scale = push.scale * uintBitsToFloat(exponent << 23);
-  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
-    UNROLLED for (uint k = 0; k < DEPTH; k++) {
-      stage_query(r, k, factor);
-      coopMatLoad(queries[r * DEPTH + k], exchange, base, Q_STRIDE, ROW_MAJOR);
-      if (SHARE_RESTS == 0) {
-        coopMatLoad(rests[r * DEPTH + k], exchange, base + SIZE * Q_STRIDE, Q_STRIDE, ROW_MAJOR);
-        continue;
-      }
-      for (uint i = lane; i < SIZE * SIZE / 8; i += SUBGROUP_SIZE) {
-        const uint row = i / (SIZE / 8), octet = i % (SIZE / 8);
-        shared_rests[first_rest + (r * SIZE + row) * STRIDE + k * SIZE / 8 + octet] =
-            exchange[base + (SIZE + row) * Q_STRIDE + octet];
-      }
-    }
+  EACH_DEPTH(LOAD_QUERY)
   join();
 }
 
 // ---- tiles ----
 
-// Entries beyond the last are zeros, never stale memory: zero times NaN is NaN.
+// Beyond the last entry it is that one again, which some row sees: what comes of it is hidden. No load depends on a
+// condition, for it would be waited for where the condition ends.
 #define FETCH(BUFFER, first)                                                                                         \
   UNROLLED for (uint i = 0; i < LOADS; i++) {                                                                        \
-    const uint n = i * N_INVOCATIONS + gl_LocalInvocationIndex, entry = key0 + n / OCTETS;                           \
-    fetched[i] = uvec4(0);                                                                                           \
-    if (n < KEYS * OCTETS && entry < limit)                                                                          \
-      fetched[i] = BUFFER[(first) / 8 + (head_entry + entry) * OCTETS + n % OCTETS];                                 \
+    const uint n = i * N_INVOCATIONS + gl_LocalInvocationIndex, entry = min(key0 + n / OCTETS, max(limit, 1u) - 1u); \
+    fetched[i] = BUFFER[(first) / 8 + (head_entry + entry) * OCTETS + n % OCTETS];                                   \
   }
 
 #define STORE(tile)                                                                                                  \
@@ -223,125 +229,116 @@ void store_values() {
 
 // ---- scores ----
 
-// Products that follow one another have different sums, as far as registers go: each waits for its sum.
-void multiply() {
-  UNROLLED for (uint i = 0; i < ROW_MATRICES * COLUMNS; i++) logits[i] = SUM_MATRIX(0.0);
-  UNROLLED for (uint k = 0; k < DEPTH; k++) {
-    B_MATRIX b[COLUMNS];
-    UNROLLED for (uint c = 0; c < COLUMNS; c++)
-      coopMatLoad(b[c], key_tile, c * SIZE * STRIDE + k * SIZE / 8, STRIDE, COLUMN_MAJOR);
-    UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
-      A_MATRIX rest;
-      if (SHARE_RESTS == 0) rest = rests[r * DEPTH + k];
-      else coopMatLoad(rest, shared_rests, first_rest + r * SIZE * STRIDE + k * SIZE / 8, STRIDE, ROW_MAJOR);
-      UNROLLED for (uint c = 0; c < COLUMNS; c++)
-        logits[r * COLUMNS + c] = coopMatMulAdd(rest, b[c], logits[r * COLUMNS + c]);
-    }
-    UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
-      UNROLLED for (uint c = 0; c < COLUMNS; c++)
-        logits[r * COLUMNS + c] = coopMatMulAdd(queries[r * DEPTH + k], b[c], logits[r * COLUMNS + c]);
+// Products that follow one another have different sums: each waits for its sum.
+#define MULTIPLY(k)                                                                                                  \
+  if (k < DEPTH) {                                                                                                   \
+    B_MATRIX b[COLUMNS];                                                                                             \
+    A_MATRIX rest;                                                                                                   \
+    if (SHARE_RESTS == 0) rest = rests[k];                                                                           \
+    else coopMatLoad(rest, shared_rests, first_rest + k * SIZE / 8, STRIDE, ROW_MAJOR);                              \
+    UNROLLED for (uint c = 0; c < COLUMNS; c++)                                                                      \
+      coopMatLoad(b[c], key_tile, c * SIZE * STRIDE + k * SIZE / 8, STRIDE, COLUMN_MAJOR);                           \
+    UNROLLED for (uint c = 0; c < COLUMNS; c++) logits[c] = coopMatMulAdd(rest, b[c], logits[c]);                    \
+    UNROLLED for (uint c = 0; c < COLUMNS; c++) logits[c] = coopMatMulAdd(queries[k], b[c], logits[c]);              \
   }
+
+void multiply() {
+  UNROLLED for (uint c = 0; c < COLUMNS; c++) logits[c] = SUM_MATRIX(0.0);
+  EACH_DEPTH(MULTIPLY)
 }
 
 // Takes out what a row doesn't see.
 void hide(uint key0) {
-  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
-    join();
-    for (uint i = lane; i < SIZE * KEYS / 4; i += SUBGROUP_SIZE) {
-      const uint n = visible(first_row + r * SIZE + i / (KEYS / 4)), entry = key0 + i % (KEYS / 4) * 4;
-      exchange[base + i] = uvec4(lessThan(uvec4(entry, entry + 1, entry + 2, entry + 3), uvec4(n))) * 0x3f800000u;
-    }
-    join();
-    UNROLLED for (uint c = 0; c < COLUMNS; c++) {
-      SUM_MATRIX seen;
-      coopMatLoad(seen, exchange, base + c * SIZE_QUADS, KEYS / 4, ROW_MAJOR);
-      UNROLLED for (uint e = 0; e < seen.length(); e++)
-        if (seen[e] == 0.0) logits[r * COLUMNS + c][e] = MINUS_INFINITY;
-    }
+  join();
+  for (uint i = lane; i < SIZE * KEYS / 4; i += SUBGROUP_SIZE) {
+    const uint n = visible(first_row + i / (KEYS / 4)), entry = key0 + i % (KEYS / 4) * 4;
+    exchange[base + i] = uvec4(lessThan(uvec4(entry, entry + 1, entry + 2, entry + 3), uvec4(n))) * 0x3f800000u;
+  }
+  join();
+  UNROLLED for (uint c = 0; c < COLUMNS; c++) {
+    SUM_MATRIX seen;
+    coopMatLoad(seen, exchange, base + c * SIZE_QUADS, KEYS / 4, ROW_MAJOR);
+    UNROLLED for (uint e = 0; e < seen.length(); e++)
+      if (seen[e] == 0.0) logits[c][e] = MINUS_INFINITY;
   }
   join();
 }
 
 // ---- softmax ----
 
+#define SCALE_SUM(k)                                                                                                 \
+  if (k < DEPTH) UNROLLED for (uint e = 0; e < factor.length(); e++) sums[k][e] *= factor[e];
+
 // Brings the rows' maxima up to date, and what is relative to them.
 void raise() {
-  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
-    SUM_MATRIX factor = logits[r * COLUMNS];
-    UNROLLED for (uint c = 1; c < COLUMNS; c++)
-      UNROLLED for (uint e = 0; e < factor.length(); e++) factor[e] = max(factor[e], logits[r * COLUMNS + c][e]);
-    join();
-    coopMatStore(factor, exchange, base, SIZE_QUADS, ROW_MAJOR);
-    join();
-    for (uint row = lane; row < SIZE; row += SUBGROUP_SIZE) {
-      const uint at = gl_SubgroupID * ROWS + r * SIZE + row;
-      const float old = row_maximum[at];
-      float highest = old;
-      for (uint i = 0; i < SIZE_QUADS; i++) {
-        const vec4 four = uintBitsToFloat(exchange[base + row * SIZE_QUADS + i]);
-        highest = max(highest, max(max(four.x, four.y), max(four.z, four.w)));
-      }
-      row_maximum[at] = highest;
-      for (uint i = 0; i < SIZE_QUADS; i++) {
-        exchange[base + row * SIZE_QUADS + i] = uvec4(floatBitsToUint(highest));
-        exchange[base + (SIZE + row) * SIZE_QUADS + i] = uvec4(floatBitsToUint(exp2(old - highest)));
-      }
+  SUM_MATRIX factor = logits[0];
+  UNROLLED for (uint c = 1; c < COLUMNS; c++)
+    UNROLLED for (uint e = 0; e < factor.length(); e++) factor[e] = max(factor[e], logits[c][e]);
+  join();
+  coopMatStore(factor, exchange, base, SIZE_QUADS, ROW_MAJOR);
+  join();
+  for (uint row = lane; row < SIZE; row += SUBGROUP_SIZE) {
+    const uint at = gl_SubgroupID * SIZE + row;
+    const float old = row_maximum[at];
+    float highest = old;
+    for (uint i = 0; i < SIZE_QUADS; i++) {
+      const vec4 four = uintBitsToFloat(exchange[base + row * SIZE_QUADS + i]);
+      highest = max(highest, max(max(four.x, four.y), max(four.z, four.w)));
     }
-    join();
-    coopMatLoad(maximum[r], exchange, base, SIZE_QUADS, ROW_MAJOR);
-    coopMatLoad(factor, exchange, base + SIZE * SIZE_QUADS, SIZE_QUADS, ROW_MAJOR);
-    UNROLLED for (uint e = 0; e < factor.length(); e++) total[r][e] *= factor[e];
-    UNROLLED for (uint n = 0; n < DEPTH; n++)
-      UNROLLED for (uint e = 0; e < factor.length(); e++) sums[r * DEPTH + n][e] *= factor[e];
+    row_maximum[at] = highest;
+    for (uint i = 0; i < SIZE_QUADS; i++) {
+      exchange[base + row * SIZE_QUADS + i] = uvec4(floatBitsToUint(highest));
+      exchange[base + (SIZE + row) * SIZE_QUADS + i] = uvec4(floatBitsToUint(exp2(old - highest)));
+    }
   }
+  join();
+  coopMatLoad(maximum, exchange, base, SIZE_QUADS, ROW_MAJOR);
+  coopMatLoad(factor, exchange, base + SIZE * SIZE_QUADS, SIZE_QUADS, ROW_MAJOR);
+  UNROLLED for (uint e = 0; e < factor.length(); e++) total[e] *= factor[e];
+  EACH_DEPTH(SCALE_SUM)
   join();
 }
 
 // Logits to probabilities, which go to exchange[] in two parts.
 void update() {
   bool above = false;
-  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
-    UNROLLED for (uint c = 0; c < COLUMNS; c++)
-      UNROLLED for (uint e = 0; e < maximum[r].length(); e++)
-        above = above || logits[r * COLUMNS + c][e] - maximum[r][e] > ROOM;
+  UNROLLED for (uint c = 0; c < COLUMNS; c++)
+    UNROLLED for (uint e = 0; e < maximum.length(); e++) above = above || logits[c][e] - maximum[e] > ROOM;
   if (subgroupAny(above)) raise();
-  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
-    UNROLLED for (uint c = 0; c < COLUMNS; c++) {
-      HALF_MATRIX high, rest;
-      UNROLLED for (uint e = 0; e < maximum[r].length(); e++) {
-        const float p = exp2(logits[r * COLUMNS + c][e] - maximum[r][e]);
-        const float digits = uintBitsToFloat(floatBitsToUint(p) & 0xffffe000u);
-        total[r][e] += p;
-        high[e] = float16_t(digits);
-        rest[e] = float16_t(p - digits);
-      }
-      const uint at = base + r * SIZE * P_STRIDE + c * SIZE / 8;
-      coopMatStore(high, exchange, at, P_STRIDE, ROW_MAJOR);
-      coopMatStore(rest, exchange, at + PART, P_STRIDE, ROW_MAJOR);
+  UNROLLED for (uint c = 0; c < COLUMNS; c++) {
+    HALF_MATRIX high, rest;
+    UNROLLED for (uint e = 0; e < maximum.length(); e++) {
+      const float p = exp2(logits[c][e] - maximum[e]);
+      const float digits = uintBitsToFloat(floatBitsToUint(p) & 0xffffe000u);
+      total[e] += p;
+      high[e] = float16_t(digits);
+      rest[e] = float16_t(p - digits);
     }
+    coopMatStore(high, exchange, base + c * SIZE / 8, P_STRIDE, ROW_MAJOR);
+    coopMatStore(rest, exchange, base + c * SIZE / 8 + PART, P_STRIDE, ROW_MAJOR);
+  }
   join();
 }
 
+// Two columns of a strip of values: see MULTIPLY.
+#define ADD_VALUES(k)                                                                                                \
+  if (k < DEPTH) {                                                                                                   \
+    const bool two = k + 1 < DEPTH;                                                                                  \
+    B_MATRIX b, next;                                                                                                \
+    coopMatLoad(b, value_tile, c * SIZE * STRIDE + k * SIZE / 8, STRIDE, ROW_MAJOR);                                 \
+    if (two) coopMatLoad(next, value_tile, c * SIZE * STRIDE + (k + 1) * SIZE / 8, STRIDE, ROW_MAJOR);               \
+    sums[k] = coopMatMulAdd(rest, b, sums[k]);                                                                       \
+    if (two) sums[k + 1] = coopMatMulAdd(rest, next, sums[k + 1]);                                                   \
+    sums[k] = coopMatMulAdd(high, b, sums[k]);                                                                       \
+    if (two) sums[k + 1] = coopMatMulAdd(high, next, sums[k + 1]);                                                   \
+  }
+
 void add_values() {
   UNROLLED for (uint c = 0; c < COLUMNS; c++) {
-    A_MATRIX high[ROW_MATRICES], rest[ROW_MATRICES];
-    UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
-      const uint at = base + r * SIZE * P_STRIDE + c * SIZE / 8;
-      coopMatLoad(high[r], exchange, at, P_STRIDE, ROW_MAJOR);
-      coopMatLoad(rest[r], exchange, at + PART, P_STRIDE, ROW_MAJOR);
-    }
-    UNROLLED for (uint n = 0; n < DEPTH; n += 2) {
-      const uint now = min(DEPTH - n, 2u);
-      B_MATRIX b[2];
-      UNROLLED for (uint i = 0; i < now; i++)
-        coopMatLoad(b[i], value_tile, c * SIZE * STRIDE + (n + i) * SIZE / 8, STRIDE, ROW_MAJOR);
-      UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
-        UNROLLED for (uint i = 0; i < now; i++)
-          sums[r * DEPTH + n + i] = coopMatMulAdd(rest[r], b[i], sums[r * DEPTH + n + i]);
-      UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
-        UNROLLED for (uint i = 0; i < now; i++)
-          sums[r * DEPTH + n + i] = coopMatMulAdd(high[r], b[i], sums[r * DEPTH + n + i]);
-    }
+    A_MATRIX high, rest;
+    coopMatLoad(high, exchange, base + c * SIZE / 8, P_STRIDE, ROW_MAJOR);
+    coopMatLoad(rest, exchange, base + c * SIZE / 8 + PART, P_STRIDE, ROW_MAJOR);
+    EACH_PAIR(ADD_VALUES)
   }
 }
 
@@ -357,84 +354,89 @@ vec2 carried(uint row) {
   return result[push.state_first + result_row(row)].xy;
 }
 
+#define CARRY_SUM(k)                                                                                                 \
+  if (k < DEPTH) {                                                                                                   \
+    for (uint i = lane; i < SIZE * SIZE_QUADS; i += SUBGROUP_SIZE) {                                                 \
+      const uint row = first_row + i / SIZE_QUADS;                                                                   \
+      vec4 four = vec4(0.0);                                                                                         \
+      if (row < n_packed)                                                                                            \
+        four = result[result_row(row) * QUADS + k * SIZE_QUADS + i % SIZE_QUADS] * carried(row).y;                   \
+      exchange[base + i] = floatBitsToUint(four);                                                                    \
+    }                                                                                                                \
+    join();                                                                                                          \
+    coopMatLoad(sums[k], exchange, base, SIZE_QUADS, ROW_MAJOR);                                                     \
+    join();                                                                                                          \
+  }
+
+#define CLEAR_SUM(k)                                                                                                 \
+  if (k < DEPTH) sums[k] = SUM_MATRIX(0.0);
+
 void begin_rows() {
-  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
-    for (uint i = lane; i < SIZE * SIZE_QUADS; i += SUBGROUP_SIZE) {
-      const uint row = r * SIZE + i / SIZE_QUADS;
-      const vec2 state = carried(first_row + row);
-      if (i % SIZE_QUADS == 0) row_maximum[gl_SubgroupID * ROWS + row] = state.x;
-      exchange[base + i] = uvec4(floatBitsToUint(state.x));
-      exchange[base + SIZE * SIZE_QUADS + i] = uvec4(i % SIZE_QUADS == 0 ? floatBitsToUint(state.y) : 0, 0, 0, 0);
-    }
-    join();
-    coopMatLoad(maximum[r], exchange, base, SIZE_QUADS, ROW_MAJOR);
-    coopMatLoad(total[r], exchange, base + SIZE * SIZE_QUADS, SIZE_QUADS, ROW_MAJOR);
-    join();
+  for (uint i = lane; i < SIZE * SIZE_QUADS; i += SUBGROUP_SIZE) {
+    const uint row = i / SIZE_QUADS;
+    const vec2 state = carried(first_row + row);
+    if (i % SIZE_QUADS == 0) row_maximum[gl_SubgroupID * SIZE + row] = state.x;
+    exchange[base + i] = uvec4(floatBitsToUint(state.x));
+    exchange[base + SIZE * SIZE_QUADS + i] = uvec4(i % SIZE_QUADS == 0 ? floatBitsToUint(state.y) : 0, 0, 0, 0);
   }
-  UNROLLED for (uint i = 0; i < ROW_MATRICES * DEPTH; i++) sums[i] = SUM_MATRIX(0.0);
+  join();
+  coopMatLoad(maximum, exchange, base, SIZE_QUADS, ROW_MAJOR);
+  coopMatLoad(total, exchange, base + SIZE * SIZE_QUADS, SIZE_QUADS, ROW_MAJOR);
+  join();
+  EACH_DEPTH(CLEAR_SUM)
   if (push.carry == 0u) return;
-  UNROLLED for (uint n = 0; n < ROW_MATRICES * DEPTH; n++) {
-    for (uint i = lane; i < SIZE * SIZE_QUADS; i += SUBGROUP_SIZE) {
-      const uint row = first_row + n / DEPTH * SIZE + i / SIZE_QUADS;
-      vec4 four = vec4(0.0);
-      if (row < n_packed)
-        four = result[result_row(row) * QUADS + n % DEPTH * SIZE_QUADS + i % SIZE_QUADS] * carried(row).y;
-      exchange[base + i] = floatBitsToUint(four);
-    }
-    join();
-    coopMatLoad(sums[n], exchange, base, SIZE_QUADS, ROW_MAJOR);
-    join();
-  }
+  EACH_DEPTH(CARRY_SUM)
 }
 
 // Leaves maxima and sums behind the output, and the factors of its rows in place of the maxima.
 void end_softmax() {
-  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
-    join();
-    coopMatStore(total[r], exchange, base, SIZE_QUADS, ROW_MAJOR);
-    join();
-    for (uint i = lane; i < SIZE; i += SUBGROUP_SIZE) {
-      const uint row = first_row + r * SIZE + i, at = gl_SubgroupID * ROWS + r * SIZE + i;
-      vec4 four = vec4(0.0);
-      for (uint q = 0; q < SIZE_QUADS; q++) four += uintBitsToFloat(exchange[base + i * SIZE_QUADS + q]);
-      const vec2 state = vec2(row_maximum[at], four.x + four.y + four.z + four.w);
-      row_maximum[at] = state.y > 0.0 ? 1.0 / state.y : 0.0;
-      if (row < n_packed) result[push.state_first + result_row(row)] = vec4(state, state);
-    }
+  join();
+  coopMatStore(total, exchange, base, SIZE_QUADS, ROW_MAJOR);
+  join();
+  for (uint i = lane; i < SIZE; i += SUBGROUP_SIZE) {
+    const uint row = first_row + i, at = gl_SubgroupID * SIZE + i;
+    vec4 four = vec4(0.0);
+    for (uint q = 0; q < SIZE_QUADS; q++) four += uintBitsToFloat(exchange[base + i * SIZE_QUADS + q]);
+    const vec2 state = vec2(row_maximum[at], four.x + four.y + four.z + four.w);
+    row_maximum[at] = state.y > 0.0 ? 1.0 / state.y : 0.0;
+    if (row < n_packed) result[push.state_first + result_row(row)] = vec4(state, state);
   }
   join();
 }
 
+#define STORE_SUM(k)                                                                                                 \
+  if (k < DEPTH) {                                                                                                   \
+    coopMatStore(sums[k], exchange, base, SIZE_QUADS, ROW_MAJOR);                                                    \
+    join();                                                                                                          \
+    for (uint i = lane; i < SIZE * SIZE_QUADS; i += SUBGROUP_SIZE) {                                                 \
+      const uint place = i / SIZE_QUADS, row = first_row + place;                                                    \
+      if (row < n_packed)                                                                                            \
+        result[result_row(row) * QUADS + k * SIZE_QUADS + i % SIZE_QUADS] =                                          \
+            uintBitsToFloat(exchange[base + i]) * row_maximum[gl_SubgroupID * SIZE + place];                         \
+    }                                                                                                                \
+    join();                                                                                                          \
+  }
+
 void store_rows() {
   end_softmax();
-  UNROLLED for (uint n = 0; n < ROW_MATRICES * DEPTH; n++) {
-    coopMatStore(sums[n], exchange, base, SIZE_QUADS, ROW_MAJOR);
-    join();
-    for (uint i = lane; i < SIZE * SIZE_QUADS; i += SUBGROUP_SIZE) {
-      const uint place = n / DEPTH * SIZE + i / SIZE_QUADS, row = first_row + place;
-      if (row < n_packed)
-        result[result_row(row) * QUADS + n % DEPTH * SIZE_QUADS + i % SIZE_QUADS] =
-            uintBitsToFloat(exchange[base + i]) * row_maximum[gl_SubgroupID * ROWS + place];
-    }
-    join();
-  }
+  EACH_DEPTH(STORE_SUM)
 }
 
 // Finds the workgroup's rows, the last ones first: they take longest.
 void find_rows() {
   const uint group = push.first_group + workgroup_index();
   n_packed = push.n_rows * GROUP;
-  const uint tile_rows = N_SUBGROUPS * ROWS, n_tiles = (n_packed + tile_rows - 1) / tile_rows;
+  const uint tile_rows = N_SUBGROUPS * SIZE, n_tiles = (n_packed + tile_rows - 1) / tile_rows;
   const uint row0 = (n_tiles - 1 - group % n_tiles) * tile_rows;
   first_head = push.first_head + group / n_tiles * GROUP;
   head_entry = group / n_tiles * push.head_rows;
-  first_row = row0 + gl_SubgroupID * ROWS;
+  first_row = row0 + gl_SubgroupID * SIZE;
   limit = visible(row0 + tile_rows - 1);
-  own_limit = first_row < n_packed ? visible(first_row + ROWS - 1) : 0;
+  own_limit = first_row < n_packed ? visible(first_row + SIZE - 1) : 0;
   seen_by_all = visible(first_row);
   lane = gl_SubgroupInvocationID;
   base = gl_SubgroupID * EXCHANGE;
-  first_rest = gl_SubgroupID * ROWS * STRIDE;
+  first_rest = gl_SubgroupID * SIZE * STRIDE;
 }
 
 void main() {
@@ -449,15 +451,15 @@ void main() {
     fetch_values(key0);
     if (key0 < own_limit) {
       multiply();
-      UNROLLED for (uint i = 0; i < ROW_MATRICES * COLUMNS; i++) logits[i] *= scale;
+      UNROLLED for (uint c = 0; c < COLUMNS; c++) logits[c] *= scale;
       if (key0 + KEYS > seen_by_all) hide(key0);
       update();
     }
     store_values();
     barrier();
-    if (key0 + KEYS < limit) fetch_keys(key0 + KEYS);
+    fetch_keys(key0 + KEYS);
     if (key0 < own_limit) add_values();
-    if (key0 + KEYS < limit) store_keys();
+    store_keys();
     barrier();
   }
   store_rows();

@@ -33,18 +33,18 @@ static laprox_result check(laprox_context *context, const laprox_shape *shape, l
 
 /* ---- on cooperative matrices ---- */
 
-/* What a workgroup takes: subgroups, matrices of query rows of each, and keys at once. */
+/* What a workgroup takes: subgroups, each with a matrix of query rows, and keys at once. */
 typedef struct matrix_tile {
-  uint32_t n_subgroups, row_matrices, n_keys;
+  uint32_t n_subgroups, n_keys;
 } matrix_tile;
 
 enum { MAX_MATRIX_DIM = 128 };
 
 /* Shared memory of prefill_matrix.comp. */
 static uint32_t matrix_bytes(const lpx_attention *attention, const matrix_tile *tile, bool share_rests) {
-  const uint32_t size = attention->context->matrix.m, rows = tile->row_matrices * size;
+  const uint32_t rows = attention->context->matrix.m;
   const uint32_t row_bytes = attention->shape.head_dim * 2 + 16;
-  const uint32_t parts = 2 * rows * (tile->n_keys * 2 + 16), pair = 2 * size * size * 4;
+  const uint32_t parts = 2 * rows * (tile->n_keys * 2 + 16), pair = 2 * rows * rows * 4;
   const uint32_t rests = share_rests ? rows * row_bytes : 0;
   return 2 * tile->n_keys * row_bytes + 16 +
          tile->n_subgroups * ((parts > pair ? parts : pair) + rests + rows * 4);
@@ -57,7 +57,7 @@ static const char *matrix_shader(const laprox_context *context) {
 
 /* The first tile that fits. Few subgroups, as a chunk of a prompt has few rows for a large device. */
 static bool has_matrix(const lpx_attention *attention, bool share_rests, matrix_tile *tile) {
-  static const matrix_tile tiles[] = {{4, 1, 32}, {2, 1, 32}, {4, 1, 16}, {2, 1, 16}};
+  static const matrix_tile tiles[] = {{4, 32}, {2, 32}, {4, 16}, {2, 16}};
   const laprox_context *context = attention->context;
   const uint32_t d = attention->shape.head_dim;
   if (attention->cache_dtype != LAPROX_DTYPE_F16 || d % 16 || d > MAX_MATRIX_DIM ||
@@ -81,19 +81,14 @@ static laprox_result choose_matrix(lpx_attention *attention, bool share_rests) {
                     "attention of prompts on matrices of %u x %u x %u, heads of %u", context->matrix.m,
                     context->matrix.n, context->matrix.k, shape->head_dim);
   const uint32_t n_invocations = tile.n_subgroups * context->subgroup_size;
-  const uint32_t constants[] = {shape->head_dim,
-                                shape->n_heads / shape->n_kv_heads,
-                                context->matrix.m,
-                                tile.row_matrices,
-                                tile.n_keys,
-                                share_rests,
-                                context->subgroup_size,
-                                n_invocations,
-                                n_invocations};
-  attention->prefill_rows = tile.n_subgroups * tile.row_matrices * context->matrix.m;
+  const uint32_t constants[] = {shape->head_dim,   shape->n_heads / shape->n_kv_heads,
+                                context->matrix.m, tile.n_keys,
+                                share_rests,       context->subgroup_size,
+                                n_invocations,     n_invocations};
+  attention->prefill_rows = tile.n_subgroups * context->matrix.m;
   attention->prefill_heads = shape->n_heads / shape->n_kv_heads;
   attention->prefill_parts = 1;
-  return lpx_pipeline_get(attention->context, matrix_shader(context), 4, constants, 9, &attention->prefill);
+  return lpx_pipeline_get(attention->context, matrix_shader(context), 4, constants, 8, &attention->prefill);
 }
 
 /* ---- variants ---- */
