@@ -94,10 +94,12 @@ static void run_matmul(kernel_test *test, const lpx_kernels *kernels, const matm
   lpx_weight weight = make_weight(test, c->dtype, c->n_outputs, c->depth, &w);
   lpx_buffer in = kernel_buffer(test, x, (size_t)c->n_rows * c->depth * sizeof *x);
   lpx_buffer out = kernel_buffer(test, before, n_out * sizeof *before);
+  lpx_buffer halves = kernel_buffer(test, NULL, (size_t)lpx_linear_halves_bytes(c->n_rows, c->depth));
   const lpx_matrix matrix = {.parts = {weight}, .n_parts = 1, .n_rows = c->n_outputs, .n_columns = c->depth};
   const lpx_linear product = {
       .matrix = &matrix,
       .in = lpx_buffer_whole(&in),
+      .halves = lpx_buffer_whole(&halves),
       .n_rows = c->n_rows,
       .out = lpx_buffer_part(lpx_buffer_whole(&out), skip * sizeof *y, (n_out - skip) * sizeof *y),
       .accumulate = c->accumulate};
@@ -108,6 +110,7 @@ static void run_matmul(kernel_test *test, const lpx_kernels *kernels, const matm
   assert_memory_equal(y, before, skip * sizeof *y);
   assert_memory_equal(y + n_out - 1, before + n_out - 1, sizeof *y);
   kernel_release(test, &in);
+  kernel_release(test, &halves);
   kernel_release(test, &out);
   kernel_release(test, &weight.buffer);
   free(w);
@@ -302,7 +305,8 @@ static void test_parts(void **state) {
                          make_weight(&test, LAPROX_DTYPE_Q8_0, SECOND, DEPTH, &w[1])};
   const lpx_matrix matrix = {
       .parts = {parts[0], parts[1]}, .n_parts = 2, .n_rows = N_OUTPUTS, .n_columns = DEPTH};
-  lpx_buffer in = kernel_buffer(&test, x, (size_t)N * STRIDE * sizeof *x);
+  lpx_buffer in = kernel_buffer(&test, x, (size_t)N * STRIDE * sizeof *x),
+             halves = kernel_buffer(&test, NULL, (size_t)lpx_linear_halves_bytes(N, DEPTH));
   assert_false(lpx_linear_can_gate(&kernels, &matrix));
   for (uint32_t n_rows = 1; n_rows <= N; n_rows += N - 1) {
     lpx_buffer out = kernel_buffer(&test, NULL, sizeof y);
@@ -310,6 +314,7 @@ static void test_parts(void **state) {
                       &(lpx_linear){.matrix = &matrix,
                                     .in = lpx_buffer_whole(&in),
                                     .input_stride = STRIDE,
+                                    .halves = lpx_buffer_whole(&halves),
                                     .n_rows = n_rows,
                                     .out = lpx_buffer_whole(&out)});
     kernel_run(&test);
@@ -330,6 +335,7 @@ static void test_parts(void **state) {
     kernel_release(&test, &out);
   }
   kernel_release(&test, &in);
+  kernel_release(&test, &halves);
   for (size_t i = 0; i < 2; i++) {
     kernel_release(&test, &parts[i].buffer);
     free(w[i]);

@@ -114,7 +114,7 @@ static void append_pass(laprox_binding *binding, const lpx_pipeline *pipeline, u
   const bool splits = item_word == HEAD_FIRST_SPLIT;
   const bool on_matrix = plan->matrix_size && (splits || norm_mode(plan) == MODE_NORM);
   const uint64_t item_cost =
-      entry_cost(plan) * (splits ? SPLIT_ENTRIES : TILE_ENTRIES) / (on_matrix ? MATRIX_FLOPS : 1);
+      entry_cost(plan) * (splits ? SPLIT_ENTRIES : TILE_ENTRIES) / (on_matrix ? LPX_MATRIX_FLOPS : 1);
   const uint32_t groups_an_item = !splits && norm_mode(plan) == MODE_SUM ? 1 : head_tiles(plan);
   const uint32_t at_once = lpx_items_at_once(plan, item_cost);
   const laprox_buffer query = lpx_buffer_part(

@@ -184,9 +184,6 @@ bool lpx_plan_sums_tokens(const laprox_plan *plan);
 /* The selection is made together with other devices. */
 bool lpx_plan_exchanges(const laprox_plan *plan);
 
-/* Costs are counted in flops of a device without matrices; with them it does at least so many in the time of one. */
-enum { MATRIX_FLOPS = 8 };
-
 /* Scoring on cooperative matrices (matrix.c): decides whether; words per query head of prepared operands. */
 void lpx_matrix_choose(laprox_plan *plan);
 /* Workgroups that share the query heads of a KV head in the window's attention. */

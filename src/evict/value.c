@@ -47,7 +47,7 @@ static uint64_t tile_cost(const laprox_plan *plan) {
   const uint64_t factor_rows[] = {
       [KIND_MEAN] = d / 2 + 16, [KIND_JOINT] = group * d, [KIND_PROJECTION] = plan->model_dim};
   return 2 * d * factor_rows[kind_of(plan)] * group * TILE_ENTRIES /
-         (plan->value_on_matrix ? MATRIX_FLOPS : 1);
+         (plan->value_on_matrix ? LPX_MATRIX_FLOPS : 1);
 }
 
 static void dispatch(laprox_binding *binding, const value_push *given, laprox_buffer value,

@@ -11,7 +11,7 @@ typedef struct activation {
   const char *name;
 } activation;
 
-enum { N_ACTIVATIONS = 6 };
+enum { N_ACTIVATIONS = 7 };
 
 static uint32_t projected_dim(const laprox_shape *shape) {
   return (shape->n_heads + 2 * shape->n_kv_heads) * shape->head_dim;
@@ -23,8 +23,21 @@ static VkDeviceSize scratch_bytes(const laprox_shape *shape, uint32_t max_entrie
          LPX_DECODE_UNIT_BYTES;
 }
 
-static void list_activations(const laprox_model *model, uint32_t chunk, uint32_t max_entries,
-                             activation list[N_ACTIVATIONS]) {
+/* The longest input of a layer's products as halves. */
+static VkDeviceSize halves_bytes(const laprox_model *model, laprox_dtype cache_dtype, uint32_t chunk) {
+  const uint32_t dims[] = {model->model_dim, model->feed_forward_dim,
+                           model->shape.n_heads * model->shape.head_dim};
+  uint32_t longest = 0;
+  for (size_t i = 0; i < sizeof dims / sizeof *dims; i++)
+    if (dims[i] > longest) longest = dims[i];
+  return lpx_kernels_want_matrix(model->device->context, cache_dtype)
+             ? lpx_linear_halves_bytes(chunk, longest)
+             : 0;
+}
+
+/* Those of 0 bytes there are not. */
+static void list_activations(const laprox_model *model, laprox_dtype cache_dtype, uint32_t chunk,
+                             uint32_t max_entries, activation list[N_ACTIVATIONS]) {
   const laprox_shape *shape = &model->shape;
   const VkDeviceSize row = sizeof(float) * (VkDeviceSize)chunk;
   const activation all[N_ACTIVATIONS] = {
@@ -34,6 +47,7 @@ static void list_activations(const laprox_model *model, uint32_t chunk, uint32_t
        "projections"},
       {offsetof(lpx_forward, attended), lpx_prefill_attention_bytes(shape, chunk), "attention output"},
       {offsetof(lpx_forward, gate_up), row * 2 * model->feed_forward_dim, "feed-forward gates"},
+      {offsetof(lpx_forward, halves), halves_bytes(model, cache_dtype, chunk), "rounded rows"},
       {offsetof(lpx_forward, scratch), scratch_bytes(shape, max_entries), "attention scratch"},
   };
   memcpy(list, all, sizeof all);
@@ -45,8 +59,10 @@ static lpx_buffer *activation_buffer(lpx_forward *forward, const activation *wan
 
 static laprox_result init_activations(lpx_forward *forward) {
   activation list[N_ACTIVATIONS];
-  list_activations(forward->model, forward->chunk, forward->max_entries, list);
+  list_activations(forward->model, forward->attention.cache_dtype, forward->chunk, forward->max_entries,
+                   list);
   for (size_t i = 0; i < N_ACTIVATIONS; i++) {
+    if (!list[i].bytes) continue;
     const laprox_result result = lpx_buffer_init(forward->context, LPX_MEMORY_DEVICE, list[i].bytes,
                                                  list[i].name, activation_buffer(forward, &list[i]));
     if (result) return result;
@@ -54,10 +70,11 @@ static laprox_result init_activations(lpx_forward *forward) {
   return LAPROX_OK;
 }
 
-uint64_t lpx_forward_bytes(const laprox_model *model, uint32_t chunk, uint32_t max_entries) {
+uint64_t lpx_forward_bytes(const laprox_model *model, laprox_dtype cache_dtype, uint32_t chunk,
+                           uint32_t max_entries) {
   activation list[N_ACTIVATIONS];
   uint64_t bytes = 0;
-  list_activations(model, chunk, max_entries, list);
+  list_activations(model, cache_dtype, chunk, max_entries, list);
   for (size_t i = 0; i < N_ACTIVATIONS; i++) bytes += list[i].bytes;
   return bytes;
 }
@@ -126,7 +143,8 @@ laprox_result lpx_forward_init(const laprox_model *model, laprox_dtype cache_dty
 void lpx_forward_finish(lpx_forward *forward) {
   if (!forward->context) return;
   activation list[N_ACTIVATIONS];
-  list_activations(forward->model, forward->chunk, forward->max_entries, list);
+  list_activations(forward->model, forward->attention.cache_dtype, forward->chunk, forward->max_entries,
+                   list);
   for (size_t i = 0; i < N_ACTIVATIONS; i++)
     lpx_buffer_finish(forward->context, activation_buffer(forward, &list[i]));
   *forward = (lpx_forward){0};
@@ -188,6 +206,7 @@ static void append_normed_product(lpx_program *program, const lpx_forward *forwa
   const float epsilon = forward->model->norm_epsilon;
   product.n_rows = layer->n_rows;
   product.in = layer->hidden;
+  product.halves = lpx_buffer_whole(&forward->halves);
   if (layer->n_rows == 1) {
     product.norm = weight;
     product.epsilon = epsilon;
@@ -251,6 +270,7 @@ static void append_attention(lpx_program *program, const lpx_forward *forward,
                               .in = out,
                               .n_rows = layer->n_rows,
                               .out = layer->hidden,
+                              .halves = lpx_buffer_whole(&forward->halves),
                               .accumulate = true};
   lpx_linear_append(program, &forward->kernels, &product);
   end_phase(program);
@@ -274,6 +294,7 @@ static void append_feed_forward(lpx_program *program, const lpx_forward *forward
                               .input_stride = gated ? 0 : 2 * wide,
                               .n_rows = layer->n_rows,
                               .out = layer->hidden,
+                              .halves = lpx_buffer_whole(&forward->halves),
                               .accumulate = true};
   lpx_linear_append(program, kernels, &product);
   end_phase(program);

@@ -18,8 +18,9 @@ typedef struct lpx_forward {
   uint32_t max_entries; /* of a KV head's cache, in decode */
   lpx_attention attention;
   lpx_kernels kernels;
-  /* projected: behind a header, see lpx_rope; scratch: tables of all layers, then partial results */
-  lpx_buffer ids, norm, projected, attended, gate_up, scratch;
+  /* projected: behind a header, see lpx_rope; halves: a product's input, where there are products on matrices; scratch:
+   * tables of all layers, then partial results */
+  lpx_buffer ids, norm, projected, attended, gate_up, halves, scratch;
 } lpx_forward;
 
 /* chunk: rows at most, at least 1. max_entries: entries of a KV head at most, those of the chunk included. */
@@ -27,7 +28,8 @@ laprox_result lpx_forward_init(const laprox_model *model, laprox_dtype cache_dty
                                uint32_t max_entries, lpx_forward *out);
 void lpx_forward_finish(lpx_forward *forward);
 /* Device memory that lpx_forward_init takes. */
-uint64_t lpx_forward_bytes(const laprox_model *model, uint32_t chunk, uint32_t max_entries);
+uint64_t lpx_forward_bytes(const laprox_model *model, laprox_dtype cache_dtype, uint32_t chunk,
+                           uint32_t max_entries);
 
 /* Of the updates in lpx_forward_token_append, which a replay keeps in a buffer. */
 uint64_t lpx_forward_token_update_bytes(const laprox_shape *shape);

@@ -29,6 +29,11 @@ typedef struct matmul_push {
 } matmul_push;
 _Static_assert(sizeof(matmul_push) == 44, "matmul.comp reads 10 words, matvec.comp 11 with a norm");
 
+typedef struct halve_push {
+  uint32_t n_groups, n_rows, row_quads, input_stride, row_octets;
+} halve_push;
+_Static_assert(sizeof(halve_push) == 20, "halve.comp reads 5 words");
+
 typedef struct swiglu_push {
   uint32_t n_groups, n_quads, row_quads;
 } swiglu_push;
@@ -97,12 +102,19 @@ typedef struct matrix_grid {
   uint32_t rows, columns, grid_rows, grid_columns;
 } matrix_grid;
 
-enum { MATRIX_DEPTH = 32, MATRIX_STRIDE_BYTES = 80 };
+/* Elements of a row that are in shared memory at once; more where there are registers for the next ones. Rows of halves are
+   a multiple of both long. */
+enum { FEW_AT_ONCE = 32, MANY_AT_ONCE = 48, HALVES_STEP = 96 };
 
-/* With matrices of 16 x 16, 128, 64 and 32 rows by 128 columns. The lowest has work for 256 threads. Where registers are
-   few, 64 rows by 64 columns alone: four sums a subgroup spill on Intel (Xe2), two don't. */
+static uint32_t matrix_depth(const laprox_context *context) {
+  return lpx_large_tiles(context) ? MANY_AT_ONCE : FEW_AT_ONCE;
+}
+
+/* With matrices of 16 x 16, 128 rows by 256 columns, and 128, 64 and 32 rows by 128. The lowest has work for 256 threads.
+   Where registers are few, 64 rows by 64 columns alone: four sums a subgroup spill on Intel (Xe2), two don't. */
 static matrix_grid choose_grid(const laprox_context *context, uint32_t tile) {
-  static const matrix_grid grids[LPX_N_MATRIX_TILES] = {{4, 2, 2, 4}, {2, 2, 2, 4}, {2, 1, 1, 8}};
+  static const matrix_grid grids[LPX_N_MATRIX_TILES] = {
+      {4, 4, 2, 4}, {4, 2, 2, 4}, {2, 2, 2, 4}, {2, 1, 1, 8}};
   matrix_grid grid = grids[tile];
   if (!lpx_large_tiles(context))
     grid = tile + 1 == LPX_N_MATRIX_TILES ? (matrix_grid){2, 1, 2, 4} : (matrix_grid){0};
@@ -114,12 +126,9 @@ static matrix_grid choose_grid(const laprox_context *context, uint32_t tile) {
 }
 
 static bool matrix_fits(const laprox_context *context, const lpx_tile *tile, uint32_t n_subgroups) {
-  const uint32_t n = n_subgroups * context->subgroup_size;
-  if (!n) return false;
-  const uint32_t bytes = 2 * (tile->rows + tile->columns) * MATRIX_STRIDE_BYTES +
-                         n_subgroups * context->matrix.m * context->matrix.n * 4;
-  return lpx_workgroup_fits(context, n_subgroups, bytes) && tile->rows * (MATRIX_DEPTH / 4) % n == 0 &&
-         tile->columns * (MATRIX_DEPTH / 8) % n == 0;
+  const uint32_t staged = (tile->rows + tile->columns) * (matrix_depth(context) * 2 + 16),
+                 exchanged = n_subgroups * context->matrix.m * context->matrix.n * 4;
+  return n_subgroups && lpx_workgroup_fits(context, n_subgroups, staged > exchanged ? staged : exchanged);
 }
 
 static const char *matrix_shader(const laprox_context *context) {
@@ -128,7 +137,7 @@ static const char *matrix_shader(const laprox_context *context) {
 
 static bool can_use_matrix(const laprox_context *context) {
   return lpx_shader_usable(context, matrix_shader(context)) && context->matrix.k % 8 == 0 &&
-         MATRIX_DEPTH % context->matrix.k == 0;
+         matrix_depth(context) % context->matrix.k == 0;
 }
 
 laprox_result lpx_kernels_use_matrix(lpx_kernels *kernels, laprox_dtype dtype) {
@@ -137,7 +146,7 @@ laprox_result lpx_kernels_use_matrix(lpx_kernels *kernels, laprox_dtype dtype) {
   if (!can_use_matrix(context))
     return lpx_fail(&context->host, LAPROX_ERROR_UNSUPPORTED, "matrices of %u x %u x %u for products", m, n,
                     k);
-  laprox_result result = LAPROX_OK;
+  laprox_result result = lpx_pipeline_get(context, "halve", 2, NULL, 0, &kernels->halve);
   for (uint32_t i = 0; i < LPX_N_MATRIX_TILES && !result; i++) {
     const matrix_grid grid = choose_grid(context, i);
     const uint32_t n_subgroups = grid.grid_rows * grid.grid_columns;
@@ -154,18 +163,18 @@ laprox_result lpx_kernels_use_matrix(lpx_kernels *kernels, laprox_dtype dtype) {
                                   grid.grid_columns,
                                   context->subgroup_size,
                                   n_invocations,
-                                  n_invocations};
+                                  n_invocations,
+                                  matrix_depth(context)};
     kernels->matrix_tiles[i] = tile;
-    result = lpx_pipeline_get(context, matrix_shader(context), 3, constants, 11,
+    result = lpx_pipeline_get(context, matrix_shader(context), 3, constants, 12,
                               &kernels->matmul_matrix[dtype][i]);
   }
   return result;
 }
 
-/* F32 weights keep their digits, and so does everything beside a cache of F32. */
-static bool wants_matrix(const lpx_kernels *kernels, uint32_t dtype) {
-  return dtype != LAPROX_DTYPE_F32 && kernels->cache_dtype != LAPROX_DTYPE_F32 &&
-         can_use_matrix(kernels->context) && lpx_matrices_pay(kernels->context);
+/* Everything beside a cache of F32 keeps its digits. */
+bool lpx_kernels_want_matrix(const laprox_context *context, laprox_dtype cache_dtype) {
+  return cache_dtype != LAPROX_DTYPE_F32 && can_use_matrix(context) && lpx_matrices_pay(context);
 }
 
 laprox_result lpx_kernels_init(laprox_context *context, uint32_t dtypes, laprox_dtype cache_dtype,
@@ -184,7 +193,8 @@ laprox_result lpx_kernels_init(laprox_context *context, uint32_t dtypes, laprox_
     if (!(dtypes >> dtype & 1)) continue;
     result = lpx_pipeline_get(context, "embed", 3, &dtype, 1, &out->embed[dtype]);
     if (!result) result = lpx_pipeline_get(context, matmul, 3, &dtype, 1, &out->matmul[dtype]);
-    if (!result && wants_matrix(out, dtype)) result = lpx_kernels_use_matrix(out, (laprox_dtype)dtype);
+    if (!result && dtype != LAPROX_DTYPE_F32 && lpx_kernels_want_matrix(context, cache_dtype))
+      result = lpx_kernels_use_matrix(out, (laprox_dtype)dtype);
     if (!result) result = init_matvec(out, dtype);
   }
   const uint32_t cache = (uint32_t)cache_dtype, few = FEW_LANES, all = 128;
@@ -285,21 +295,25 @@ static void append_single(lpx_program *program, const lpx_kernels *kernels, cons
                 2 * (uint64_t)push->depth * kernels->matvec_columns);
 }
 
-/* The tallest tile that leaves few rows empty and enough workgroups for a large device, else the lowest there is;
+/* The largest tile that leaves few rows empty and enough workgroups for a large device, else the smallest there is;
  * LPX_N_MATRIX_TILES where matrices are of no use. */
 static uint32_t choose_tile(const lpx_kernels *kernels, laprox_dtype dtype, uint32_t n_rows,
                             uint32_t n_columns) {
-  enum { ENOUGH_GROUPS = 192 };
+  enum { ENOUGH_COLUMNS = 192 * 128 }; /* of all workgroups */
   uint32_t chosen = LPX_N_MATRIX_TILES;
   for (uint32_t i = 0; i < LPX_N_MATRIX_TILES; i++) {
     const lpx_tile *tile = &kernels->matrix_tiles[i];
     if (!kernels->matmul_matrix[dtype][i].pipeline) continue;
     chosen = i;
     if (n_rows > tile->rows / 2 &&
-        divide_up(n_rows, tile->rows) * divide_up(n_columns, tile->columns) >= ENOUGH_GROUPS)
+        divide_up(n_rows, tile->rows) * divide_up(n_columns, tile->columns) * tile->columns >= ENOUGH_COLUMNS)
       break;
   }
   return chosen;
+}
+
+static bool is_on_matrix(const lpx_kernels *kernels, laprox_dtype dtype) {
+  return choose_tile(kernels, dtype, 1, 1) < LPX_N_MATRIX_TILES;
 }
 
 static void append_tiles(lpx_program *program, const lpx_kernels *kernels, laprox_dtype dtype,
@@ -310,18 +324,56 @@ static void append_tiles(lpx_program *program, const lpx_kernels *kernels, lapro
   append_pieces(program, kernels->context,
                 on_matrix ? &kernels->matmul_matrix[dtype][i] : &kernels->matmul[dtype], ranges, push,
                 divide_up(push->n_rows, tile.rows) * divide_up(push->n_columns, tile.columns),
-                2 * (uint64_t)push->depth * tile.rows * tile.columns);
+                2 * (uint64_t)push->depth * tile.rows * tile.columns / (on_matrix ? LPX_MATRIX_FLOPS : 1));
+}
+
+/* ---- input of products on matrices ---- */
+
+static uint32_t octets_of_row(uint32_t n_columns) {
+  return (uint32_t)round_up(n_columns, HALVES_STEP) / 8;
+}
+
+uint64_t lpx_linear_halves_bytes(uint32_t n_rows, uint32_t n_columns) {
+  return (uint64_t)n_rows * octets_of_row(n_columns) * 16;
+}
+
+static bool takes_halves(const lpx_kernels *kernels, const lpx_linear *product) {
+  bool takes = false;
+  for (uint32_t i = 0; i < product->matrix->n_parts; i++)
+    takes = takes || is_on_matrix(kernels, product->matrix->parts[i].dtype);
+  return takes && product->n_rows > 1;
+}
+
+/* Rounds rows of input; what was there before may still be read. */
+static laprox_buffer append_halves(lpx_program *program, const lpx_kernels *kernels,
+                                   const lpx_linear *product, laprox_buffer from, const matmul_push *push) {
+  const uint32_t n_columns = product->matrix->n_columns;
+  halve_push halve = {.n_rows = push->n_rows,
+                      .row_quads = n_columns / 4,
+                      .input_stride = push->input_stride,
+                      .row_octets = octets_of_row(n_columns)};
+  const uint64_t n_octets = (uint64_t)push->n_rows * halve.row_octets;
+  const laprox_buffer halves = lpx_buffer_part(product->halves, 0, n_octets * 16);
+  lpx_program_barrier(program);
+  lpx_program_dispatch(program, &kernels->halve, (laprox_buffer[]){from, halves}, &halve, sizeof halve,
+                       divide_up(n_octets, 4 * 128), n_octets * 8);
+  lpx_program_barrier(program);
+  return halves;
 }
 
 /* One part of the matrix for rows that fit one binding of input and output. */
 static void append_part(lpx_program *program, const lpx_kernels *kernels, const lpx_linear *product,
-                        const lpx_weight *part, uint32_t part_first, laprox_buffer from, laprox_buffer to,
-                        matmul_push push) {
+                        const lpx_weight *part, uint32_t part_first, laprox_buffer from, laprox_buffer halves,
+                        laprox_buffer to, matmul_push push) {
   const laprox_context *context = kernels->context;
   const uint32_t most = rows_in_range(context, part);
   const uint32_t output_first = push.output_first;
   push.depth = part->n_columns;
   push.row_units = row_units(part);
+  if (product->n_rows > 1 && is_on_matrix(kernels, part->dtype)) {
+    from = halves;
+    push.input_stride = octets_of_row(part->n_columns);
+  }
   for (uint32_t first = 0; first < part->n_rows; first += most) {
     const uint32_t now = part->n_rows - first < most ? part->n_rows - first : most;
     const laprox_buffer ranges[] = {from, weight_rows(part, first, now), to,
@@ -345,7 +397,9 @@ void lpx_linear_append(lpx_program *program, const lpx_kernels *kernels, const l
   const uint32_t stride = product->input_stride ? product->input_stride : matrix->n_columns;
   const uint32_t n_outputs = product->gated ? matrix->n_rows / 2 : matrix->n_rows;
   /* A whole number of tiles keeps the input's parts aligned. */
-  const uint32_t widest = n_outputs > stride ? n_outputs : stride;
+  const uint32_t halves_width = octets_of_row(matrix->n_columns) * 4, /* floats */
+      wider = n_outputs > stride ? n_outputs : stride;
+  const uint32_t widest = wider > halves_width ? wider : halves_width;
   const uint32_t tile_rows = kernels->matmul_tile.rows;
   const uint64_t fit = (context->max_range - context->range_alignment) / floats(tile_rows, widest);
   const uint64_t row_step = (fit ? fit : 1) * tile_rows;
@@ -361,9 +415,12 @@ void lpx_linear_append(lpx_program *program, const lpx_kernels *kernels, const l
                               .output_first = (uint32_t)(residual / sizeof(float)),
                               .output_stride = n_outputs,
                               .accumulate = product->accumulate};
+    const laprox_buffer halves = takes_halves(kernels, product)
+                                     ? append_halves(program, kernels, product, from, &push)
+                                     : (laprox_buffer){0};
     uint32_t part_first = 0;
     for (uint32_t i = 0; i < matrix->n_parts; i++) {
-      append_part(program, kernels, product, &matrix->parts[i], part_first, from, to, push);
+      append_part(program, kernels, product, &matrix->parts[i], part_first, from, halves, to, push);
       part_first += matrix->parts[i].n_rows;
     }
   }

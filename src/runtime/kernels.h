@@ -45,7 +45,7 @@ typedef struct lpx_tile {
 } lpx_tile;
 
 /* Tiles of matmul_matrix.comp, from the highest to the lowest. */
-#define LPX_N_MATRIX_TILES 3
+#define LPX_N_MATRIX_TILES 4
 
 /* Zeroed = nothing. */
 typedef struct lpx_kernels {
@@ -56,11 +56,15 @@ typedef struct lpx_kernels {
   /* Products of several rows on cooperative matrices, f16 but for the sums; without pipelines where there are none. */
   lpx_pipeline matmul_matrix[LPX_N_DTYPES][LPX_N_MATRIX_TILES];
   lpx_tile matrix_tiles[LPX_N_MATRIX_TILES];
+  lpx_pipeline halve; /* for these products' input */
   lpx_matvec matvec[LPX_N_DTYPES];
   uint32_t matvec_columns;                      /* of a workgroup */
   lpx_pipeline norm, norm_single, swiglu, rope; /* norm: several rows; one */
 } lpx_kernels;
 
+/* Whether lpx_kernels_init takes products on matrices, for weights that aren't F32, on that device and beside that type of
+ * cache. */
+bool lpx_kernels_want_matrix(const laprox_context *context, laprox_dtype cache_dtype);
 /* Products of type `dtype` on matrices whatever they are worth; UNSUPPORTED where the device can't. */
 laprox_result lpx_kernels_use_matrix(lpx_kernels *kernels, laprox_dtype dtype);
 
@@ -84,6 +88,8 @@ typedef struct lpx_linear {
   uint32_t input_stride; /* floats from row to row, a multiple of 4; 0: n_columns */
   uint32_t n_rows;
   laprox_buffer out; /* at any multiple of 4 bytes */
+  /* lpx_linear_halves_bytes, worthless before and after; for several rows where products are on matrices */
+  laprox_buffer halves;
   bool accumulate;
   const lpx_weight *norm; /* NULL, or of a single row: it is normalised first */
   float epsilon;
@@ -95,7 +101,11 @@ typedef struct lpx_linear {
 /* Whether gates and values are of one type and fit one binding. */
 bool lpx_linear_can_gate(const lpx_kernels *kernels, const lpx_matrix *matrix);
 
-/* Marks a step before a dispatch that would make one too long. */
+/* Room for rows of input as halves. */
+uint64_t lpx_linear_halves_bytes(uint32_t n_rows, uint32_t n_columns);
+
+/* Marks a step before a dispatch that would make one too long. With barriers between rounding the input and products on
+ * matrices. */
 void lpx_linear_append(lpx_program *program, const lpx_kernels *kernels, const lpx_linear *product);
 
 /* Rows of gates and as many values: gates = silu(gates) * values. */

@@ -191,7 +191,7 @@ static uint64_t activation_bytes(const estimate *e) {
   const uint64_t query_row = (uint64_t)model->shape.n_heads * model->shape.head_dim * sizeof(float);
   const uint64_t n_logits = e->session.keep_logits ? e->session.chunk : 1;
   return lpx_queue_bytes(model->device->queue) +
-         lpx_forward_bytes(model, e->session.chunk, model->context_length) +
+         lpx_forward_bytes(model, e->session.kv_dtype, e->session.chunk, model->context_length) +
          lpx_forward_token_update_bytes(&model->shape) + (n_logits + 1) * model->n_vocab * sizeof(float) +
          (uint64_t)model->model_dim * sizeof(float) +
          model->shape.n_layers *

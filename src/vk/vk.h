@@ -11,6 +11,8 @@
 #define LPX_MAX_BINDINGS  4   /* storage buffers a dispatch, Vulkan's guaranteed minimum */
 #define LPX_MAX_PUSH      128 /* bytes of push constants, likewise */
 #define LPX_MAX_CONSTANTS 12  /* specialisation constants, ids 0 … n-1 */
+/* Costs are counted in flops of a device without matrices; with them it does at least so many in the time of one. */
+#define LPX_MATRIX_FLOPS 8
 
 /* Shaders, in the order of the generated table (shaders/meson.build). */
 typedef struct lpx_shader {
