@@ -91,7 +91,7 @@ static void check_row(const json_t *root, const json_t *row) {
 
 /* 16 layers, 32 heads, 8 KV heads of 64, 80 tokens, 40 kept, windows of 32. */
 static void check_counts(const json_t *root) {
-  const double n = 16 * 8 * 80, kept = 16 * 8 * 40, row_bytes = 64 * 2;
+  const double n = 16 * 8 * 80, kept = 16 * 8 * 40, row_bytes = 64 * 2, width = 32 * 64, wide = 4 * width;
   const double attention = n * (2 * row_bytes + 4 * 4), values = n * (row_bytes + 4 * 4 + 4), pooling = 8 * n;
   const struct {
     const char *kernel;
@@ -109,6 +109,11 @@ static void check_counts(const json_t *root) {
       {"decode, evicted", 2 * kept * row_bytes, 4 * kept * 64 * 4},
       {"full, at once", 2 * n * row_bytes, 4 * n * 64 * 4},
       {"evicted, at once", 2 * kept * row_bytes, 4 * kept * 64 * 4},
+      {"prompt attention", 2 * 80 * 8 * row_bytes + 8 * 80 * width, 4 * 80 * 40.5 * width},
+      {"prompt by f16", 2 * wide * width + 4 * 80 * (wide + width), 2 * 80 * wide * width},
+      {"token by f16", 2 * wide * width + 4 * (wide + width), 2 * wide * width},
+      {"prompt by q8_0", 34 * wide * width / 32 + 4 * 80 * (wide + width), 2 * 80 * wide * width},
+      {"token by q8_0", 34 * wide * width / 32 + 4 * (wide + width), 2 * wide * width},
   };
   for (size_t i = 0; i < sizeof expected / sizeof *expected; i++) {
     const json_t *row = find(root, expected[i].kernel, "baseline");

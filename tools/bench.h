@@ -102,6 +102,11 @@ laprox_result bench_measure_ceilings(bench *b);
 /* All kernels on a cache of this shape, in every variant. */
 laprox_result bench_run_kernels(bench *b, const bench_shape *shape);
 
+/* ---- bench_prompt.c ---- */
+
+/* Device memory that the kernels of a prompt take beside the cache. */
+double bench_prompt_bytes(const bench_shape *of);
+
 /* ---- bench_model.c ---- */
 
 /* Reading and generating with the model that the command line names. */

@@ -14,7 +14,7 @@ static float random_normal(uint32_t *state) {
   return sum * 1.732f;
 }
 
-static float *random_floats(const bench *b, size_t n) {
+float *bench_random_floats(const bench *b, size_t n) {
   float *values = malloc(n * sizeof *values);
   uint32_t state = 7;
   if (!values) (void)lpx_fail_memory(&b->context->host, "random numbers");
@@ -43,7 +43,7 @@ uint64_t bench_cache_entries(const bench_cache *cache) {
 }
 
 /* A block of random rows; an odd number of them, so that heads don't repeat each other row by row. */
-static laprox_result make_block(bench_cache *cache, lpx_buffer *out) {
+static laprox_result make_block(const bench_cache *cache, lpx_buffer *out) {
   const VkDeviceSize row = bench_cache_row_bytes(cache), most = (VkDeviceSize)16 << 20;
   const VkDeviceSize all = layer_bytes(cache);
   const VkDeviceSize bytes = (((all < most ? all : most) / row - 1) | 1) * row;
@@ -76,20 +76,35 @@ static void append_fill(lpx_program *program, const bench_cache *cache, const lp
   lpx_program_mark_step(program);
 }
 
-static laprox_result fill(bench_cache *cache) {
+/* Random rows in all of the buffers. */
+static laprox_result fill(const bench_cache *cache, const lpx_buffer *const *buffers, uint32_t n) {
   lpx_buffer block = {0};
   lpx_program *program = NULL;
   laprox_result result = make_block(cache, &block);
   if (!result) result = lpx_program_create(cache->b->context, "random rows", &program);
-  for (uint32_t l = 0; l < cache->of.shape.n_layers && !result; l++) {
-    append_fill(program, cache, &block, &cache->keys[l], 2 * l);
-    append_fill(program, cache, &block, &cache->values[l], 2 * l + 1);
-  }
+  for (uint32_t i = 0; i < n && !result; i++) append_fill(program, cache, &block, buffers[i], i);
   if (!result) result = lpx_program_finish_building(program);
   if (!result) result = lpx_queue_run(cache->b->queue, program, NULL);
   lpx_program_destroy(program);
   lpx_buffer_finish(cache->b->context, &block);
   return result;
+}
+
+static laprox_result fill_layers(const bench_cache *cache) {
+  const uint32_t n_layers = cache->of.shape.n_layers;
+  const lpx_buffer **buffers = malloc(2 * (size_t)n_layers * sizeof *buffers);
+  if (!buffers) return lpx_fail_memory(&cache->b->context->host, "layers");
+  for (uint32_t l = 0; l < n_layers; l++) {
+    buffers[2 * l] = &cache->keys[l];
+    buffers[2 * l + 1] = &cache->values[l];
+  }
+  const laprox_result result = fill(cache, buffers, 2 * n_layers);
+  free(buffers);
+  return result;
+}
+
+laprox_result bench_cache_fill(const bench_cache *cache, const lpx_buffer *buffer) {
+  return fill(cache, &buffer, 1);
 }
 
 /* Of random output projections. Their model dimension only has to make them regular. */
@@ -99,7 +114,7 @@ static laprox_result make_factor(bench_cache *cache) {
   const laprox_gqa gqa = b->policy.gqa ? b->policy.gqa : LAPROX_GQA_MEAN;
   const uint32_t group = shape->n_heads / shape->n_kv_heads, model_dim = 2 * group * shape->head_dim;
   const size_t bytes = laprox_value_factor_bytes(shape, gqa);
-  float *weight = random_floats(b, (size_t)model_dim * shape->n_heads * shape->head_dim);
+  float *weight = bench_random_floats(b, (size_t)model_dim * shape->n_heads * shape->head_dim);
   float *factor = malloc(bytes);
   laprox_result result = weight && factor ? LAPROX_OK : LAPROX_ERROR_OUT_OF_MEMORY;
   if (weight && !factor) result = lpx_fail_memory(&b->context->host, "a value factor");
@@ -110,10 +125,11 @@ static laprox_result make_factor(bench_cache *cache) {
   return result;
 }
 
-/* Caches, what is kept of them, scores and scratch; half of it again for what drivers need. */
+/* Caches, what is kept of them, scores, scratch and a prompt; a tenth of it again for what drivers need. */
 static bool fits(const bench_cache *cache) {
   const double entries = (double)bench_cache_entries(cache);
-  const double bytes = 2 * (double)layer_bytes(cache) * cache->of.shape.n_layers + 16 * entries;
+  const double bytes = 2 * (double)layer_bytes(cache) * cache->of.shape.n_layers + 16 * entries +
+                       bench_prompt_bytes(&cache->of);
   const double kept = (double)cache->of.budget / cache->of.n_tokens;
   return bytes * (1 + kept) * 1.1 < (double)lpx_context_free_bytes(cache->b->context);
 }
@@ -141,11 +157,11 @@ laprox_result bench_cache_init(bench *b, const bench_shape *shape, bench_cache *
     return LAPROX_OK;
   }
   laprox_result result = allocate(out);
-  if (!result) result = fill(out);
+  if (!result) result = fill_layers(out);
   if (!result) result = make_factor(out);
   const uint32_t window = b->policy.window ? b->policy.window : 32;
   const size_t n = (size_t)window * shape->shape.n_heads * shape->shape.head_dim;
-  float *queries = result ? NULL : random_floats(b, n);
+  float *queries = result ? NULL : bench_random_floats(b, n);
   if (!result && !queries) result = LAPROX_ERROR_OUT_OF_MEMORY;
   /* What an engine that computes in f16 has. */
   for (size_t i = 0; queries && i < n; i++) queries[i] = lpx_f16_to_f32(lpx_f32_to_f16(queries[i]));

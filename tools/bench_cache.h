@@ -18,6 +18,10 @@ laprox_result bench_cache_init(bench *b, const bench_shape *shape, bench_cache *
 void bench_cache_finish(bench_cache *cache);
 uint64_t bench_cache_entries(const bench_cache *cache);
 VkDeviceSize bench_cache_row_bytes(const bench_cache *cache);
+/* More random numbers of f16, as many as fit. */
+laprox_result bench_cache_fill(const bench_cache *cache, const lpx_buffer *buffer);
+/* Close to normal, the same everywhere; the caller frees them. NULL after a message. */
+float *bench_random_floats(const bench *b, size_t n);
 
 /* An eviction of it with the context's present variants, and what it leaves. */
 typedef struct bench_eviction {

@@ -1,18 +1,9 @@
 /* bench_kernels.c: every kernel on a cache of one shape, in every variant that the device takes. */
-#include "bench_cache.h"
-
-#include "attention/attention.h"
+#include "bench_kernels.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* A variant's measurements. */
-typedef struct round {
-  bench *b;
-  bench_cache *cache;
-  bench_eviction eviction;
-} round;
 
 /* ---- rows ---- */
 
@@ -36,7 +27,7 @@ static const char *variant_of(uint32_t needs) {
 
 /* A row for what the shaders of these profiles do that begin with one of the prefixes (NULL: all); NULL where an
  * earlier variant had the very same, or there are none. */
-static bench_result *add_row(round *r, const char *kernel, const bench_profile *profile,
+static bench_result *add_row(bench_round *r, const char *kernel, const bench_profile *profile,
                              const char *const *prefixes) {
   char shaders[sizeof r->b->results->shaders] = "";
   uint32_t needs = 0;
@@ -102,11 +93,6 @@ static void count_compact(const bench_eviction *eviction, bench_result *row) {
   row->bytes += 4 * (double)eviction->needs.n_kept * row_bytes(eviction->cache);
 }
 
-static void count_decode(const bench_cache *cache, double entries, bench_result *row) {
-  row->bytes += 2 * entries * row_bytes(cache);
-  row->flops += 4 * entries * cache->of.shape.head_dim * query_group(cache);
-}
-
 /* ---- scoring, kernel by kernel ---- */
 
 static const struct group {
@@ -130,7 +116,7 @@ static void fill_timing(const bench_profile *profile, const char *const *prefixe
   bench_sort(out);
 }
 
-static laprox_result time_score_kernels(round *r, const bench_part *part, const bench_profile *names) {
+static laprox_result time_score_kernels(bench_round *r, const bench_part *part, const bench_profile *names) {
   bench *b = r->b;
   bench_profile profile;
   const struct group *of[N_GROUPS];
@@ -148,7 +134,7 @@ static laprox_result time_score_kernels(round *r, const bench_part *part, const 
   return result;
 }
 
-static void count_score(const round *r, const bench_profile *names, bench_result *row) {
+static void count_score(const bench_round *r, const bench_profile *names, bench_result *row) {
   for (size_t g = 0; g < N_GROUPS; g++) {
     bool used = false;
     for (int i = 0; i < names->n_shaders; i++)
@@ -159,9 +145,8 @@ static void count_score(const round *r, const bench_profile *names, bench_result
 
 /* ---- the pass ---- */
 
-/* The parts' own row; `names` receives their shaders, and they have run. */
-static laprox_result time_row(round *r, const char *kernel, const bench_part *parts, size_t n_parts,
-                              bench_profile *names, bench_result **out) {
+laprox_result bench_time_row(bench_round *r, const char *kernel, const bench_part *parts, size_t n_parts,
+                             bench_profile *names, bench_result **out) {
   *out = NULL;
   const laprox_result result = bench_take_profile(r->b, parts, n_parts, 1, names);
   if (result) return result;
@@ -169,11 +154,11 @@ static laprox_result time_row(round *r, const char *kernel, const bench_part *pa
   return *out ? bench_time(r->b, parts, n_parts, &(*out)->timing) : LAPROX_OK;
 }
 
-static laprox_result time_pass(round *r, const bench_part *parts, size_t n_parts,
+static laprox_result time_pass(bench_round *r, const bench_part *parts, size_t n_parts,
                                const bench_profile *scoring) {
   bench_profile names;
   bench_result *row = NULL;
-  const laprox_result result = time_row(r, "pass", parts, n_parts, &names, &row);
+  const laprox_result result = bench_time_row(r, "pass", parts, n_parts, &names, &row);
   if (!row) return result;
   count_score(r, scoring, row);
   count_select(&r->eviction, row);
@@ -181,7 +166,7 @@ static laprox_result time_pass(round *r, const bench_part *parts, size_t n_parts
   return result;
 }
 
-static laprox_result time_compaction(round *r, const bench_profile *scoring) {
+static laprox_result time_compaction(bench_round *r, const bench_profile *scoring) {
   const uint32_t n_layers = r->cache->of.shape.n_layers;
   bench_profile names;
   bench_result *row = NULL;
@@ -194,7 +179,7 @@ static laprox_result time_compaction(round *r, const bench_profile *scoring) {
       parts[l + 1] = bench_whole(r->eviction.compactions[l]->program);
       parts[l + 1].at_once = l > 0;
     }
-    result = time_row(r, "compact", parts + 1, n_layers, &names, &row);
+    result = bench_time_row(r, "compact", parts + 1, n_layers, &names, &row);
   }
   if (row) count_compact(&r->eviction, row);
   if (!result) result = time_pass(r, parts, (size_t)n_layers + 1, scoring);
@@ -202,145 +187,28 @@ static laprox_result time_compaction(round *r, const bench_profile *scoring) {
   return result;
 }
 
-static laprox_result time_eviction(round *r) {
+static laprox_result time_eviction(bench_round *r) {
   const laprox_binding *binding = r->eviction.binding;
   bench_part scoring = {.program = binding->program}, selection = scoring;
   bench_profile score_names, select_names;
   bench_result *row = NULL;
   laprox_binding_layer_steps(binding, r->cache->of.shape.n_layers, &selection.first, &selection.count);
   scoring.count = selection.first;
-  laprox_result result = time_row(r, "score", &scoring, 1, &score_names, &row);
+  laprox_result result = bench_time_row(r, "score", &scoring, 1, &score_names, &row);
   if (row) count_score(r, &score_names, row);
   if (!result) result = time_score_kernels(r, &scoring, &score_names);
-  if (!result) result = time_row(r, "select", &selection, 1, &select_names, &row);
+  if (!result) result = bench_time_row(r, "select", &selection, 1, &select_names, &row);
   if (!result && row) count_select(&r->eviction, row);
   return result ? result : time_compaction(r, &score_names);
 }
 
-/* ---- decode attention: one token, all layers ---- */
-
-typedef struct decoding {
-  round *r;
-  lpx_attention attention;
-  lpx_attention_segment *segments; /* n_layers */
-  uint32_t *rows;                  /* of each layer: first row and number of rows of each head */
-  lpx_buffer *scratch;             /* n_layers */
-  lpx_buffer out;                  /* of all layers */
-  lpx_program *program;
-} decoding;
-
-static void describe_layer(decoding *d, uint32_t layer, bool evicted) {
-  const bench_cache *cache = d->r->cache;
-  const bench_eviction *eviction = &d->r->eviction;
-  const uint32_t n = cache->of.shape.n_kv_heads, *own = eviction->cu_seqlens + layer * n;
-  uint32_t *rows = d->rows + (size_t)layer * 2 * n;
-  for (uint32_t head = 0; head < n; head++) {
-    rows[head] = own[head] - own[0];
-    rows[n + head] = own[head + 1] - own[head];
-  }
-  d->segments[layer] = evicted
-                           ? (lpx_attention_segment){.key = lpx_buffer_whole(&eviction->kept_keys[layer]),
-                                                     .value = lpx_buffer_whole(&eviction->kept_values[layer]),
-                                                     .head_first_row = rows,
-                                                     .head_n_rows = rows + n}
-                           : lpx_attention_dense(lpx_buffer_whole(&cache->keys[layer]),
-                                                 lpx_buffer_whole(&cache->values[layer]), cache->of.n_tokens,
-                                                 cache->of.n_tokens);
-}
-
-static lpx_decode_place place_of(const decoding *d, uint32_t layer) {
-  return (lpx_decode_place){.scratch = lpx_buffer_whole(&d->scratch[layer]),
-                            .partial_first = lpx_decode_table_units(&d->attention.shape)};
-}
-
-static void append_chunks(decoding *d, uint32_t layer) {
-  lpx_decode_chunks_append(d->program, &d->attention, lpx_buffer_whole(&d->r->cache->query),
-                           &d->segments[layer], 1, place_of(d, layer));
-}
-
-static void append_merge(decoding *d, uint32_t layer) {
-  const VkDeviceSize bytes = d->out.size / d->attention.shape.n_layers;
-  lpx_decode_merge_append(d->program, &d->attention, &d->segments[layer], 1, place_of(d, layer),
-                          lpx_buffer_part(lpx_buffer_whole(&d->out), layer * bytes, bytes));
-}
-
-/* A model's layers wait for each other; `at_once` is what the kernels alone can do. */
-static void append_layers(decoding *d, bool at_once) {
-  const uint32_t n_layers = d->attention.shape.n_layers;
-  for (uint32_t l = 0; l < n_layers; l++)
-    lpx_decode_table_append(d->program, &d->attention, &d->segments[l], 1, place_of(d, l));
-  lpx_program_barrier(d->program);
-  for (uint32_t l = 0; l < n_layers; l++) {
-    append_chunks(d, l);
-    if (at_once) continue;
-    lpx_program_barrier(d->program);
-    append_merge(d, l);
-    lpx_program_barrier(d->program);
-    lpx_program_mark_step(d->program);
-  }
-  lpx_program_barrier(d->program);
-  for (uint32_t l = 0; l < n_layers && at_once; l++) append_merge(d, l);
-}
-
-static laprox_result allocate_decode(decoding *d) {
-  const bench_cache *cache = d->r->cache;
-  const laprox_shape *shape = &cache->of.shape;
-  laprox_context *context = d->r->b->context;
-  const VkDeviceSize bytes = lpx_decode_attention_scratch_bytes(shape, cache->of.n_tokens);
-  d->segments = calloc(shape->n_layers, sizeof *d->segments);
-  d->rows = calloc((size_t)shape->n_layers * 2 * shape->n_kv_heads, sizeof *d->rows);
-  d->scratch = calloc(shape->n_layers, sizeof *d->scratch);
-  if (!d->segments || !d->rows || !d->scratch) return lpx_fail_memory(&context->host, "decode attention");
-  laprox_result result = lpx_buffer_init(context, LPX_MEMORY_DEVICE,
-                                         (VkDeviceSize)shape->n_layers * shape->n_heads * shape->head_dim * 4,
-                                         "output", &d->out);
-  for (uint32_t l = 0; l < shape->n_layers && !result; l++)
-    result = lpx_buffer_init(context, LPX_MEMORY_DEVICE, bytes, "attention scratch", &d->scratch[l]);
-  return result;
-}
-
-static void finish_decode(decoding *d) {
-  laprox_context *context = d->r->b->context;
-  lpx_program_destroy(d->program);
-  for (uint32_t l = 0; d->scratch && l < d->r->cache->of.shape.n_layers; l++)
-    lpx_buffer_finish(context, &d->scratch[l]);
-  lpx_buffer_finish(context, &d->out);
-  free(d->scratch);
-  free(d->rows);
-  free(d->segments);
-}
-
-static laprox_result time_decode(round *r, const char *kernel, bool evicted, bool at_once) {
-  decoding d = {.r = r};
-  bench_profile names;
-  bench_result *row = NULL;
-  laprox_context *context = r->b->context;
-  laprox_result result = lpx_attention_init(context, &r->cache->of.shape, LAPROX_DTYPE_F16, &d.attention);
-  if (!result) result = allocate_decode(&d);
-  if (!result) result = lpx_program_create(context, "decode", &d.program);
-  if (!result) {
-    for (uint32_t l = 0; l < r->cache->of.shape.n_layers; l++) describe_layer(&d, l, evicted);
-    append_layers(&d, at_once);
-    result = lpx_program_finish_building(d.program);
-  }
-  const bench_part part = {.program = d.program, .count = result ? 0 : lpx_program_n_steps(d.program)};
-  if (!result) result = time_row(r, kernel, &part, 1, &names, &row);
-  if (row)
-    count_decode(r->cache, evicted ? (double)r->eviction.needs.n_kept : (double)bench_cache_entries(r->cache),
-                 row);
-  finish_decode(&d);
-  return result;
-}
-
 /* ---- all variants ---- */
 
-static laprox_result run_variant(round *r) {
+static laprox_result run_variant(bench_round *r) {
   laprox_result result = bench_eviction_init(r->cache, &r->eviction);
   if (!result) result = time_eviction(r);
-  if (!result) result = time_decode(r, "decode, full", false, false);
-  if (!result) result = time_decode(r, "decode, evicted", true, false);
-  if (!result) result = time_decode(r, "full, at once", false, true);
-  if (!result) result = time_decode(r, "evicted, at once", true, true);
+  if (!result) result = bench_time_decoding(r);
+  if (!result) result = bench_time_prompt(r);
   bench_eviction_finish(&r->eviction);
   return result;
 }
@@ -353,7 +221,7 @@ laprox_result bench_run_kernels(bench *b, const bench_shape *shape) {
   uint32_t tried = UINT32_MAX;
   /* From the baseline on, one variant after the other is let in. */
   for (uint32_t mask = 0; mask <= LAPROX_ALL_VARIANTS && !result && !reason; mask = mask << 1 | 1) {
-    round r = {.b = b, .cache = &cache};
+    bench_round r = {.b = b, .cache = &cache};
     if ((b->variants & mask) == tried) continue;
     tried = b->context->variants = b->variants & mask;
     result = run_variant(&r);
