@@ -7,6 +7,8 @@ tuned   the same with the query heads of a KV head in one product, and f32 only 
 topk    torch.topk over the scores of the whole model; gather copies what it picks
 decode  scaled_dot_product_attention of one token over all layers, full cache and a dense 5 %, the fastest form of each
         backend
+prompt  attention of the last 1,024 tokens over one layer's cache, and their product with f16 weights, four times as many
+        as the model is wide; token: that of a single one
 copy    bytes read and written a second by Tensor.copy_
 
 Times are medians in milliseconds by the device's own clock, with caches overwritten before each repetition.
@@ -24,6 +26,7 @@ except ImportError:
     sys.exit("compare_torch.py: there is no PyTorch here")
 
 WINDOW, POOL = 32, 7
+PROMPT_ROWS = 1024
 
 
 class Clock:
@@ -193,6 +196,23 @@ def time_decode(c, clock, n):
     return out
 
 
+def time_prompt(c, clock):
+    from torch.nn.attention.bias import causal_lower_right
+
+    rows, width = min(PROMPT_ROWS, c.n), c.n_heads * c.d
+    options = {"dtype": torch.float16, "device": c.q.device}
+    x, w = torch.randn(rows, width, **options), torch.randn(4 * width, width, **options)
+    out = {"prompt_product": clock.ms(lambda: x @ w.T), "token_product": clock.graph_ms(lambda: x[:1] @ w.T)}
+    q = torch.randn(1, c.n_heads, rows, c.d, **options)
+    k, v = (t[0].repeat_interleave(c.group, 0).unsqueeze(0) for t in (c.k, c.v))
+    try:
+        out["prompt_attention"] = clock.ms(
+            lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=causal_lower_right(rows, c.n)))
+    except RuntimeError as error:
+        print(f"attention of a prompt: {str(error).splitlines()[0][:120]}", file=sys.stderr)
+    return out
+
+
 def time_copy(clock, device):
     n = 4 << 30 if device.type == "cuda" else 1 << 24
     source, to = (torch.zeros(n, dtype=torch.uint8, device=device) for _ in range(2))
@@ -236,6 +256,8 @@ def measure(args, device):
         say(name)
         for backend, ms in time_decode(c, clock, n).items():
             times[f"{name}_{backend}"] = ms
+    say("prompt")
+    times.update(time_prompt(c, clock))
     return result
 
 
