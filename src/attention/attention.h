@@ -38,6 +38,7 @@ typedef struct lpx_attention {
   laprox_shape shape;
   laprox_dtype cache_dtype; /* F16, F32, Q8_0 or Q4_0 */
   lpx_pipeline prefill, lse, decode, merge;
+  bool prefill_on_matrix;
   uint32_t prefill_rows;    /* query rows of a workgroup, a row for each of its heads */
   uint32_t prefill_heads;   /* query heads of a KV head that share workgroups: 1 or all */
   uint32_t prefill_parts;   /* workgroups among which the dimensions of the values are divided */

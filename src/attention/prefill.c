@@ -87,6 +87,7 @@ static laprox_result choose_matrix(lpx_attention *attention, bool share_rests) {
                                 n_invocations,     n_invocations};
   attention->prefill_rows = tile.n_subgroups * context->matrix.m;
   attention->prefill_heads = shape->n_heads / shape->n_kv_heads;
+  attention->prefill_on_matrix = true;
   attention->prefill_parts = 1;
   return lpx_pipeline_get(attention->context, matrix_shader(context), 4, constants, 8, &attention->prefill);
 }
@@ -126,6 +127,7 @@ laprox_result lpx_prefill_attention_choose(lpx_attention *attention, lpx_prefill
                                 shape->n_heads / shape->n_kv_heads};
   attention->prefill_rows = kernels[kind][size].n_rows;
   attention->prefill_heads = 1;
+  attention->prefill_on_matrix = false;
   attention->prefill_parts = (shape->head_dim + n_dims - 1) / n_dims;
   return lpx_pipeline_get(attention->context, kernels[kind][size].shader, 4, constants, 3,
                           &attention->prefill);
@@ -214,7 +216,10 @@ static void append_pieces(lpx_program *program, const lpx_attention *attention, 
                             (shape->n_heads / shape->n_kv_heads / attention->prefill_heads);
   const uint64_t seen = (uint64_t)push->n_visible + (push->causal ? push->n_rows / 2 : 0);
   const uint64_t group_dims = shape->head_dim + shape->head_dim / attention->prefill_parts;
-  const uint64_t group_cost = 2 * seen * attention->prefill_rows * group_dims + 1;
+  /* On matrices every product is two. */
+  const uint64_t group_cost = 2 * seen * attention->prefill_rows * group_dims /
+                                  (attention->prefill_on_matrix ? LPX_MATRIX_FLOPS / 2 : 1) +
+                              1;
   const uint64_t cost = attention->context->dispatch_cost;
   const uint64_t piece = (cost > DISPATCH_COST ? cost : DISPATCH_COST) / group_cost + 1;
   for (uint64_t first = 0; first < n_groups; first += piece) {
