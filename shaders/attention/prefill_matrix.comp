@@ -201,7 +201,8 @@ void load_queries() {
 // condition, for it would be waited for where the condition ends.
 #define FETCH(BUFFER, first)                                                                                         \
   UNROLLED for (uint i = 0; i < LOADS; i++) {                                                                        \
-    const uint n = i * N_INVOCATIONS + gl_LocalInvocationIndex, entry = min(key0 + n / OCTETS, max(limit, 1u) - 1u); \
+    const uint n = i * N_INVOCATIONS + gl_LocalInvocationIndex;                                                      \
+    const uint entry = min(key0 + n / OCTETS, max(limit, 1u) - 1u);                                                  \
     fetched[i] = BUFFER[(first) / 8 + (head_entry + entry) * OCTETS + n % OCTETS];                                   \
   }
 
