@@ -101,7 +101,6 @@ static void count_decode(const bench_cache *cache, double entries, bench_result 
 
 static laprox_result time_decode(bench_round *r, const char *kernel, bool evicted, bool at_once) {
   decoding d = {.r = r};
-  bench_profile names;
   bench_result *row = NULL;
   laprox_context *context = r->b->context;
   laprox_result result = lpx_attention_init(context, &r->cache->of.shape, LAPROX_DTYPE_F16, &d.attention);
@@ -110,10 +109,8 @@ static laprox_result time_decode(bench_round *r, const char *kernel, bool evicte
   if (!result) {
     for (uint32_t l = 0; l < r->cache->of.shape.n_layers; l++) describe_layer(&d, l, evicted);
     append_layers(&d, at_once);
-    result = lpx_program_finish_building(d.program);
+    result = bench_time_program(r, kernel, d.program, &row);
   }
-  const bench_part part = {.program = d.program, .count = result ? 0 : lpx_program_n_steps(d.program)};
-  if (!result) result = bench_time_row(r, kernel, &part, 1, &names, &row);
   if (row)
     count_decode(r->cache, evicted ? (double)r->eviction.needs.n_kept : (double)bench_cache_entries(r->cache),
                  row);

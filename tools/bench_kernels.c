@@ -145,8 +145,9 @@ static void count_score(const bench_round *r, const bench_profile *names, bench_
 
 /* ---- the pass ---- */
 
-laprox_result bench_time_row(bench_round *r, const char *kernel, const bench_part *parts, size_t n_parts,
-                             bench_profile *names, bench_result **out) {
+/* The parts' own row; `names` receives their shaders, and they have run. */
+static laprox_result time_row(bench_round *r, const char *kernel, const bench_part *parts, size_t n_parts,
+                              bench_profile *names, bench_result **out) {
   *out = NULL;
   const laprox_result result = bench_take_profile(r->b, parts, n_parts, 1, names);
   if (result) return result;
@@ -154,11 +155,21 @@ laprox_result bench_time_row(bench_round *r, const char *kernel, const bench_par
   return *out ? bench_time(r->b, parts, n_parts, &(*out)->timing) : LAPROX_OK;
 }
 
+laprox_result bench_time_program(bench_round *r, const char *kernel, lpx_program *program,
+                                 bench_result **out) {
+  bench_profile names;
+  *out = NULL;
+  const laprox_result result = lpx_program_finish_building(program);
+  if (result) return result;
+  const bench_part part = bench_whole(program);
+  return time_row(r, kernel, &part, 1, &names, out);
+}
+
 static laprox_result time_pass(bench_round *r, const bench_part *parts, size_t n_parts,
                                const bench_profile *scoring) {
   bench_profile names;
   bench_result *row = NULL;
-  const laprox_result result = bench_time_row(r, "pass", parts, n_parts, &names, &row);
+  const laprox_result result = time_row(r, "pass", parts, n_parts, &names, &row);
   if (!row) return result;
   count_score(r, scoring, row);
   count_select(&r->eviction, row);
@@ -179,7 +190,7 @@ static laprox_result time_compaction(bench_round *r, const bench_profile *scorin
       parts[l + 1] = bench_whole(r->eviction.compactions[l]->program);
       parts[l + 1].at_once = l > 0;
     }
-    result = bench_time_row(r, "compact", parts + 1, n_layers, &names, &row);
+    result = time_row(r, "compact", parts + 1, n_layers, &names, &row);
   }
   if (row) count_compact(&r->eviction, row);
   if (!result) result = time_pass(r, parts, (size_t)n_layers + 1, scoring);
@@ -194,10 +205,10 @@ static laprox_result time_eviction(bench_round *r) {
   bench_result *row = NULL;
   laprox_binding_layer_steps(binding, r->cache->of.shape.n_layers, &selection.first, &selection.count);
   scoring.count = selection.first;
-  laprox_result result = bench_time_row(r, "score", &scoring, 1, &score_names, &row);
+  laprox_result result = time_row(r, "score", &scoring, 1, &score_names, &row);
   if (row) count_score(r, &score_names, row);
   if (!result) result = time_score_kernels(r, &scoring, &score_names);
-  if (!result) result = bench_time_row(r, "select", &selection, 1, &select_names, &row);
+  if (!result) result = time_row(r, "select", &selection, 1, &select_names, &row);
   if (!result && row) count_select(&r->eviction, row);
   return result ? result : time_compaction(r, &score_names);
 }
@@ -215,18 +226,21 @@ static laprox_result run_variant(bench_round *r) {
 
 laprox_result bench_run_kernels(bench *b, const bench_shape *shape) {
   bench_cache cache;
+  bench_prompt prompt = {0};
   const char *reason = NULL;
   laprox_result result = bench_cache_init(b, shape, &cache, &reason);
   if (reason) bench_skip(b, shape, reason);
+  if (!result && !reason) result = bench_prompt_init(&cache, &prompt);
   uint32_t tried = UINT32_MAX;
   /* From the baseline on, one variant after the other is let in. */
   for (uint32_t mask = 0; mask <= LAPROX_ALL_VARIANTS && !result && !reason; mask = mask << 1 | 1) {
-    bench_round r = {.b = b, .cache = &cache};
+    bench_round r = {.b = b, .cache = &cache, .prompt = &prompt};
     if ((b->variants & mask) == tried) continue;
     tried = b->context->variants = b->variants & mask;
     result = run_variant(&r);
   }
   b->context->variants = b->variants;
+  bench_prompt_finish(&cache, &prompt);
   bench_cache_finish(&cache);
   return result;
 }

@@ -1,7 +1,7 @@
-// Rows rounded to f16 for matmul_matrix.comp, with zeros behind each up to whole stages of it. What f16 can't hold becomes
-// its largest number.
+// Rows rounded to f16 for matmul_matrix.comp, with zeros behind each up to whole stages of it.
 #version 450
 #extension GL_GOOGLE_include_directive : require
+#include "halves.glsl"
 #include "index.glsl"
 
 layout(push_constant) uniform Push {
@@ -14,10 +14,8 @@ layout(push_constant) uniform Push {
 layout(binding = 0) readonly buffer Input { vec4 rows[]; };
 layout(binding = 1) writeonly buffer Halves { uvec4 halves[]; };
 
-uvec2 pack(uint row, uint quad) {
-  if (quad >= push.row_quads) return uvec2(0);
-  const vec4 four = clamp(rows[row * push.input_stride + quad], -65504.0, 65504.0);
-  return uvec2(packHalf2x16(four.xy), packHalf2x16(four.zw));
+uvec2 load(uint row, uint quad) {
+  return quad < push.row_quads ? pack_halves(rows[row * push.input_stride + quad]) : uvec2(0);
 }
 
 void main() {
@@ -25,6 +23,6 @@ void main() {
   for (uint i = 0; i < 4; i++) {
     const uint at = (workgroup_index() * 4u + i) * LOCAL_SIZE + gl_LocalInvocationID.x;
     const uint row = at / push.row_octets, quad = at % push.row_octets * 2u;
-    if (row < push.n_rows) halves[at] = uvec4(pack(row, quad), pack(row, quad + 1u));
+    if (row < push.n_rows) halves[at] = uvec4(load(row, quad), load(row, quad + 1u));
   }
 }

@@ -40,6 +40,7 @@ layout(binding = 1) readonly buffer WeightWords { uint weight_words[]; };
 layout(binding = 2) buffer Output { float y[]; };
 
 #define WEIGHT_DATA weight
+#include "halves.glsl"
 #include "weight.glsl"
 
 // Matrices stay in registers where loops over them are written out; drivers that run in software take minutes for that.
@@ -73,10 +74,6 @@ uint workgroup_index() {
 
 // ---- operands ----
 
-uint pack_halves(vec2 numbers) {
-  return packHalf2x16(clamp(numbers, -65504.0, 65504.0));
-}
-
 // Eight elements of a row of W as they stand in memory; of Q8_0 their bytes, a word with two scales, and which of the two.
 uvec4 fetch_octet(uint first, uint octet) {
   if (WEIGHT_TYPE == DTYPE_Q8_0)
@@ -85,7 +82,7 @@ uvec4 fetch_octet(uint first, uint octet) {
     const vec4 low = load_weight(first, push.depth, 2 * octet);
     // A row's last octet may be half of one.
     const vec4 high = octet * 8 + 4 < push.depth ? load_weight(first, push.depth, 2 * octet + 1) : vec4(0.0);
-    return uvec4(pack_halves(low.xy), pack_halves(low.zw), pack_halves(high.xy), pack_halves(high.zw));
+    return uvec4(pack_halves(low), pack_halves(high));
   }
   return weight[first + octet];
 }
@@ -95,12 +92,11 @@ uvec4 octet_halves(uvec4 fetched) {
   if (WEIGHT_TYPE == DTYPE_Q8_0) {
     const vec2 scales = unpackHalf2x16(fetched.z);
     const float scale = fetched.w == 0u ? scales.x : scales.y;
-    const vec4 low = scale * unpack_bytes(fetched.x), high = scale * unpack_bytes(fetched.y);
-    return uvec4(pack_halves(low.xy), pack_halves(low.zw), pack_halves(high.xy), pack_halves(high.zw));
+    return uvec4(pack_halves(scale * unpack_bytes(fetched.x)), pack_halves(scale * unpack_bytes(fetched.y)));
   }
   if (WEIGHT_TYPE == DTYPE_BF16)
-    return uvec4(pack_halves(unpack_bf16(fetched.x)), pack_halves(unpack_bf16(fetched.y)),
-                 pack_halves(unpack_bf16(fetched.z)), pack_halves(unpack_bf16(fetched.w)));
+    return uvec4(pack_halves(vec4(unpack_bf16(fetched.x), unpack_bf16(fetched.y))),
+                 pack_halves(vec4(unpack_bf16(fetched.z), unpack_bf16(fetched.w))));
   return fetched;
 }
 
