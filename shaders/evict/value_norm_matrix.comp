@@ -111,22 +111,24 @@ const uint STRIP_LOADS = (SIZE * ROW_LOADS + SUBGROUP_SIZE - 1) / SUBGROUP_SIZE;
 
 uvec4 fetched_rows[ROW_MATRICES * STRIP_LOADS];
 
-// Most are within the binding, and all rows begin at 16 bytes.
+// Where a row stands of those fetched; beyond the binding's rows it is the nearest of them.
+uint fetched_row(uint tile, uint r, uint i) {
+  return row_start(clamp(sinks + candidate_at(tile) + r * SIZE + STRIP_ROW(i), entries_begin, entries_end - 1));
+}
+
+// No load depends on a condition, for it would be waited for where the condition ends.
 void fetch_values(uint tile) {
-  const uint first_entry = sinks + candidate_at(tile);
-  if (first_entry >= entries_begin && first_entry + CANDIDATES <= entries_end && rows_are_wide()) {
-    const uint at = row_start(first_entry) / 8, stride = push.rows.entry_stride / 8;
-    UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
-      UNROLLED for (uint i = 0; i < STRIP_LOADS; i++)
-        if (IS_OF_STRIP(i)) fetched_rows[r * STRIP_LOADS + i] = row_octets[at + (r * SIZE + STRIP_ROW(i)) * stride + STRIP_OCTET(i)];
-    return;
-  }
+  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
+    UNROLLED for (uint i = 0; i < STRIP_LOADS; i++)
+      fetched_rows[r * STRIP_LOADS + i] = row_octets[fetched_row(tile, r, i) / 8 + STRIP_OCTET(i)];
+}
+
+// The same of rows that don't begin at 16 bytes.
+void fetch_words(uint tile) {
   UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
     UNROLLED for (uint i = 0; i < STRIP_LOADS; i++) {
-      const uint entry = first_entry + r * SIZE + STRIP_ROW(i), at = row_start(entry) / 2 + STRIP_OCTET(i) * 4;
-      fetched_rows[r * STRIP_LOADS + i] = uvec4(0);
-      if (IS_OF_STRIP(i) && has_row(entry))
-        fetched_rows[r * STRIP_LOADS + i] = uvec4(row_words[at], row_words[at + 1], row_words[at + 2], row_words[at + 3]);
+      const uint at = fetched_row(tile, r, i) / 2 + STRIP_OCTET(i) * 4;
+      fetched_rows[r * STRIP_LOADS + i] = uvec4(row_words[at], row_words[at + 1], row_words[at + 2], row_words[at + 3]);
     }
 }
 
@@ -163,8 +165,8 @@ bool has_two_parts() {
 void fetch_factor(uint group_head, uint part) {
   const uint at = (prepared_of(group_head) + PREPARED_FACTOR) / 4 + part * FACTOR_OCTETS;
   UNROLLED for (uint i = 0; i < FACTOR_LOADS; i++) {
-    const uint octet = i * N_INVOCATIONS + gl_LocalInvocationIndex;
-    if (octet < FACTOR_OCTETS) fetched_factor[i] = work_octets[at + octet];
+    const uint octet = min(i * N_INVOCATIONS + gl_LocalInvocationIndex, FACTOR_OCTETS - 1);
+    fetched_factor[i] = work_octets[at + octet];
   }
 }
 
@@ -210,13 +212,13 @@ bool is_scored(uint i) {
   return column < CANDIDATES && head_tile + candidate / TILE_ENTRIES < next_tile && candidate < n_candidates && has_row(sinks + candidate);
 }
 
+// Of candidates that are none, anything.
 void fetch_attention(uint group_head) {
   factor_scale = work[prepared_of(group_head) + PREPARED_FACTOR_SCALE];
   UNROLLED for (uint i = 0; i < SCORES; i++) {
-    const uint candidate = first_candidate + column_of(i), tile = head_tile + candidate / TILE_ENTRIES - push.items_base;
-    attention[i] = 0.0;
-    if (is_scored(i))
-      attention[i] = work[push.attention + (tile * GROUP + group_head) * TILE_ENTRIES + candidate % TILE_ENTRIES];
+    const uint candidate = first_candidate + column_of(i);
+    const uint tile = min(head_tile + candidate / TILE_ENTRIES, next_tile - 1) - push.items_base;
+    attention[i] = work[push.attention + (tile * GROUP + group_head) * TILE_ENTRIES + candidate % TILE_ENTRIES];
   }
 }
 
@@ -243,18 +245,17 @@ void write_scores() {
 }
 
 // Scores of TILES_AT_ONCE tiles from that one on. Their values and the first factor have been fetched; fetches those of the
-// next tiles.
+// next tiles, or once more the last.
 void score_tiles(uint tile, bool two_parts) {
-  const bool more = tile + TILES_AT_ONCE < next_tile;
   first_candidate = candidate_at(tile);
   UNROLLED for (uint i = 0; i < SCORES; i++) score[i] = 0.0;
+  if (!rows_are_wide()) fetch_words(tile);
   barrier();
   load_values();
   barrier();
   store_factor(0);
-  if (more) fetch_values(tile + TILES_AT_ONCE);
+  fetch_values(min(tile + TILES_AT_ONCE, next_tile - 1));
   for (uint group_head = 0; group_head < GROUP; group_head++) {
-    const bool another = group_head + 1 < GROUP;
     fetch_attention(group_head);
     if (two_parts) {
       fetch_factor(group_head, 1);
@@ -262,14 +263,14 @@ void score_tiles(uint tile, bool two_parts) {
       barrier();
       multiply(group_head, true);
       barrier();
-      if (another || more) fetch_factor(another ? group_head + 1 : 0, 0);
+      fetch_factor((group_head + 1) % GROUP, 0);
     } else {
-      if (another || more) fetch_factor(another ? group_head + 1 : 0, 0);
+      fetch_factor((group_head + 1) % GROUP, 0);
       barrier();
       multiply(group_head, false);
     }
     add_scores();
-    if (another) store_factor(group_head + 1);
+    if (group_head + 1 < GROUP) store_factor(group_head + 1);
   }
   write_scores();
 }
