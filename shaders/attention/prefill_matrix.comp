@@ -9,14 +9,14 @@
 #extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
 // prefill.comp on cooperative matrices, over a cache of f16. The query heads of a KV head are packed: row p of the kernel
 // is query row p / GROUP of head p % GROUP. A subgroup has SIZE of them, with queries and output in its registers; the
-// workgroup's subgroups share keys and values, which pass through shared memory in tiles.
+// workgroup's subgroups share keys and values, which pass through shared memory in tiles: while one is worked on, the next
+// is under way in registers.
 //
-// Queries and probabilities are f16 and what that rounds off, which is another product: with the first alone the results
-// would have 11 bits.
+// Queries and probabilities are rounded to f16, as keys and values are.
 //
 // Elements of a matrix are spread over the subgroup in an unknown way, so that a row's maximum costs a detour through
-// shared memory. It is taken rarely: exponents are relative to a maximum that may be out of date by ROOM, which f16 has
-// digits for, and sums are kept element by element until the end.
+// shared memory. It is taken rarely: exponents are relative to a level LEAST below a maximum, which the next ones may exceed
+// by ROOM, for f16 has exponents to spare. Sums are kept element by element until the end.
 #include "repeat.glsl"
 #include "split.glsl"
 
@@ -24,10 +24,9 @@ layout(constant_id = 0) const uint HEAD_DIM = 64;
 layout(constant_id = 1) const uint GROUP = 2;       // query heads a KV head
 layout(constant_id = 2) const uint SIZE = 16;       // of a matrix
 layout(constant_id = 3) const uint KEYS = 32;       // of a tile
-layout(constant_id = 4) const uint SHARE_RESTS = 0; // what f16 leaves of the queries is in shared memory
-layout(constant_id = 5) const uint SUBGROUP_SIZE = 32;
-layout(local_size_x_id = 6, local_size_y = 1, local_size_z = 1) in;
-layout(constant_id = 7) const uint N_INVOCATIONS = 128; // the same
+layout(constant_id = 4) const uint SUBGROUP_SIZE = 32;
+layout(local_size_x_id = 5, local_size_y = 1, local_size_z = 1) in;
+layout(constant_id = 6) const uint N_INVOCATIONS = 128; // the same
 
 layout(push_constant) uniform Push { // as in prefill.comp
   uint n_groups;
@@ -55,17 +54,16 @@ layout(binding = 3) buffer Output { vec4 result[]; };
 #define UNROLLED [[dont_unroll]]
 #define MATRICES DEPTH // of a row of queries or values
 #define EACH_DEPTH(F) [[dont_unroll]] for (uint k = 0; k < DEPTH; k++) { F(k) }
-#define EACH_PAIR(F)  [[dont_unroll]] for (uint k = 0; k < DEPTH; k += 2) { F(k) }
 #else
 #define UNROLLED [[unroll]]
 #define MATRICES 8
 #define EACH_DEPTH(F) REPEAT_8(F)
-#define EACH_PAIR(F)  F(0) F(2) F(4) F(6)
 #endif
 
 #define LOWEST         -1.0e38
 #define MINUS_INFINITY uintBitsToFloat(0xff800000u)
-#define ROOM           8.0 // powers of two by which a probability may exceed 1
+#define LEAST          7.0  // powers of two: a row's largest probability is no less when its level is set,
+#define ROOM           15.0 // and no more later
 
 const uint N_SUBGROUPS = N_INVOCATIONS / SUBGROUP_SIZE;
 const uint DEPTH = HEAD_DIM / SIZE;
@@ -76,17 +74,16 @@ const uint SIZE_QUADS = SIZE / 4;
 // In uvec4s; odd, so that neighbouring rows hit different banks.
 const uint STRIDE = OCTETS + 1;
 const uint P_STRIDE = KEYS / 8 + 1;
-const uint PART = SIZE * P_STRIDE;
 const uint Q_STRIDE = SIZE / 8 + 1;
-const uint PAIR = 2 * SIZE * SIZE_QUADS; // two matrices of f32
-const uint EXCHANGE = 2 * PART > PAIR ? 2 * PART : PAIR;
+const uint MATRIX = SIZE * SIZE_QUADS; // of f32
+const uint EXCHANGE = SIZE * P_STRIDE > MATRIX ? SIZE * P_STRIDE : MATRIX;
 const uint LOADS = (KEYS * OCTETS + N_INVOCATIONS - 1) / N_INVOCATIONS; // an invocation's of a tile
 
-shared uvec4 key_tile[KEYS * STRIDE];
-shared uvec4 value_tile[KEYS * STRIDE];
-shared uvec4 exchange[N_SUBGROUPS * EXCHANGE]; // a subgroup's probabilities, in two parts, or what else it passes around
-shared uvec4 shared_rests[SHARE_RESTS == 0 ? 1 : N_SUBGROUPS * SIZE * STRIDE];
-shared float row_maximum[N_SUBGROUPS * SIZE];
+const uint TILE = KEYS * STRIDE;
+shared uvec4 key_tile[2 * TILE];
+shared uvec4 value_tile[2 * TILE];
+shared uvec4 exchange[N_SUBGROUPS * EXCHANGE]; // a subgroup's probabilities, or what else it passes around
+shared float row_level[N_SUBGROUPS * SIZE], row_factor[N_SUBGROUPS * SIZE];
 
 #define A_MATRIX    coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseA>
 #define B_MATRIX    coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseB>
@@ -95,18 +92,19 @@ shared float row_maximum[N_SUBGROUPS * SIZE];
 #define ROW_MAJOR    gl_CooperativeMatrixLayoutRowMajor
 #define COLUMN_MAJOR gl_CooperativeMatrixLayoutColumnMajor
 
-A_MATRIX queries[MATRICES], rests[MATRICES];
+A_MATRIX queries[MATRICES];
 SUM_MATRIX logits[COLUMNS];
 SUM_MATRIX sums[MATRICES]; // of the values
-SUM_MATRIX maximum;        // of a row, in all its elements
+SUM_MATRIX level;          // of a row, in all its elements
 SUM_MATRIX total;          // of an element
-uvec4 fetched[LOADS];
+uvec4 fetched_keys[LOADS], fetched_values[LOADS];
 
 uint n_packed;                     // rows of the KV head
 uint first_head, head_entry;       // of the KV head
 uint first_row;                    // of the subgroup
-uint base, first_rest, lane;       // places in exchange[] and shared_rests[]
-uint limit, own_limit, seen_by_all; // entries that some row of the workgroup, some and every row of the subgroup sees
+uint own_row;                      // place of its first row in row_level[]
+uint base, lane;                   // place in exchange[]; in the subgroup
+uint limit, seen_by_all;           // entries that some row of the workgroup and every row of the subgroup sees
 float scale;
 
 // Between what a subgroup's invocations write and read. Subgroups come here at different times; Mesa's llvmpipe takes any
@@ -158,33 +156,20 @@ void write_half_quad(uint at, uint half_quad, vec4 numbers) {
   else exchange[at].zw = halves;
 }
 
-// Both parts of a matrix of queries, from element k * SIZE on.
+// A matrix of queries, from element k * SIZE on.
 void stage_query(uint k, float factor) {
   join();
-  for (uint i = lane; i < SIZE * SIZE_QUADS; i += SUBGROUP_SIZE) {
+  for (uint i = lane; i < MATRIX; i += SUBGROUP_SIZE) {
     const uint row = i / SIZE_QUADS, quad = i % SIZE_QUADS;
-    const vec4 q = load_query(first_row + row, k * SIZE_QUADS + quad) * factor;
-    const vec4 high = vec4(rounded(q.x), rounded(q.y), rounded(q.z), rounded(q.w));
-    const uint at = base + row * Q_STRIDE + quad / 2;
-    write_half_quad(at, quad % 2, high);
-    write_half_quad(at + SIZE * Q_STRIDE, quad % 2, mix(vec4(0.0), q - high, lessThan(abs(high), vec4(3.0e38))));
+    write_half_quad(base + row * Q_STRIDE + quad / 2, quad % 2, load_query(first_row + row, k * SIZE_QUADS + quad) * factor);
   }
   join();
-}
-
-void share_rest(uint k) {
-  for (uint i = lane; i < SIZE * SIZE / 8; i += SUBGROUP_SIZE) {
-    const uint row = i / (SIZE / 8), octet = i % (SIZE / 8);
-    shared_rests[first_rest + row * STRIDE + k * SIZE / 8 + octet] = exchange[base + (SIZE + row) * Q_STRIDE + octet];
-  }
 }
 
 #define LOAD_QUERY(k)                                                                                                \
   if (k < DEPTH) {                                                                                                   \
     stage_query(k, factor);                                                                                          \
     coopMatLoad(queries[k], exchange, base, Q_STRIDE, ROW_MAJOR);                                                    \
-    if (SHARE_RESTS == 0) coopMatLoad(rests[k], exchange, base + SIZE * Q_STRIDE, Q_STRIDE, ROW_MAJOR);              \
-    else share_rest(k);                                                                                              \
   }
 
 void load_queries() {
@@ -197,35 +182,28 @@ void load_queries() {
 
 // ---- tiles ----
 
-// Beyond the last entry it is that one again, which some row sees: what comes of it is hidden. No load depends on a
-// condition, for it would be waited for where the condition ends.
-#define FETCH(BUFFER, first)                                                                                         \
+// Beyond the last entry it is that one again, which some row sees: what comes of it is hidden.
+#define FETCH(fetched, BUFFER, first)                                                                                \
   UNROLLED for (uint i = 0; i < LOADS; i++) {                                                                        \
     const uint n = i * N_INVOCATIONS + gl_LocalInvocationIndex;                                                      \
-    const uint entry = min(key0 + n / OCTETS, max(limit, 1u) - 1u);                                                  \
+    const uint entry = min(key0 + n / OCTETS, limit - 1u);                                                           \
     fetched[i] = BUFFER[(first) / 8 + (head_entry + entry) * OCTETS + n % OCTETS];                                   \
   }
 
-#define STORE(tile)                                                                                                  \
-  UNROLLED for (uint i = 0; i < LOADS; i++) {                                                                        \
-    const uint n = i * N_INVOCATIONS + gl_LocalInvocationIndex;                                                      \
-    if (n < KEYS * OCTETS) tile[n / OCTETS * STRIDE + n % OCTETS] = fetched[i];                                      \
+// The condition keeps a compiler from delaying the loads until they are needed.
+void fetch_tile(uint key0) {
+  if (key0 >= limit) return;
+  FETCH(fetched_keys, key, push.key_first)
+  FETCH(fetched_values, value, push.value_first)
+}
+
+void store_tile(uint tile) {
+  UNROLLED for (uint i = 0; i < LOADS; i++) {
+    const uint n = i * N_INVOCATIONS + gl_LocalInvocationIndex, at = tile * TILE + n / OCTETS * STRIDE + n % OCTETS;
+    if (n >= KEYS * OCTETS) continue;
+    key_tile[at] = fetched_keys[i];
+    value_tile[at] = fetched_values[i];
   }
-
-void fetch_keys(uint key0) {
-  FETCH(key, push.key_first)
-}
-
-void fetch_values(uint key0) {
-  FETCH(value, push.value_first)
-}
-
-void store_keys() {
-  STORE(key_tile)
-}
-
-void store_values() {
-  STORE(value_tile)
 }
 
 // ---- scores ----
@@ -234,31 +212,27 @@ void store_values() {
 #define MULTIPLY(k)                                                                                                  \
   if (k < DEPTH) {                                                                                                   \
     B_MATRIX b[COLUMNS];                                                                                             \
-    A_MATRIX rest;                                                                                                   \
-    if (SHARE_RESTS == 0) rest = rests[k];                                                                           \
-    else coopMatLoad(rest, shared_rests, first_rest + k * SIZE / 8, STRIDE, ROW_MAJOR);                              \
     UNROLLED for (uint c = 0; c < COLUMNS; c++)                                                                      \
-      coopMatLoad(b[c], key_tile, c * SIZE * STRIDE + k * SIZE / 8, STRIDE, COLUMN_MAJOR);                           \
-    UNROLLED for (uint c = 0; c < COLUMNS; c++) logits[c] = coopMatMulAdd(rest, b[c], logits[c]);                    \
+      coopMatLoad(b[c], key_tile, tile * TILE + c * SIZE * STRIDE + k * SIZE / 8, STRIDE, COLUMN_MAJOR);             \
     UNROLLED for (uint c = 0; c < COLUMNS; c++) logits[c] = coopMatMulAdd(queries[k], b[c], logits[c]);              \
   }
 
-void multiply() {
+void multiply(uint tile) {
   UNROLLED for (uint c = 0; c < COLUMNS; c++) logits[c] = SUM_MATRIX(0.0);
   EACH_DEPTH(MULTIPLY)
 }
 
 // Takes out what a row doesn't see.
 void hide(uint key0) {
-  join();
-  for (uint i = lane; i < SIZE * KEYS / 4; i += SUBGROUP_SIZE) {
-    const uint n = visible(first_row + i / (KEYS / 4)), entry = key0 + i % (KEYS / 4) * 4;
-    exchange[base + i] = uvec4(lessThan(uvec4(entry, entry + 1, entry + 2, entry + 3), uvec4(n))) * 0x3f800000u;
-  }
-  join();
   UNROLLED for (uint c = 0; c < COLUMNS; c++) {
+    join();
+    for (uint i = lane; i < MATRIX; i += SUBGROUP_SIZE) {
+      const uint n = visible(first_row + i / SIZE_QUADS), entry = key0 + c * SIZE + i % SIZE_QUADS * 4;
+      exchange[base + i] = uvec4(lessThan(uvec4(entry, entry + 1, entry + 2, entry + 3), uvec4(n))) * 0x3f800000u;
+    }
+    join();
     SUM_MATRIX seen;
-    coopMatLoad(seen, exchange, base + c * SIZE_QUADS, KEYS / 4, ROW_MAJOR);
+    coopMatLoad(seen, exchange, base, SIZE_QUADS, ROW_MAJOR);
     UNROLLED for (uint e = 0; e < seen.length(); e++)
       if (seen[e] == 0.0) logits[c][e] = MINUS_INFINITY;
   }
@@ -270,7 +244,13 @@ void hide(uint key0) {
 #define SCALE_SUM(k)                                                                                                 \
   if (k < DEPTH) UNROLLED for (uint e = 0; e < factor.length(); e++) sums[k][e] *= factor[e];
 
-// Brings the rows' maxima up to date, and what is relative to them.
+// The same number in all elements of a row. Columns may be one and the same.
+void spread_rows(bool factors, out SUM_MATRIX rows) {
+  if (factors) coopMatLoad(rows, row_factor, own_row, 0, COLUMN_MAJOR);
+  else coopMatLoad(rows, row_level, own_row, 0, COLUMN_MAJOR);
+}
+
+// Brings the rows' levels up to date, and what is relative to them.
 void raise() {
   SUM_MATRIX factor = logits[0];
   UNROLLED for (uint c = 1; c < COLUMNS; c++)
@@ -279,67 +259,53 @@ void raise() {
   coopMatStore(factor, exchange, base, SIZE_QUADS, ROW_MAJOR);
   join();
   for (uint row = lane; row < SIZE; row += SUBGROUP_SIZE) {
-    const uint at = gl_SubgroupID * SIZE + row;
-    const float old = row_maximum[at];
+    const float old = row_level[own_row + row];
     float highest = old;
     for (uint i = 0; i < SIZE_QUADS; i++) {
-      const vec4 four = uintBitsToFloat(exchange[base + row * SIZE_QUADS + i]);
+      const vec4 four = uintBitsToFloat(exchange[base + row * SIZE_QUADS + i]) * scale - LEAST;
       highest = max(highest, max(max(four.x, four.y), max(four.z, four.w)));
     }
-    row_maximum[at] = highest;
-    for (uint i = 0; i < SIZE_QUADS; i++) {
-      exchange[base + row * SIZE_QUADS + i] = uvec4(floatBitsToUint(highest));
-      exchange[base + (SIZE + row) * SIZE_QUADS + i] = uvec4(floatBitsToUint(exp2(old - highest)));
-    }
+    row_level[own_row + row] = highest;
+    row_factor[own_row + row] = exp2(old - highest);
   }
   join();
-  coopMatLoad(maximum, exchange, base, SIZE_QUADS, ROW_MAJOR);
-  coopMatLoad(factor, exchange, base + SIZE * SIZE_QUADS, SIZE_QUADS, ROW_MAJOR);
+  spread_rows(false, level);
+  spread_rows(true, factor);
   UNROLLED for (uint e = 0; e < factor.length(); e++) total[e] *= factor[e];
   EACH_DEPTH(SCALE_SUM)
-  join();
 }
 
-// Logits to probabilities, which go to exchange[] in two parts.
+// Logits to probabilities, which go to exchange[].
 void update() {
-  bool above = false;
+  float most = -ROOM;
   UNROLLED for (uint c = 0; c < COLUMNS; c++)
-    UNROLLED for (uint e = 0; e < maximum.length(); e++) above = above || logits[c][e] - maximum[e] > ROOM;
-  if (subgroupAny(above)) raise();
+    UNROLLED for (uint e = 0; e < level.length(); e++) most = max(most, fma(logits[c][e], scale, -level[e]));
+  if (subgroupAny(most > ROOM)) raise();
   UNROLLED for (uint c = 0; c < COLUMNS; c++) {
-    HALF_MATRIX high, rest;
-    UNROLLED for (uint e = 0; e < maximum.length(); e++) {
-      const float p = exp2(logits[c][e] - maximum[e]);
-      const float digits = uintBitsToFloat(floatBitsToUint(p) & 0xffffe000u);
+    HALF_MATRIX halves;
+    UNROLLED for (uint e = 0; e < level.length(); e++) {
+      const float p = exp2(fma(logits[c][e], scale, -level[e]));
       total[e] += p;
-      high[e] = float16_t(digits);
-      rest[e] = float16_t(p - digits);
+      halves[e] = float16_t(p);
     }
-    coopMatStore(high, exchange, base + c * SIZE / 8, P_STRIDE, ROW_MAJOR);
-    coopMatStore(rest, exchange, base + c * SIZE / 8 + PART, P_STRIDE, ROW_MAJOR);
+    coopMatStore(halves, exchange, base + c * SIZE / 8, P_STRIDE, ROW_MAJOR);
   }
   join();
 }
 
-// Two columns of a strip of values: see MULTIPLY.
+// Of a strip of values.
 #define ADD_VALUES(k)                                                                                                \
   if (k < DEPTH) {                                                                                                   \
-    const bool two = k + 1 < DEPTH;                                                                                  \
-    B_MATRIX b, next;                                                                                                \
-    coopMatLoad(b, value_tile, c * SIZE * STRIDE + k * SIZE / 8, STRIDE, ROW_MAJOR);                                 \
-    if (two) coopMatLoad(next, value_tile, c * SIZE * STRIDE + (k + 1) * SIZE / 8, STRIDE, ROW_MAJOR);               \
-    sums[k] = coopMatMulAdd(rest, b, sums[k]);                                                                       \
-    if (two) sums[k + 1] = coopMatMulAdd(rest, next, sums[k + 1]);                                                   \
-    sums[k] = coopMatMulAdd(high, b, sums[k]);                                                                       \
-    if (two) sums[k + 1] = coopMatMulAdd(high, next, sums[k + 1]);                                                   \
+    B_MATRIX b;                                                                                                      \
+    coopMatLoad(b, value_tile, tile * TILE + c * SIZE * STRIDE + k * SIZE / 8, STRIDE, ROW_MAJOR);                   \
+    sums[k] = coopMatMulAdd(probabilities, b, sums[k]);                                                              \
   }
 
-void add_values() {
+void add_values(uint tile) {
   UNROLLED for (uint c = 0; c < COLUMNS; c++) {
-    A_MATRIX high, rest;
-    coopMatLoad(high, exchange, base + c * SIZE / 8, P_STRIDE, ROW_MAJOR);
-    coopMatLoad(rest, exchange, base + c * SIZE / 8 + PART, P_STRIDE, ROW_MAJOR);
-    EACH_PAIR(ADD_VALUES)
+    A_MATRIX probabilities;
+    coopMatLoad(probabilities, exchange, base + c * SIZE / 8, P_STRIDE, ROW_MAJOR);
+    EACH_DEPTH(ADD_VALUES)
   }
 }
 
@@ -349,7 +315,7 @@ uint result_row(uint row) {
   return row / GROUP * push.n_heads + first_head + row % GROUP;
 }
 
-// (maximum, sum) that a row goes on from.
+// (level, sum) that a row goes on from.
 vec2 carried(uint row) {
   if (push.carry == 0u || row >= n_packed) return vec2(LOWEST, 0.0);
   return result[push.state_first + result_row(row)].xy;
@@ -357,7 +323,7 @@ vec2 carried(uint row) {
 
 #define CARRY_SUM(k)                                                                                                 \
   if (k < DEPTH) {                                                                                                   \
-    for (uint i = lane; i < SIZE * SIZE_QUADS; i += SUBGROUP_SIZE) {                                                 \
+    for (uint i = lane; i < MATRIX; i += SUBGROUP_SIZE) {                                                 \
       const uint row = first_row + i / SIZE_QUADS;                                                                   \
       vec4 four = vec4(0.0);                                                                                         \
       if (row < n_packed)                                                                                            \
@@ -373,33 +339,31 @@ vec2 carried(uint row) {
   if (k < DEPTH) sums[k] = SUM_MATRIX(0.0);
 
 void begin_rows() {
-  for (uint i = lane; i < SIZE * SIZE_QUADS; i += SUBGROUP_SIZE) {
-    const uint row = i / SIZE_QUADS;
-    const vec2 state = carried(first_row + row);
-    if (i % SIZE_QUADS == 0) row_maximum[gl_SubgroupID * SIZE + row] = state.x;
-    exchange[base + i] = uvec4(floatBitsToUint(state.x));
-    exchange[base + SIZE * SIZE_QUADS + i] = uvec4(i % SIZE_QUADS == 0 ? floatBitsToUint(state.y) : 0, 0, 0, 0);
+  for (uint row = lane; row < SIZE; row += SUBGROUP_SIZE) row_level[own_row + row] = carried(first_row + row).x;
+  for (uint i = lane; i < MATRIX; i += SUBGROUP_SIZE) {
+    const float sum = i % SIZE_QUADS == 0 ? carried(first_row + i / SIZE_QUADS).y : 0.0;
+    exchange[base + i] = uvec4(floatBitsToUint(sum), 0, 0, 0);
   }
   join();
-  coopMatLoad(maximum, exchange, base, SIZE_QUADS, ROW_MAJOR);
-  coopMatLoad(total, exchange, base + SIZE * SIZE_QUADS, SIZE_QUADS, ROW_MAJOR);
+  spread_rows(false, level);
+  coopMatLoad(total, exchange, base, SIZE_QUADS, ROW_MAJOR);
   join();
   EACH_DEPTH(CLEAR_SUM)
   if (push.carry == 0u) return;
   EACH_DEPTH(CARRY_SUM)
 }
 
-// Leaves maxima and sums behind the output, and the factors of its rows in place of the maxima.
+// Leaves levels and sums behind the output, and the factors of its rows.
 void end_softmax() {
   join();
   coopMatStore(total, exchange, base, SIZE_QUADS, ROW_MAJOR);
   join();
   for (uint i = lane; i < SIZE; i += SUBGROUP_SIZE) {
-    const uint row = first_row + i, at = gl_SubgroupID * SIZE + i;
+    const uint row = first_row + i;
     vec4 four = vec4(0.0);
     for (uint q = 0; q < SIZE_QUADS; q++) four += uintBitsToFloat(exchange[base + i * SIZE_QUADS + q]);
-    const vec2 state = vec2(row_maximum[at], four.x + four.y + four.z + four.w);
-    row_maximum[at] = state.y > 0.0 ? 1.0 / state.y : 0.0;
+    const vec2 state = vec2(row_level[own_row + i], four.x + four.y + four.z + four.w);
+    row_factor[own_row + i] = state.y > 0.0 ? 1.0 / state.y : 0.0;
     if (row < n_packed) result[push.state_first + result_row(row)] = vec4(state, state);
   }
   join();
@@ -409,11 +373,11 @@ void end_softmax() {
   if (k < DEPTH) {                                                                                                   \
     coopMatStore(sums[k], exchange, base, SIZE_QUADS, ROW_MAJOR);                                                    \
     join();                                                                                                          \
-    for (uint i = lane; i < SIZE * SIZE_QUADS; i += SUBGROUP_SIZE) {                                                 \
+    for (uint i = lane; i < MATRIX; i += SUBGROUP_SIZE) {                                                 \
       const uint place = i / SIZE_QUADS, row = first_row + place;                                                    \
       if (row < n_packed)                                                                                            \
         result[result_row(row) * QUADS + k * SIZE_QUADS + i % SIZE_QUADS] =                                          \
-            uintBitsToFloat(exchange[base + i]) * row_maximum[gl_SubgroupID * SIZE + place];                         \
+            uintBitsToFloat(exchange[base + i]) * row_factor[own_row + place];                                     \
     }                                                                                                                \
     join();                                                                                                          \
   }
@@ -433,11 +397,10 @@ void find_rows() {
   head_entry = group / n_tiles * push.head_rows;
   first_row = row0 + gl_SubgroupID * SIZE;
   limit = visible(row0 + tile_rows - 1);
-  own_limit = first_row < n_packed ? visible(first_row + SIZE - 1) : 0;
   seen_by_all = visible(first_row);
+  own_row = gl_SubgroupID * SIZE;
   lane = gl_SubgroupInvocationID;
   base = gl_SubgroupID * EXCHANGE;
-  first_rest = gl_SubgroupID * SIZE * STRIDE;
 }
 
 void main() {
@@ -445,22 +408,16 @@ void main() {
   find_rows();
   load_queries();
   begin_rows();
-  fetch_keys(0);
-  store_keys();
+  fetch_tile(0);
+  store_tile(0);
   barrier();
-  for (uint key0 = 0; key0 < limit; key0 += KEYS) {
-    fetch_values(key0);
-    if (key0 < own_limit) {
-      multiply();
-      UNROLLED for (uint c = 0; c < COLUMNS; c++) logits[c] *= scale;
-      if (key0 + KEYS > seen_by_all) hide(key0);
-      update();
-    }
-    store_values();
-    barrier();
-    fetch_keys(key0 + KEYS);
-    if (key0 < own_limit) add_values();
-    store_keys();
+  for (uint key0 = 0, tile = 0; key0 < limit; key0 += KEYS, tile ^= 1u) {
+    fetch_tile(key0 + KEYS);
+    multiply(tile);
+    if (key0 + KEYS > seen_by_all) hide(key0);
+    update();
+    add_values(tile);
+    store_tile(tile ^ 1u);
     barrier();
   }
   store_rows();

@@ -10,15 +10,14 @@
 
 #include "vk/vk.h"
 
-/* Variants of the prefill kernel: by lpx_tile_size, for processors, and on cooperative matrices, with all of the queries
- * in registers or, for wide subgroups, part of them in shared memory. */
+/* Variants of the prefill kernel: by lpx_tile_size, for processors, and on cooperative matrices, which round queries and
+ * probabilities to f16. */
 typedef enum lpx_prefill_kind {
   LPX_PREFILL_SMALL = LPX_TILES_SMALL,
   LPX_PREFILL_MIDDLE = LPX_TILES_MIDDLE,
   LPX_PREFILL_LARGE = LPX_TILES_LARGE,
   LPX_PREFILL_DIRECT,
   LPX_PREFILL_MATRIX,
-  LPX_PREFILL_MATRIX_WIDE,
   LPX_N_PREFILL_KINDS
 } lpx_prefill_kind;
 

@@ -41,13 +41,11 @@ typedef struct matrix_tile {
 enum { MAX_MATRIX_DIM = 128 };
 
 /* Shared memory of prefill_matrix.comp. */
-static uint32_t matrix_bytes(const lpx_attention *attention, const matrix_tile *tile, bool share_rests) {
+static uint32_t matrix_bytes(const lpx_attention *attention, const matrix_tile *tile) {
   const uint32_t rows = attention->context->matrix.m;
-  const uint32_t row_bytes = attention->shape.head_dim * 2 + 16;
-  const uint32_t parts = 2 * rows * (tile->n_keys * 2 + 16), pair = 2 * rows * rows * 4;
-  const uint32_t rests = share_rests ? rows * row_bytes : 0;
-  return 2 * tile->n_keys * row_bytes + 16 +
-         tile->n_subgroups * ((parts > pair ? parts : pair) + rests + rows * 4);
+  const uint32_t probabilities = rows * (tile->n_keys * 2 + 16), matrix = rows * rows * 4;
+  return 4 * tile->n_keys * (attention->shape.head_dim * 2 + 16) +
+         tile->n_subgroups * ((probabilities > matrix ? probabilities : matrix) + 2 * rows * 4);
 }
 
 /* Devices that run shaders in software compile loops, not the same written out. */
@@ -56,8 +54,8 @@ static const char *matrix_shader(const laprox_context *context) {
 }
 
 /* The first tile that fits. Few subgroups, as a chunk of a prompt has few rows for a large device. */
-static bool has_matrix(const lpx_attention *attention, bool share_rests, matrix_tile *tile) {
-  static const matrix_tile tiles[] = {{4, 32}, {2, 32}, {4, 16}, {2, 16}};
+static bool has_matrix(const lpx_attention *attention, matrix_tile *tile) {
+  static const matrix_tile tiles[] = {{8, 32}, {4, 32}, {8, 16}, {4, 16}, {2, 16}};
   const laprox_context *context = attention->context;
   const uint32_t d = attention->shape.head_dim;
   if (attention->cache_dtype != LAPROX_DTYPE_F16 || d % 16 || d > MAX_MATRIX_DIM ||
@@ -66,37 +64,36 @@ static bool has_matrix(const lpx_attention *attention, bool share_rests, matrix_
     return false;
   for (size_t i = 0; i < sizeof tiles / sizeof *tiles; i++) {
     *tile = tiles[i];
-    const uint32_t bytes = matrix_bytes(attention, tile, share_rests);
-    if (lpx_workgroup_fits(context, tile->n_subgroups, bytes)) return true;
+    if (lpx_workgroup_fits(context, tile->n_subgroups, matrix_bytes(attention, tile))) return true;
   }
   return false;
 }
 
-static laprox_result choose_matrix(lpx_attention *attention, bool share_rests) {
+static laprox_result choose_matrix(lpx_attention *attention) {
   const laprox_context *context = attention->context;
   const laprox_shape *shape = &attention->shape;
   matrix_tile tile;
-  if (!has_matrix(attention, share_rests, &tile))
+  if (!has_matrix(attention, &tile))
     return lpx_fail(&context->host, LAPROX_ERROR_UNSUPPORTED,
                     "attention of prompts on matrices of %u x %u x %u, heads of %u", context->matrix.m,
                     context->matrix.n, context->matrix.k, shape->head_dim);
   const uint32_t n_invocations = tile.n_subgroups * context->subgroup_size;
-  const uint32_t constants[] = {shape->head_dim,   shape->n_heads / shape->n_kv_heads,
-                                context->matrix.m, tile.n_keys,
-                                share_rests,       context->subgroup_size,
-                                n_invocations,     n_invocations};
+  const uint32_t constants[] = {shape->head_dim,        shape->n_heads / shape->n_kv_heads,
+                                context->matrix.m,      tile.n_keys,
+                                context->subgroup_size, n_invocations,
+                                n_invocations};
   attention->prefill_rows = tile.n_subgroups * context->matrix.m;
   attention->prefill_heads = shape->n_heads / shape->n_kv_heads;
   attention->prefill_on_matrix = true;
   attention->prefill_parts = 1;
-  return lpx_pipeline_get(attention->context, matrix_shader(context), 4, constants, 8, &attention->prefill);
+  return lpx_pipeline_get(attention->context, matrix_shader(context), 4, constants, 7, &attention->prefill);
 }
 
 /* ---- variants ---- */
 
 bool lpx_prefill_attention_has(const lpx_attention *attention, lpx_prefill_kind kind) {
   matrix_tile tile;
-  if (kind >= LPX_PREFILL_MATRIX) return has_matrix(attention, kind == LPX_PREFILL_MATRIX_WIDE, &tile);
+  if (kind == LPX_PREFILL_MATRIX) return has_matrix(attention, &tile);
   return kind != LPX_PREFILL_LARGE || lpx_large_tiles(attention->context);
 }
 
@@ -119,7 +116,7 @@ laprox_result lpx_prefill_attention_choose(lpx_attention *attention, lpx_prefill
                               {"attention_prefill_128_direct", 64, 128},
                               {"attention_prefill_256_direct", 32, 256}},
   };
-  if (kind >= LPX_PREFILL_MATRIX) return choose_matrix(attention, kind == LPX_PREFILL_MATRIX_WIDE);
+  if (kind == LPX_PREFILL_MATRIX) return choose_matrix(attention);
   const laprox_shape *shape = &attention->shape;
   const uint32_t size = shape->head_dim <= 64 ? 0 : shape->head_dim <= 128 ? 1 : 2;
   const uint32_t n_dims = kernels[kind][size].n_dims;
@@ -133,11 +130,11 @@ laprox_result lpx_prefill_attention_choose(lpx_attention *attention, lpx_prefill
                           &attention->prefill);
 }
 
-/* The fastest. Operands of AMD's matrices stand in every quarter of a subgroup of 64: too many for registers. */
+/* The fastest. */
 static lpx_prefill_kind best_kind(const lpx_attention *attention) {
   const laprox_context *context = attention->context;
-  const lpx_prefill_kind matrix = context->subgroup_size > 32 ? LPX_PREFILL_MATRIX_WIDE : LPX_PREFILL_MATRIX;
-  if (lpx_matrices_pay(context) && lpx_prefill_attention_has(attention, matrix)) return matrix;
+  if (lpx_matrices_pay(context) && lpx_prefill_attention_has(attention, LPX_PREFILL_MATRIX))
+    return LPX_PREFILL_MATRIX;
   if (lpx_is_software(context)) return LPX_PREFILL_DIRECT;
   return (lpx_prefill_kind)lpx_tile_size_of(context);
 }
