@@ -9,10 +9,11 @@
 #extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
 // prefill.comp on cooperative matrices, over a cache of f16. The query heads of a KV head are packed: row p of the kernel
 // is query row p / GROUP of head p % GROUP. A subgroup has SIZE of them, with queries and output in its registers; the
-// workgroup's subgroups share keys and values, which pass through shared memory in tiles: while one is worked on, the next
-// is under way in registers.
+// workgroup's subgroups share keys and values, which pass through shared memory in tiles. While the probabilities of one
+// tile are found, and its values added, the next one's keys are multiplied, and what comes after these is under way in
+// registers.
 //
-// Queries and probabilities are rounded to f16, as keys and values are.
+// Queries, with the scale of the logits, and probabilities are rounded to f16, as keys and values are.
 //
 // Elements of a matrix are spread over the subgroup in an unknown way, so that a row's maximum costs a detour through
 // shared memory. It is taken rarely: exponents are relative to a level LEAST below a maximum, which the next ones may exceed
@@ -80,8 +81,8 @@ const uint EXCHANGE = SIZE * P_STRIDE > MATRIX ? SIZE * P_STRIDE : MATRIX;
 const uint LOADS = (KEYS * OCTETS + N_INVOCATIONS - 1) / N_INVOCATIONS; // an invocation's of a tile
 
 const uint TILE = KEYS * STRIDE;
-shared uvec4 key_tile[2 * TILE];
-shared uvec4 value_tile[2 * TILE];
+shared uvec4 key_tiles[2 * TILE];
+shared uvec4 value_tiles[2 * TILE];
 shared uvec4 exchange[N_SUBGROUPS * EXCHANGE]; // a subgroup's probabilities, or what else it passes around
 shared float row_level[N_SUBGROUPS * SIZE], row_factor[N_SUBGROUPS * SIZE];
 
@@ -93,11 +94,12 @@ shared float row_level[N_SUBGROUPS * SIZE], row_factor[N_SUBGROUPS * SIZE];
 #define COLUMN_MAJOR gl_CooperativeMatrixLayoutColumnMajor
 
 A_MATRIX queries[MATRICES];
-SUM_MATRIX logits[COLUMNS];
+SUM_MATRIX logits[COLUMNS], next_logits[COLUMNS]; // of a tile and the one after it
 SUM_MATRIX sums[MATRICES]; // of the values
 SUM_MATRIX level;          // of a row, in all its elements
 SUM_MATRIX total;          // of an element
 uvec4 fetched_keys[LOADS], fetched_values[LOADS];
+uint key_at[LOADS], value_at[LOADS]; // where they stand in the KV head's first entry
 
 uint n_packed;                     // rows of the KV head
 uint first_head, head_entry;       // of the KV head
@@ -105,7 +107,7 @@ uint first_row;                    // of the subgroup
 uint own_row;                      // place of its first row in row_level[]
 uint base, lane;                   // place in exchange[]; in the subgroup
 uint limit, seen_by_all;           // entries that some row of the workgroup and every row of the subgroup sees
-float scale;
+float scale;                       // of the logits, a power of two
 
 // Between what a subgroup's invocations write and read. Subgroups come here at different times; Mesa's llvmpipe takes any
 // control barrier for one of the workgroup, and its subgroups are vectors, which need none.
@@ -129,7 +131,7 @@ uint visible(uint row) {
 
 vec4 load_query(uint row, uint quad) {
   if (row >= n_packed) return vec4(0.0);
-  return query[(row / GROUP * push.query_heads + first_head + row % GROUP) * QUADS + quad];
+  return query[(row / GROUP * push.query_heads + first_head + row % GROUP) * QUADS + quad] * push.scale;
 }
 
 // Of the power of two that the subgroup's queries are divided by.
@@ -175,35 +177,52 @@ void stage_query(uint k, float factor) {
 void load_queries() {
   const uint exponent = find_exponent();
   const float factor = uintBitsToFloat((254u - exponent) << 23);
-  scale = push.scale * uintBitsToFloat(exponent << 23);
+  scale = uintBitsToFloat(exponent << 23);
   EACH_DEPTH(LOAD_QUERY)
   join();
 }
 
 // ---- tiles ----
 
+void find_places() {
+  UNROLLED for (uint i = 0; i < LOADS; i++) {
+    const uint n = i * N_INVOCATIONS + gl_LocalInvocationIndex, at = head_entry * OCTETS + n % OCTETS;
+    key_at[i] = push.key_first / 8 + at;
+    value_at[i] = push.value_first / 8 + at;
+  }
+}
+
 // Beyond the last entry it is that one again, which some row sees: what comes of it is hidden.
-#define FETCH(fetched, BUFFER, first)                                                                                \
+#define FETCH(fetched, buffer, first)                                                                                \
   UNROLLED for (uint i = 0; i < LOADS; i++) {                                                                        \
     const uint n = i * N_INVOCATIONS + gl_LocalInvocationIndex;                                                      \
     const uint entry = min(key0 + n / OCTETS, limit - 1u);                                                           \
-    fetched[i] = BUFFER[(first) / 8 + (head_entry + entry) * OCTETS + n % OCTETS];                                   \
+    fetched[i] = buffer[first[i] + entry * OCTETS];                                                                  \
   }
 
-// The condition keeps a compiler from delaying the loads until they are needed.
-void fetch_tile(uint key0) {
-  if (key0 >= limit) return;
-  FETCH(fetched_keys, key, push.key_first)
-  FETCH(fetched_values, value, push.value_first)
+// Conditions keep a compiler from delaying the loads until they are needed.
+void fetch_keys(uint key0) {
+  if (key0 < limit)
+    FETCH(fetched_keys, key, key_at)
 }
 
-void store_tile(uint tile) {
-  UNROLLED for (uint i = 0; i < LOADS; i++) {
-    const uint n = i * N_INVOCATIONS + gl_LocalInvocationIndex, at = tile * TILE + n / OCTETS * STRIDE + n % OCTETS;
-    if (n >= KEYS * OCTETS) continue;
-    key_tile[at] = fetched_keys[i];
-    value_tile[at] = fetched_values[i];
+void fetch_values(uint key0) {
+  if (key0 < limit)
+    FETCH(fetched_values, value, value_at)
+}
+
+#define STORE(buffer, fetched)                                                                                       \
+  UNROLLED for (uint i = 0; i < LOADS; i++) {                                                                        \
+    const uint n = i * N_INVOCATIONS + gl_LocalInvocationIndex;                                                      \
+    if (n < KEYS * OCTETS) buffer[tile * TILE + n / OCTETS * STRIDE + n % OCTETS] = fetched[i];                      \
   }
+
+void store_keys(uint tile) {
+  STORE(key_tiles, fetched_keys)
+}
+
+void store_values(uint tile) {
+  STORE(value_tiles, fetched_values)
 }
 
 // ---- scores ----
@@ -213,12 +232,12 @@ void store_tile(uint tile) {
   if (k < DEPTH) {                                                                                                   \
     B_MATRIX b[COLUMNS];                                                                                             \
     UNROLLED for (uint c = 0; c < COLUMNS; c++)                                                                      \
-      coopMatLoad(b[c], key_tile, tile * TILE + c * SIZE * STRIDE + k * SIZE / 8, STRIDE, COLUMN_MAJOR);             \
-    UNROLLED for (uint c = 0; c < COLUMNS; c++) logits[c] = coopMatMulAdd(queries[k], b[c], logits[c]);              \
+      coopMatLoad(b[c], key_tiles, tile * TILE + c * SIZE * STRIDE + k * SIZE / 8, STRIDE, COLUMN_MAJOR);            \
+    UNROLLED for (uint c = 0; c < COLUMNS; c++) next_logits[c] = coopMatMulAdd(queries[k], b[c], next_logits[c]);    \
   }
 
 void multiply(uint tile) {
-  UNROLLED for (uint c = 0; c < COLUMNS; c++) logits[c] = SUM_MATRIX(0.0);
+  UNROLLED for (uint c = 0; c < COLUMNS; c++) next_logits[c] = SUM_MATRIX(0.0);
   EACH_DEPTH(MULTIPLY)
 }
 
@@ -275,12 +294,16 @@ void raise() {
   EACH_DEPTH(SCALE_SUM)
 }
 
-// Logits to probabilities, which go to exchange[].
-void update() {
+// Not after raise(): the scale's products are exact.
+bool is_above() {
   float most = -ROOM;
   UNROLLED for (uint c = 0; c < COLUMNS; c++)
     UNROLLED for (uint e = 0; e < level.length(); e++) most = max(most, fma(logits[c][e], scale, -level[e]));
-  if (subgroupAny(most > ROOM)) raise();
+  return subgroupAny(most > ROOM);
+}
+
+// Logits to probabilities, which go to exchange[].
+void exponentiate() {
   UNROLLED for (uint c = 0; c < COLUMNS; c++) {
     HALF_MATRIX halves;
     UNROLLED for (uint e = 0; e < level.length(); e++) {
@@ -297,7 +320,7 @@ void update() {
 #define ADD_VALUES(k)                                                                                                \
   if (k < DEPTH) {                                                                                                   \
     B_MATRIX b;                                                                                                      \
-    coopMatLoad(b, value_tile, tile * TILE + c * SIZE * STRIDE + k * SIZE / 8, STRIDE, ROW_MAJOR);                   \
+    coopMatLoad(b, value_tiles, tile * TILE + c * SIZE * STRIDE + k * SIZE / 8, STRIDE, ROW_MAJOR);                  \
     sums[k] = coopMatMulAdd(probabilities, b, sums[k]);                                                              \
   }
 
@@ -408,17 +431,29 @@ void main() {
   find_rows();
   load_queries();
   begin_rows();
-  fetch_tile(0);
-  store_tile(0);
+  find_places();
+  fetch_keys(0);
+  fetch_values(0);
+  store_keys(0);
+  store_values(0);
+  fetch_keys(KEYS);
+  store_keys(1);
+  fetch_keys(2 * KEYS);
+  fetch_values(KEYS);
   barrier();
+  multiply(0);
   for (uint key0 = 0, tile = 0; key0 < limit; key0 += KEYS, tile ^= 1u) {
-    fetch_tile(key0 + KEYS);
-    multiply(tile);
-    if (key0 + KEYS > seen_by_all) hide(key0);
-    update();
-    add_values(tile);
-    store_tile(tile ^ 1u);
     barrier();
+    store_keys(tile);
+    store_values(tile ^ 1u);
+    fetch_keys(key0 + 3 * KEYS);
+    fetch_values(key0 + 2 * KEYS);
+    UNROLLED for (uint c = 0; c < COLUMNS; c++) logits[c] = next_logits[c];
+    if (key0 + KEYS > seen_by_all) hide(key0);
+    [[dont_unroll]] while (is_above()) raise();
+    multiply(tile ^ 1u);
+    exponentiate();
+    add_values(tile);
   }
   store_rows();
 }

@@ -213,9 +213,8 @@ static void append_pieces(lpx_program *program, const lpx_attention *attention, 
                             (shape->n_heads / shape->n_kv_heads / attention->prefill_heads);
   const uint64_t seen = (uint64_t)push->n_visible + (push->causal ? push->n_rows / 2 : 0);
   const uint64_t group_dims = shape->head_dim + shape->head_dim / attention->prefill_parts;
-  /* On matrices every product is two. */
   const uint64_t group_cost = 2 * seen * attention->prefill_rows * group_dims /
-                                  (attention->prefill_on_matrix ? LPX_MATRIX_FLOPS / 2 : 1) +
+                                  (attention->prefill_on_matrix ? LPX_MATRIX_FLOPS : 1) +
                               1;
   const uint64_t cost = attention->context->dispatch_cost;
   const uint64_t piece = (cost > DISPATCH_COST ? cost : DISPATCH_COST) / group_cost + 1;
