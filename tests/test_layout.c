@@ -83,6 +83,29 @@ static outcome run(const flow_options *options, bool truth) {
   return out;
 }
 
+/* ---- operands of matrices in parts ---- */
+
+/* As where an invocation holds more of a matrix; without matrices once more the same. */
+static void test_wide_operands(void **state) {
+  static const flow_options cases[] = {
+      {.capture =
+           {{2, 4, 1, 128}, 700, 32, .dtype = LAPROX_DTYPE_F16, .pattern = CAPTURE_NEEDLES, .seed = 94},
+       .policy = {.budget.tokens = 70}},
+      {.capture =
+           {{2, 10, 2, 64}, 531, 20, .dtype = LAPROX_DTYPE_F16, .pattern = CAPTURE_NEEDLES, .seed = 95},
+       .policy = {.window = 20, .sinks = 3, .budget.tokens = 60}},
+      {.capture = {{1, 2, 2, 16}, 300, 32, .dtype = LAPROX_DTYPE_F16, .seed = 96},
+       .policy = {.budget.tokens = 50}}};
+  (void)state;
+  const bool wide = context->wide_operands;
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    context->wide_operands = !wide;
+    outcome out = run(&cases[i], true);
+    outcome_finish(&out);
+  }
+  context->wide_operands = wide;
+}
+
 /* ---- every layout ---- */
 
 typedef struct layout_case {
@@ -437,7 +460,8 @@ int main(int argc, char **argv) {
   const struct CMUnitTest others[] = {
       cmocka_unit_test(test_cut_too_small),      cmocka_unit_test(test_missing_buffers),
       cmocka_unit_test(test_far_heads),          cmocka_unit_test(test_bad_strides),
-      cmocka_unit_test(test_keep_mask_mistakes), cmocka_unit_test(test_exact_ranges)};
+      cmocka_unit_test(test_keep_mask_mistakes), cmocka_unit_test(test_exact_ranges),
+      cmocka_unit_test(test_wide_operands)};
   enum { N_OTHERS = sizeof others / sizeof *others };
   struct CMUnitTest tests[N_LAYOUTS + N_CUTS + N_OTHERS];
   for (size_t i = 0; i < N_LAYOUTS; i++) /* cmocka's state is not const */

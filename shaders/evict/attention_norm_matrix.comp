@@ -11,14 +11,7 @@
 #include "finite.glsl"
 #include "../evict/layout.glsl"
 #include "../evict/window_matrix.glsl"
-
-// Of a subgroup: up to 32 columns, one after the other, each with room behind that keeps them in different banks.
-const uint EXCHANGED = COLUMN_MATRICES < 32 / SIZE ? COLUMN_MATRICES : 32 / SIZE; // matrices at once
-const uint COLUMN_QUADS = SIZE / 4 + 1;
-const uint EXCHANGE_QUADS = EXCHANGED * SIZE * COLUMN_QUADS;
-shared vec4 exchange[N_SUBGROUPS * EXCHANGE_QUADS];
-// Of squares, over a part's queries; of two steps.
-shared float sums[2 * PARTS * TILE_HEADS * STEP_ENTRIES];
+#include "../evict/columns_matrix.glsl"
 
 const uint NORMS = (TILE_HEADS * STEP_ENTRIES + N_INVOCATIONS - 1) / N_INVOCATIONS; // that an invocation writes in a step
 
@@ -27,44 +20,33 @@ SUM_MATRIX softmax[ROW_MATRICES];
 
 // Of a query that the window has not: infinite, so that its probabilities are 0.
 void load_softmax() {
-  const uint base = gl_SubgroupID * EXCHANGE_QUADS;
-  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
-    subgroupBarrier();
-    for (uint i = gl_SubgroupInvocationID; i < SIZE * SIZE; i += SUBGROUP_SIZE) {
-      const uint row = i % SIZE, t = first_row + r * SIZE + row, at = push.softmax + ((head * GROUP + group_head) * WINDOW + t) * 2;
-      float value = uintBitsToFloat(0x7f800000u);
-      if (t < WINDOW) {
-        const float inverse_sum = uintBitsToFloat(state[at + 1]);
-        value = is_finite(inverse_sum) ? 2.0 * (uintBitsToFloat(state[at]) - log2(inverse_sum)) : NOT_A_NUMBER;
-      }
-      exchange[base + i / SIZE * COLUMN_QUADS + row / 4][row % 4] = value;
+  const uint base = gl_SubgroupID * COLUMNS * COLUMN_QUADS;
+  subgroupBarrier();
+  for (uint i = gl_SubgroupInvocationID; i < QUERY_ROWS / PARTS; i += SUBGROUP_SIZE) {
+    const uint t = first_row + i, at = push.softmax + ((head * GROUP + group_head) * WINDOW + t) * 2;
+    float value = uintBitsToFloat(0x7f800000u);
+    if (t < WINDOW) {
+      const float inverse_sum = uintBitsToFloat(state[at + 1]);
+      value = is_finite(inverse_sum) ? 2.0 * (uintBitsToFloat(state[at]) - log2(inverse_sum)) : NOT_A_NUMBER;
     }
-    subgroupBarrier();
-    coopMatLoad(softmax[r], exchange, base, COLUMN_QUADS, gl_CooperativeMatrixLayoutColumnMajor);
+    exchange[base + i / 4][i % 4] = value;
   }
+  subgroupBarrier();
+  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
+    coopMatLoad(softmax[r], exchange, base + r * SIZE / 4, 0, gl_CooperativeMatrixLayoutColumnMajor);
 }
 
-// Sums along the columns go through shared memory, for nobody knows which invocation has what of a matrix.
 void add_squares(uint step) {
-  const uint at = gl_SubgroupID * EXCHANGE_QUADS;
-  const uint to = (step % 2 * TILE_HEADS * PARTS + gl_SubgroupID % (TILE_HEADS * PARTS)) * STEP_ENTRIES +
-                  entry_part * COLUMN_MATRICES * SIZE;
-  UNROLLED for (uint first = 0; first < COLUMN_MATRICES; first += EXCHANGED) {
-    subgroupBarrier();
-    UNROLLED for (uint c = 0; c < EXCHANGED; c++) {
-      SUM_MATRIX squares = SUM_MATRIX(0.0);
-      UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
-        UNROLLED for (uint e = 0; e < squares.length(); e++)
-          squares[e] += exp2(fma(logits[r * COLUMN_MATRICES + first + c][e], 2.0 * scale, -softmax[r][e]));
-      coopMatStore(squares, exchange, at + c * SIZE * COLUMN_QUADS, COLUMN_QUADS, gl_CooperativeMatrixLayoutColumnMajor);
-    }
-    subgroupBarrier();
-    for (uint i = gl_SubgroupInvocationID; i < EXCHANGED * SIZE; i += SUBGROUP_SIZE) {
-      vec4 total = vec4(0.0);
-      UNROLLED for (uint q = 0; q < SIZE / 4; q++) total += exchange[at + i * COLUMN_QUADS + q];
-      sums[to + first * SIZE + i] = (total.x + total.y) + (total.z + total.w);
-    }
+  UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++) {
+    SUM_MATRIX squares = SUM_MATRIX(0.0);
+    UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
+      UNROLLED for (uint e = 0; e < squares.length(); e++)
+        squares[e] += exp2(fma(logits[r * COLUMN_MATRICES + c][e], 2.0 * scale, -softmax[r][e]));
+    put_columns(c, squares);
   }
+  subgroupBarrier();
+  UNROLLED for (uint i = 0; i < LANE_COLUMNS; i++)
+    if (LANE_COLUMN(i) < COLUMNS) leave_sum(step, LANE_COLUMN(i), sum_column(LANE_COLUMN(i)));
 }
 
 // Of a step that all subgroups are through with: one tile.
@@ -73,10 +55,8 @@ void write_norms(uint tile, uint step) {
     const uint n = i * N_INVOCATIONS + gl_LocalInvocationIndex, h = n / STEP_ENTRIES, column = n % STEP_ENTRIES;
     const uint of_group = workgroup_index() % HEAD_TILES * TILE_HEADS + h;
     if (h >= TILE_HEADS || of_group >= GROUP || !has_row(steps_begin + step * STEP_ENTRIES + column)) continue;
-    float total = 0.0;
-    UNROLLED for (uint part = 0; part < PARTS; part++)
-      total += sums[((step % 2 * PARTS + part) * TILE_HEADS + h) * STEP_ENTRIES + column];
-    work[push.out_offset + ((tile - push.items_base) * GROUP + of_group) * TILE_ENTRIES + column] = sqrt(total);
+    const uint at = push.out_offset + ((tile - push.items_base) * GROUP + of_group) * TILE_ENTRIES + column;
+    work[at] = sqrt(sum_of_parts(step, h, column));
   }
 }
 
@@ -84,7 +64,7 @@ void main() {
   if (workgroup_index() >= push.n_groups) return;
   const uint begin = push.first_item + workgroup_index() / HEAD_TILES * push.group_items;
   const uint end = min(begin + push.group_items, push.end_item);
-  find_subgroup();
+  find_subgroup(workgroup_index() % HEAD_TILES);
   for (uint first_tile = begin; first_tile < end; first_tile = next_item) {
     find_head(first_tile, HEAD_FIRST_TILE);
     next_item = min(next_item, end);
@@ -94,8 +74,8 @@ void main() {
     begin_steps(head_word(head, HEAD_N_SINKS) + candidate, next_item - first_tile);
     for (uint step = 0; step < n_steps; step++) {
       enter_step(step);
-      if (step > 0) write_norms(first_tile + step - 1, step - 1);
       multiply();
+      if (step > 0) write_norms(first_tile + step - 1, step - 1);
       add_squares(step);
     }
     barrier();

@@ -29,12 +29,10 @@
 
 #define QUERY_ROWS 32 // of a head
 
-// The factor's upper triangle by matrices, row after row of them, each from the diagonal on, stands side by side: SIZE lines,
-// each with an octet behind, so that neighbouring ones hit different banks.
+// The matrices of the factor's upper triangle, row after row of them, each from the diagonal on.
 const uint FACTOR_BLOCKS = HEAD_DIM / SIZE;
 #define FACTOR_MATRIX_OF(row, column) ((row) * FACTOR_BLOCKS - (row) * ((row) + 1) / 2 + (column))
-const uint FACTOR_LINE = FACTOR_BLOCKS * (FACTOR_BLOCKS + 1) / 2 * SIZE + 8;
-const uint FACTOR_HALVES = SIZE * FACTOR_LINE;
+const uint FACTOR_HALVES = FACTOR_BLOCKS * (FACTOR_BLOCKS + 1) / 2 * SIZE * SIZE;
 const uint QUERY_HALVES = QUERY_ROWS * HEAD_DIM;
 const uint PREPARED_FACTOR = PREPARED_QUERY + QUERY_HALVES; // both parts
 const uint PREPARED_WORDS = PREPARED_FACTOR + FACTOR_HALVES;

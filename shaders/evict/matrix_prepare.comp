@@ -8,7 +8,6 @@
 
 layout(constant_id = 0) const uint HEAD_DIM = 64;
 layout(constant_id = 2) const uint WINDOW = 32;
-layout(constant_id = 4) const uint VALUES = 1;
 layout(constant_id = 5) const uint SIZE = 16; // of a matrix
 
 #include "../evict/matrix.glsl"
@@ -24,6 +23,7 @@ layout(push_constant) uniform Push {
   uint query_start, query_rows;
   float scale; // includes log2 e
   uint prepared;
+  uint factors; // 1: these, 0: queries
 } push;
 
 // Of a factor whose diagonal shrinks by more than this, f16 alone would lose weak directions.
@@ -108,11 +108,11 @@ void prepare_factor(uint base) {
   smallest = -workgroup_max(smallest);
   const float power = power_for(largest);
   for (uint block = 0; block < FACTOR_BLOCKS; block++) {
-    const uint n_columns = HEAD_DIM - SIZE * block, first = FACTOR_MATRIX_OF(block, block) * SIZE;
-    for (uint i = first_pair; i < n_columns * SIZE / 2; i += SLICES * LOCAL_SIZE) {
-      const uint line = 2 * i / n_columns, column = 2 * i % n_columns;
-      const uint from_row = SIZE * block + line, from_column = SIZE * block + column;
-      write_pair(base + PREPARED_FACTOR + (line * FACTOR_LINE + first + column) / 2, FACTOR_HALVES / 2,
+    const uint first = FACTOR_MATRIX_OF(block, block) * SIZE * SIZE;
+    for (uint i = first_pair; i < (FACTOR_BLOCKS - block) * SIZE * SIZE / 2; i += SLICES * LOCAL_SIZE) {
+      const uint matrix = 2 * i / (SIZE * SIZE), e = 2 * i % (SIZE * SIZE);
+      const uint from_row = SIZE * block + e / SIZE, from_column = SIZE * (block + matrix) + e % SIZE;
+      write_pair(base + PREPARED_FACTOR + first / 2 + i, FACTOR_HALVES / 2,
                  vec2(load_factor(from_row, from_column), load_factor(from_row, from_column + 1)) / power);
     }
   }
@@ -126,6 +126,6 @@ void main() {
   query_head = workgroup_index() / SLICES;
   first_pair = workgroup_index() % SLICES * LOCAL_SIZE + gl_LocalInvocationIndex;
   const uint base = push.prepared + query_head * PREPARED_WORDS;
-  prepare_query(base);
-  if (VALUES != 0) prepare_factor(base);
+  if (push.factors == 0) prepare_query(base);
+  else prepare_factor(base);
 }

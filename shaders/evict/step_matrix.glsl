@@ -1,4 +1,4 @@
-// Rows of K for the scoring kernels on cooperative matrices, a step after the other: while one step is worked on, the next is
+// Rows of K or V for the scoring kernels on cooperative matrices, a step after the other: while one step is worked on, the next is
 // on its way. Two workgroups that take turns hide more than one with twice as much shared memory. The includer has HEAD_DIM,
 // STEP_ENTRIES, N_INVOCATIONS and a push with rows.
 #ifndef STEP_MATRIX_GLSL

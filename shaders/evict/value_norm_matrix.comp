@@ -7,32 +7,10 @@
 #extension GL_EXT_shader_16bit_storage : require
 #extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
 // Projected-value norms on cooperative matrices, times the attention norms, mean over the group: the raw LaProx score.
-// Every subgroup keeps the values of some candidates in registers, and the factors of the group's query heads pass by through
-// shared memory: while one is multiplied with, the next is on its way, and so are the values of the next candidates. One
-// workgroup per group_items tiles.
+// Every subgroup keeps a query head's factor, or its part of it, in registers, and the values pass by through shared memory.
+// One workgroup per group_items tiles.
 #include "../evict/layout.glsl"
-
-layout(constant_id = 0) const uint HEAD_DIM = 64;
-layout(constant_id = 1) const uint GROUP = 1;
-layout(constant_id = 5) const uint SIZE = 16; // of a matrix
-layout(constant_id = 6) const uint SUBGROUP_SIZE = 32;
-layout(local_size_x_id = 7, local_size_y = 1, local_size_z = 1) in;
-layout(constant_id = 8) const uint N_INVOCATIONS = 128; // the same
-layout(constant_id = 9) const uint CANDIDATES = 32;     // of a subgroup
-
-#include "../evict/matrix.glsl"
-
-const uint N_SUBGROUPS = N_INVOCATIONS / SUBGROUP_SIZE;
-const uint TILES_AT_ONCE = N_SUBGROUPS * CANDIDATES / TILE_ENTRIES;
-const uint ROW_MATRICES = CANDIDATES / SIZE;
-const uint SCORES = SUBGROUP_SIZE < CANDIDATES ? CANDIDATES / SUBGROUP_SIZE : 1; // of an invocation
-
-layout(set = 0, binding = 0) readonly buffer Rows { uint row_words[]; };
-layout(set = 0, binding = 0) readonly buffer Rows4 { uvec4 row_octets[]; };
-layout(set = 0, binding = 1) readonly buffer State { uint state[]; };
-layout(set = 0, binding = 2) buffer Work { float work[]; };
-layout(set = 0, binding = 2) readonly buffer WorkWords { uint work_words[]; };
-layout(set = 0, binding = 2) readonly buffer WorkOctets { uvec4 work_octets[]; };
+#include "repeat.glsl"
 
 layout(push_constant) uniform Push {
   uint n_groups;
@@ -48,244 +26,229 @@ layout(push_constant) uniform Push {
   uint layer_block;
 } push;
 
-uint workgroup_index() {
-  return gl_WorkGroupID.y * gl_NumWorkGroups.x + gl_WorkGroupID.x;
-}
+#include "../evict/group_matrix.glsl"
+#include "../evict/columns_matrix.glsl"
 
-#define VALUE_MATRIX  coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseA>
-#define FACTOR_MATRIX coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseB>
-#define SUM_MATRIX    coopmat<float, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseAccumulator>
+// Rows of products that are found at once: each waits for its sum.
+#define STRIP_ROWS 4
+// The factor's rows of matrices are dealt out to the parts forwards and backwards in turn: all have as much of the triangle.
+#define TURN(n)          ((n) % (2 * PARTS))
+#define IS_OF_PART(p, n) ((TURN(n) < PARTS ? TURN(n) : 2 * PARTS - 1 - TURN(n)) == p)
 
-// Two factors, or both parts of one; before them, strips of values: SIZE rows of every subgroup.
-const uint FACTOR_OCTETS = FACTOR_HALVES / 8;
-const uint ROW_LOADS = HEAD_DIM / 8;       // of 16 bytes
-const uint STRIP_STRIDE = ROW_LOADS + 1;   // neighbouring rows hit different banks
-const uint STRIP_OCTETS = SIZE * STRIP_STRIDE;
-const uint STRIPS_OCTETS = N_SUBGROUPS * STRIP_OCTETS;
-shared uvec4 staged[STRIPS_OCTETS < 2 * FACTOR_OCTETS ? 2 * FACTOR_OCTETS : STRIPS_OCTETS];
+uint n_candidates, sinks, candidate; // the last is the first one of the workgroup's tiles
+uint scores_at;                      // word of the head's scores in work[]
+uint factor_at;                      // of this subgroup's head: four halves in work_halves[]
+float factor_scale;
 
-// Of a subgroup: a matrix, line after line, each with room behind that keeps them in different banks.
-const uint LINE_QUADS = SIZE / 4 + 1;
-const uint EXCHANGE_QUADS = SIZE * LINE_QUADS;
-shared vec4 exchange[N_SUBGROUPS * EXCHANGE_QUADS];
+// Row by row of the part; what lies before the diagonal stays unused. Places that only code left out has are within the
+// array too: compilers trip over others.
+const uint N_MATRICES = (FACTOR_BLOCKS + PARTS - 1) / PARTS * FACTOR_BLOCKS;
+HEAD_MATRIX factor[N_MATRICES];
+#define MATRIX_AT(n, k) min((n) / PARTS * FACTOR_BLOCKS + (k), N_MATRICES - 1)
 
-uint head, first_tile, next_tile;
-uint sinks, head_tile, n_candidates; // of the KV head; its first tile
-uint scores_at;                      // word of its scores in work[]
-uint first_candidate;                // of this subgroup
-
-VALUE_MATRIX values[ROW_MATRICES * FACTOR_BLOCKS];
-SUM_MATRIX squares[ROW_MATRICES];
-float score[SCORES], attention[SCORES], factor_scale; // the latter of the query head that is multiplied with
-
-#include "../evict/items.glsl"
-
-// The head of the tile `first_tile`, and where its tiles end.
-void find_head() {
-  head = head_of(first_tile, HEAD_FIRST_TILE);
-  head_tile = head_word(head, HEAD_FIRST_TILE);
-  next_tile = head + 1 < push.end_head ? min(push.end_item, head_word(head + 1, HEAD_FIRST_TILE)) : push.end_item;
-  sinks = head_word(head, HEAD_N_SINKS);
+void find_candidates(uint first_tile) {
+  const uint tile = first_tile - head_word(head, HEAD_FIRST_TILE);
   n_candidates = head_word(head, HEAD_N_CANDIDATES);
+  sinks = head_word(head, HEAD_N_SINKS);
+  candidate = tile * TILE_ENTRIES;
   scores_at = push.raw + (head_word(head, HEAD_FIRST_BLOCK) - push.layer_block) * BLOCK_ENTRIES;
-  find_rows(head);
-}
-
-// Whether a row of the head's tiles [first, end) is in the binding.
-bool has_tiles(uint first, uint end) {
-  return has_rows(sinks + (first - head_tile) * TILE_ENTRIES, sinks + (end - head_tile) * TILE_ENTRIES);
-}
-
-// Of this subgroup, where a workgroup's tiles begin with that one.
-uint candidate_at(uint tile) {
-  return (tile - head_tile) * TILE_ENTRIES + gl_SubgroupID * CANDIDATES;
-}
-
-// ---- values ----
-
-const uint STRIP_LOADS = (SIZE * ROW_LOADS + SUBGROUP_SIZE - 1) / SUBGROUP_SIZE; // an invocation's
-
-#define STRIP_ROW(i)    (((i) * SUBGROUP_SIZE + gl_SubgroupInvocationID) / ROW_LOADS)
-#define STRIP_OCTET(i)  (((i) * SUBGROUP_SIZE + gl_SubgroupInvocationID) % ROW_LOADS)
-#define IS_OF_STRIP(i)  ((i) * SUBGROUP_SIZE + gl_SubgroupInvocationID < SIZE * ROW_LOADS)
-
-uvec4 fetched_rows[ROW_MATRICES * STRIP_LOADS];
-
-// Where a row stands of those fetched; beyond the binding's rows it is the nearest of them.
-uint fetched_row(uint tile, uint r, uint i) {
-  return row_start(clamp(sinks + candidate_at(tile) + r * SIZE + STRIP_ROW(i), entries_begin, entries_end - 1));
-}
-
-// No load depends on a condition, for it would be waited for where the condition ends.
-void fetch_values(uint tile) {
-  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
-    UNROLLED for (uint i = 0; i < STRIP_LOADS; i++)
-      fetched_rows[r * STRIP_LOADS + i] = row_octets[fetched_row(tile, r, i) / 8 + STRIP_OCTET(i)];
-}
-
-// The same of rows that don't begin at 16 bytes.
-void fetch_words(uint tile) {
-  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
-    UNROLLED for (uint i = 0; i < STRIP_LOADS; i++) {
-      const uint at = fetched_row(tile, r, i) / 2 + STRIP_OCTET(i) * 4;
-      fetched_rows[r * STRIP_LOADS + i] = uvec4(row_words[at], row_words[at + 1], row_words[at + 2], row_words[at + 3]);
-    }
-}
-
-void load_values() {
-  const uint strip = gl_SubgroupID * STRIP_OCTETS;
-  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
-    UNROLLED for (uint i = 0; i < STRIP_LOADS; i++)
-      if (IS_OF_STRIP(i)) staged[strip + STRIP_ROW(i) * STRIP_STRIDE + STRIP_OCTET(i)] = fetched_rows[r * STRIP_LOADS + i];
-    subgroupBarrier();
-    UNROLLED for (uint k = 0; k < FACTOR_BLOCKS; k++)
-      coopMatLoad(values[r * FACTOR_BLOCKS + k], staged, strip + k * SIZE / 8, STRIP_STRIDE, gl_CooperativeMatrixLayoutRowMajor);
-    subgroupBarrier();
-  }
 }
 
 // ---- factors ----
 
-const uint FACTOR_LOADS = (FACTOR_OCTETS + N_INVOCATIONS - 1) / N_INVOCATIONS; // of a part, an invocation's
+// Matrices stay in registers where indices are literals; drivers that run in software take minutes for what is written out.
+#ifdef ROLLED
+#define EACH_STRIP(F)     [[dont_unroll]] for (uint s = 0; s * STRIP_ROWS < FACTOR_BLOCKS; s++) F(s)
+#define EACH_COLUMN(F, s) [[dont_unroll]] for (uint k = 0; k < FACTOR_BLOCKS; k++) F(s, k)
+#else
+#define EACH_STRIP(F)     REPEAT_2(F)
+#define EACH_COLUMN(F, s) EACH_8(F, s)
+#endif
 
-uvec4 fetched_factor[FACTOR_LOADS];
+#define LOAD_MATRIX(n, k)                                                                                            \
+  if (n <= k && k < FACTOR_BLOCKS && IS_OF_PART(p, n))                                                               \
+    load_head_matrix(factor_at + FACTOR_MATRIX_OF(n, k) * SIZE * SIZE / 4, factor[MATRIX_AT(n, k)]);
 
-uint prepared_of(uint group_head) {
-  return push.prepared + (head * GROUP + group_head) * PREPARED_WORDS;
+#define LOAD_COLUMN(s, k)                                                                                            \
+  {                                                                                                                  \
+    LOAD_MATRIX(s * STRIP_ROWS, k)                                                                                   \
+    LOAD_MATRIX(s * STRIP_ROWS + 1, k)                                                                               \
+    LOAD_MATRIX(s * STRIP_ROWS + 2, k)                                                                               \
+    LOAD_MATRIX(s * STRIP_ROWS + 3, k)                                                                               \
+  }
+
+#define LOAD_STRIP(s) EACH_COLUMN(LOAD_COLUMN, s)
+
+void load_part(uint p) {
+  EACH_STRIP(LOAD_STRIP)
 }
 
-// Whether a factor of the group has more digits than f16.
-bool has_two_parts() {
+void load_factor() {
+  const uint at = prepared_words();
+  factor_at = (at + PREPARED_FACTOR) / 2;
+  factor_scale = work[at + PREPARED_FACTOR_SCALE];
+  if (part == 0) load_part(0);
+  else if (part == 1) load_part(1);
+  else if (part == 2) load_part(2);
+  else load_part(3);
+}
+
+// Whether one of the group has more digits than f16.
+bool factors_have_rests() {
   uint parts = 1;
-  for (uint group_head = 0; group_head < GROUP; group_head++)
-    parts = max(parts, work_words[prepared_of(group_head) + PREPARED_FACTOR_PARTS]);
+  for (uint i = 0; i < GROUP; i++)
+    parts = max(parts, work_words[push.prepared + (head * GROUP + i) * PREPARED_WORDS + PREPARED_FACTOR_PARTS]);
   return parts > 1;
 }
 
-void fetch_factor(uint group_head, uint part) {
-  const uint at = (prepared_of(group_head) + PREPARED_FACTOR) / 4 + part * FACTOR_OCTETS;
-  UNROLLED for (uint i = 0; i < FACTOR_LOADS; i++) {
-    const uint octet = min(i * N_INVOCATIONS + gl_LocalInvocationIndex, FACTOR_OCTETS - 1);
-    fetched_factor[i] = work_octets[at + octet];
+#define ADD_PRODUCT(s, i, k)                                                                                         \
+  if (s * STRIP_ROWS + i <= k && IS_OF_PART(p, s * STRIP_ROWS + i))                                                  \
+    products[i] = coopMatMulAdd(factor[MATRIX_AT(s * STRIP_ROWS + i, k)], b, products[i]);
+
+#define ADD_COLUMN(s, k)                                                                                             \
+  if (k >= s * STRIP_ROWS && k < FACTOR_BLOCKS) {                                                                    \
+    load_entry_matrix(c, k, b);                                                                                      \
+    ADD_PRODUCT(s, 0, k)                                                                                             \
+    ADD_PRODUCT(s, 1, k)                                                                                             \
+    ADD_PRODUCT(s, 2, k)                                                                                             \
+    ADD_PRODUCT(s, 3, k)                                                                                             \
   }
+
+// The rest of a factor is read again and again, for there is no room for it; most have none.
+#define REST_OF(n, k) (FACTOR_HALVES + FACTOR_MATRIX_OF(n, max(n, k)) * SIZE * SIZE)
+#define LOAD_REST(s, i)                                                                                              \
+  if (s * STRIP_ROWS + i < FACTOR_BLOCKS && IS_OF_PART(p, s * STRIP_ROWS + i))                                       \
+    load_head_matrix(factor_at + REST_OF(s * STRIP_ROWS + i, k) / 4, rest[i]);
+
+#define ADD_REST(s, i)                                                                                               \
+  if (s * STRIP_ROWS + i <= k && IS_OF_PART(p, s * STRIP_ROWS + i))                                                  \
+    products[i] = coopMatMulAdd(rest[i], b, products[i]);
+
+#define ADD_RESTS(s)                                                                                                 \
+  [[dont_unroll]] for (uint k = s * STRIP_ROWS; k < FACTOR_BLOCKS; k++) {                                            \
+    HEAD_MATRIX rest[STRIP_ROWS];                                                                                    \
+    load_entry_matrix(c, k, b);                                                                                      \
+    LOAD_REST(s, 0)                                                                                                  \
+    LOAD_REST(s, 1)                                                                                                  \
+    LOAD_REST(s, 2)                                                                                                  \
+    LOAD_REST(s, 3)                                                                                                  \
+    ADD_REST(s, 0)                                                                                                   \
+    ADD_REST(s, 1)                                                                                                   \
+    ADD_REST(s, 2)                                                                                                   \
+    ADD_REST(s, 3)                                                                                                   \
+  }
+
+#define ADD_SQUARES(s, i)                                                                                            \
+  if (IS_OF_PART(p, s * STRIP_ROWS + i))                                                                             \
+    UNROLLED for (uint e = 0; e < squares.length(); e++) squares[e] = fma(products[i][e], products[i][e], squares[e]);
+
+#define ADD_STRIP(s)                                                                                                 \
+  if (s * STRIP_ROWS < FACTOR_BLOCKS) {                                                                              \
+    UNROLLED for (uint i = 0; i < STRIP_ROWS; i++) products[i] = SUM_MATRIX(0.0);                                    \
+    EACH_COLUMN(ADD_COLUMN, s)                                                                                       \
+    if (has_rest) ADD_RESTS(s)                                                                                       \
+    ADD_SQUARES(s, 0)                                                                                                \
+    ADD_SQUARES(s, 1)                                                                                                \
+    ADD_SQUARES(s, 2)                                                                                                \
+    ADD_SQUARES(s, 3)                                                                                                \
+  }
+
+// Squares of products of part p of the factor with matrix c of the step, added up matrix by matrix.
+void add_part(uint c, uint p, bool has_rest, inout SUM_MATRIX squares) {
+  SUM_MATRIX products[STRIP_ROWS];
+  ENTRY_MATRIX b;
+  EACH_STRIP(ADD_STRIP)
 }
 
-void store_factor(uint place) {
-  UNROLLED for (uint i = 0; i < FACTOR_LOADS; i++) {
-    const uint octet = i * N_INVOCATIONS + gl_LocalInvocationIndex;
-    if (octet < FACTOR_OCTETS) staged[place % 2 * FACTOR_OCTETS + octet] = fetched_factor[i];
-  }
-}
-
-void add_products(uint place, uint n, uint k, inout SUM_MATRIX products[ROW_MATRICES]) {
-  FACTOR_MATRIX b;
-  coopMatLoad(b, staged, place % 2 * FACTOR_OCTETS + FACTOR_MATRIX_OF(n, k) * SIZE / 8, FACTOR_LINE / 8,
-              gl_CooperativeMatrixLayoutColumnMajor);
-  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
-    products[r] = coopMatMulAdd(values[r * FACTOR_BLOCKS + k], b, products[r]);
-}
-
-// Squares of the products with a factor, added up matrix by matrix.
-void multiply(uint place, bool two_parts) {
-  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) squares[r] = SUM_MATRIX(0.0);
-  UNROLLED for (uint n = 0; n < FACTOR_BLOCKS; n++) {
-    SUM_MATRIX products[ROW_MATRICES];
-    UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) products[r] = SUM_MATRIX(0.0);
-    UNROLLED for (uint k = n; k < FACTOR_BLOCKS; k++) add_products(place, n, k, products);
-    if (two_parts)
-      UNROLLED for (uint k = n; k < FACTOR_BLOCKS; k++) add_products(place + 1, n, k, products);
-    UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
-      UNROLLED for (uint e = 0; e < squares[r].length(); e++)
-        squares[r][e] = fma(products[r][e], products[r][e], squares[r][e]);
-  }
+void find_squares(uint c, bool has_rest, out SUM_MATRIX squares) {
+  squares = SUM_MATRIX(0.0);
+  if (part == 0) add_part(c, 0, has_rest, squares);
+  else if (part == 1) add_part(c, 1, has_rest, squares);
+  else if (part == 2) add_part(c, 2, has_rest, squares);
+  else add_part(c, 3, has_rest, squares);
 }
 
 // ---- scores ----
 
-// Candidate number i of this invocation, of the subgroup's.
-uint column_of(uint i) {
-  return i * SUBGROUP_SIZE + gl_SubgroupInvocationID;
+const uint SCORES = (STEP_ENTRIES + N_INVOCATIONS - 1) / N_INVOCATIONS; // that an invocation writes in a step
+
+float attention[LANE_COLUMNS]; // to the invocation's columns
+
+// Heads that the group has not stand for its last one. Of entries that are no candidates, anything.
+float attention_of(uint tile, uint group_head, uint entry) {
+  return work[push.attention + ((tile - push.items_base) * GROUP + group_head) * TILE_ENTRIES + entry];
 }
 
-bool is_scored(uint i) {
-  const uint column = column_of(i), candidate = first_candidate + column;
-  return column < CANDIDATES && head_tile + candidate / TILE_ENTRIES < next_tile && candidate < n_candidates && has_row(sinks + candidate);
+void fetch_attention(uint tile) {
+  UNROLLED for (uint i = 0; i < LANE_COLUMNS; i++)
+    if (LANE_COLUMN(i) < COLUMNS)
+      attention[i] = attention_of(tile, group_head, entry_part * COLUMNS + LANE_COLUMN(i));
 }
 
-// Of candidates that are none, anything.
-void fetch_attention(uint group_head) {
-  factor_scale = work[prepared_of(group_head) + PREPARED_FACTOR_SCALE];
+// Where no other subgroup has a part of the head's factor, the head's share in the score; else squares.
+void leave_norms(uint step) {
+  subgroupBarrier();
+  UNROLLED for (uint i = 0; i < LANE_COLUMNS; i++)
+    if (LANE_COLUMN(i) < COLUMNS) {
+      const float square = sum_column(LANE_COLUMN(i));
+      leave_sum(step, LANE_COLUMN(i), PARTS == 1 ? sqrt(square) * (factor_scale * attention[i]) : square);
+    }
+}
+
+float share_of(uint step, uint tile, uint h, uint of_group, uint entry) {
+  const float sum = sum_of_parts(step, h, entry);
+  if (PARTS == 1) return sum;
+  const uint prepared = push.prepared + (head * GROUP + of_group) * PREPARED_WORDS;
+  return sqrt(sum) * (attention_of(tile, of_group, entry) * work[prepared + PREPARED_FACTOR_SCALE]);
+}
+
+// Of a step that all subgroups are through with. What the head's other tiles of heads have come to is there already.
+void write_scores(uint step, uint tile, uint head_tile) {
   UNROLLED for (uint i = 0; i < SCORES; i++) {
-    const uint candidate = first_candidate + column_of(i);
-    const uint tile = min(head_tile + candidate / TILE_ENTRIES, next_tile - 1) - push.items_base;
-    attention[i] = work[push.attention + (tile * GROUP + group_head) * TILE_ENTRIES + candidate % TILE_ENTRIES];
-  }
-}
-
-// Sums along the rows go through shared memory, for nobody knows which invocation has what of a matrix.
-void add_scores() {
-  const uint at = gl_SubgroupID * EXCHANGE_QUADS;
-  float square[SCORES];
-  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
-    subgroupBarrier();
-    coopMatStore(squares[r], exchange, at, LINE_QUADS, gl_CooperativeMatrixLayoutRowMajor);
-    subgroupBarrier();
-    UNROLLED for (uint i = 0; i < SCORES; i++) {
-      vec4 total = vec4(0.0);
-      UNROLLED for (uint q = 0; q < SIZE / 4; q++) total += exchange[at + column_of(i) % SIZE * LINE_QUADS + q];
-      if (r == 0 || column_of(i) / SIZE == r) square[i] = (total.x + total.y) + (total.z + total.w);
+    const uint entry = i * N_INVOCATIONS + gl_LocalInvocationIndex, of_head = candidate + step * STEP_ENTRIES + entry;
+    if (entry >= STEP_ENTRIES || of_head >= n_candidates || !has_row(sinks + of_head)) continue;
+    float score = head_tile > 0 ? work[scores_at + of_head] : 0.0;
+    UNROLLED for (uint h = 0; h < TILE_HEADS; h++) {
+      const uint of_group = head_tile * TILE_HEADS + h;
+      if (of_group < GROUP) score += share_of(step, tile, h, of_group, entry);
     }
+    work[scores_at + of_head] = head_tile + 1 < HEAD_TILES ? score : score / float(GROUP);
   }
-  UNROLLED for (uint i = 0; i < SCORES; i++) score[i] = fma(sqrt(square[i]), factor_scale * attention[i], score[i]);
 }
 
-void write_scores() {
-  UNROLLED for (uint i = 0; i < SCORES; i++)
-    if (is_scored(i)) work[scores_at + first_candidate + column_of(i)] = score[i] / float(GROUP);
-}
-
-// Scores of TILES_AT_ONCE tiles from that one on. Their values and the first factor have been fetched; fetches those of the
-// next tiles, or once more the last.
-void score_tiles(uint tile, bool two_parts) {
-  first_candidate = candidate_at(tile);
-  UNROLLED for (uint i = 0; i < SCORES; i++) score[i] = 0.0;
-  if (!rows_are_wide()) fetch_words(tile);
-  barrier();
-  load_values();
-  barrier();
-  store_factor(0);
-  fetch_values(min(tile + TILES_AT_ONCE, next_tile - 1));
-  for (uint group_head = 0; group_head < GROUP; group_head++) {
-    fetch_attention(group_head);
-    if (two_parts) {
-      fetch_factor(group_head, 1);
-      store_factor(group_head + 1);
-      barrier();
-      multiply(group_head, true);
-      barrier();
-      fetch_factor((group_head + 1) % GROUP, 0);
-    } else {
-      fetch_factor((group_head + 1) % GROUP, 0);
-      barrier();
-      multiply(group_head, false);
+void score_steps(uint first_tile, uint head_tile, bool has_rest) {
+  begin_steps(sinks + candidate, next_item - first_tile);
+  for (uint step = 0; step < n_steps; step++) {
+    enter_step(step);
+    fetch_attention(first_tile + step);
+    UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++) {
+      SUM_MATRIX squares;
+      find_squares(c, has_rest, squares);
+      put_columns(c, squares);
     }
-    add_scores();
-    if (group_head + 1 < GROUP) store_factor(group_head + 1);
+    if (step > 0) write_scores(step - 1, first_tile + step - 1, head_tile);
+    leave_norms(step);
   }
-  write_scores();
+  barrier();
+  write_scores(n_steps - 1, next_item - 1, head_tile);
+}
+
+void score_tiles(uint first_tile, uint head_tile) {
+  find_subgroup(head_tile);
+  load_factor();
+  if (factors_have_rests()) score_steps(first_tile, head_tile, true);
+  else score_steps(first_tile, head_tile, false);
 }
 
 void main() {
   if (workgroup_index() >= push.n_groups) return;
-  first_tile = push.first_item + workgroup_index() * push.group_items;
-  const uint end = min(first_tile + push.group_items, push.end_item);
-  for (; first_tile < end; first_tile = next_tile) {
-    find_head();
-    next_tile = min(next_tile, end);
-    if (!has_tiles(first_tile, next_tile)) continue;
-    const bool two_parts = has_two_parts();
-    fetch_values(first_tile);
-    fetch_factor(0, 0);
-    for (uint tile = first_tile; tile < next_tile; tile += TILES_AT_ONCE) score_tiles(tile, two_parts);
+  const uint begin = push.first_item + workgroup_index() * push.group_items;
+  const uint end = min(begin + push.group_items, push.end_item);
+  for (uint first_tile = begin; first_tile < end; first_tile = next_item) {
+    find_head(first_tile, HEAD_FIRST_TILE);
+    next_item = min(next_item, end);
+    find_candidates(first_tile);
+    if (!has_rows(sinks + candidate, sinks + candidate + (next_item - first_tile) * TILE_ENTRIES)) continue;
+    for (uint head_tile = 0; head_tile < HEAD_TILES; head_tile++) score_tiles(first_tile, head_tile);
   }
 }

@@ -15,11 +15,14 @@
 
 #define MINUS_INFINITY uintBitsToFloat(0xff800000u)
 
-// Of a subgroup: maxima and sums, row after row of a matrix, each with room behind that keeps them in different banks.
+// Of a subgroup: a matrix row after row, each with room behind that keeps them in different banks.
 const uint LINE_QUADS = SIZE / 4 + 1;
 const uint MATRIX_QUADS = SIZE * LINE_QUADS;
-const uint ROWS_QUADS = N_SUBGROUPS * 2 * MATRIX_QUADS, VISIBLE_QUADS = QUERY_ROWS * STEP_ENTRIES / 4;
+const uint ROWS_QUADS = N_SUBGROUPS * MATRIX_QUADS, VISIBLE_QUADS = QUERY_ROWS * STEP_ENTRIES / 4;
 shared vec4 exchange[ROWS_QUADS < VISIBLE_QUADS ? VISIBLE_QUADS : ROWS_QUADS];
+// Of a subgroup's queries: maximum, and sum of exponentials. What it has come to in a split.
+const uint PART_QUERIES = QUERY_ROWS / PARTS;
+shared float row_maximum[N_SUBGROUPS * PART_QUERIES], row_sum[N_SUBGROUPS * PART_QUERIES];
 
 SUM_MATRIX maximum[ROW_MATRICES], sum[ROW_MATRICES];
 
@@ -40,6 +43,7 @@ void hide(uint first_entry) {
       UNROLLED for (uint e = 0; e < visible.length(); e++)
         if (visible[e] == 0.0) logits[r * COLUMN_MATRICES + c][e] = MINUS_INFINITY;
     }
+  barrier();
 }
 
 // A maximum is good enough while no logit is so much above it: the sum stays far from overflow. Plus infinity and what is no
@@ -76,19 +80,31 @@ void add_exponentials() {
     }
 }
 
-// What subgroups with the same queries have in row n of their matrices, added up: maximum, and sum of exponentials.
-vec2 merged_row(uint n) {
-  const uint stride = TILE_HEADS * PARTS * 2 * MATRIX_QUADS; // from one subgroup to the next that has these queries
-  const uint at = n / SIZE * 2 * MATRIX_QUADS + n % SIZE * LINE_QUADS;
-  vec4 highest = vec4(-1.0e38), total = vec4(0.0);
-  for (uint i = 0; i < ENTRY_PARTS * SIZE / 4; i++)
-    highest = max(highest, exchange[i / (SIZE / 4) * stride + at + i % (SIZE / 4)]);
-  const float most = max(max(highest.x, highest.y), max(highest.z, highest.w));
-  for (uint i = 0; i < ENTRY_PARTS * SIZE / 4; i++) {
-    const uint from = i / (SIZE / 4) * stride + at + i % (SIZE / 4);
-    total += exchange[from + MATRIX_QUADS] * exp2(exchange[from] - most);
+// Leaves a split's sums in shared memory; every subgroup its own.
+void end_sums() {
+  const uint at = gl_SubgroupID * MATRIX_QUADS, lane = gl_SubgroupInvocationID;
+  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
+    const uint row = gl_SubgroupID * PART_QUERIES + r * SIZE;
+    SUM_MATRIX level;
+    subgroupBarrier();
+    coopMatStore(maximum[r], exchange, at, LINE_QUADS, gl_CooperativeMatrixLayoutRowMajor);
+    subgroupBarrier();
+    for (uint i = lane; i < SIZE; i += SUBGROUP_SIZE) {
+      vec4 highest = vec4(-1.0e38);
+      UNROLLED for (uint q = 0; q < SIZE / 4; q++) highest = max(highest, exchange[at + i * LINE_QUADS + q]);
+      row_maximum[row + i] = max(max(highest.x, highest.y), max(highest.z, highest.w));
+    }
+    subgroupBarrier();
+    coopMatLoad(level, row_maximum, row, 0, gl_CooperativeMatrixLayoutColumnMajor); // the same in all columns
+    UNROLLED for (uint e = 0; e < level.length(); e++) sum[r][e] *= exp2(maximum[r][e] - level[e]);
+    coopMatStore(sum[r], exchange, at, LINE_QUADS, gl_CooperativeMatrixLayoutRowMajor);
+    subgroupBarrier();
+    for (uint i = lane; i < SIZE; i += SUBGROUP_SIZE) {
+      vec4 total = vec4(0.0);
+      UNROLLED for (uint q = 0; q < SIZE / 4; q++) total += exchange[at + i * LINE_QUADS + q];
+      row_sum[row + i] = (total.x + total.y) + (total.z + total.w);
+    }
   }
-  return vec2(most, (total.x + total.y) + (total.z + total.w));
 }
 
 void write_partial(uint of_group, uint t, uint slot, vec2 partial) {
@@ -97,19 +113,17 @@ void write_partial(uint of_group, uint t, uint slot, vec2 partial) {
   work[at + 1] = partial.y;
 }
 
-// What a split has come to.
+// Of a split that all subgroups are through with: what those with the same queries have, added up.
 void write_rows(uint slot) {
-  const uint first = workgroup_index() % HEAD_TILES * TILE_HEADS, at = gl_SubgroupID * 2 * MATRIX_QUADS;
-  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
-    barrier();
-    coopMatStore(maximum[r], exchange, at, LINE_QUADS, gl_CooperativeMatrixLayoutRowMajor);
-    coopMatStore(sum[r], exchange, at + MATRIX_QUADS, LINE_QUADS, gl_CooperativeMatrixLayoutRowMajor);
-    barrier();
-    for (uint n = gl_LocalInvocationIndex; n < TILE_HEADS * PARTS * SIZE; n += N_INVOCATIONS) {
-      const uint subgroup = n / SIZE, of_group = first + subgroup % TILE_HEADS;
-      const uint t = subgroup / TILE_HEADS * (QUERY_ROWS / PARTS) + r * SIZE + n % SIZE;
-      if (t < WINDOW && of_group < GROUP) write_partial(of_group, t, slot, merged_row(n));
-    }
+  const uint stride = TILE_HEADS * PARTS * PART_QUERIES; // from one subgroup to the next that has these queries
+  for (uint n = gl_LocalInvocationIndex; n < stride; n += N_INVOCATIONS) {
+    const uint subgroup = n / PART_QUERIES, h = workgroup_index() % HEAD_TILES * TILE_HEADS + subgroup % TILE_HEADS;
+    const uint t = subgroup / TILE_HEADS * PART_QUERIES + n % PART_QUERIES;
+    if (t >= WINDOW || h >= GROUP) continue;
+    float most = row_maximum[n], total = 0.0;
+    UNROLLED for (uint i = 1; i < ENTRY_PARTS; i++) most = max(most, row_maximum[i * stride + n]);
+    UNROLLED for (uint i = 0; i < ENTRY_PARTS; i++) total += row_sum[i * stride + n] * exp2(row_maximum[i * stride + n] - most);
+    write_partial(h, t, slot, vec2(most, total));
   }
 }
 
@@ -120,7 +134,7 @@ void write_nothing(uint slot, uint end_slot) {
     write_partial(first + i % n_rows / WINDOW, i % WINDOW, slot + i / n_rows, vec2(-1.0e38, 0.0));
 }
 
-void begin_split() {
+void begin_sums() {
   UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
     maximum[r] = SUM_MATRIX(-1.0e38);
     sum[r] = SUM_MATRIX(0.0);
@@ -141,25 +155,29 @@ void add_splits(uint split) {
   write_nothing(slots + first, slots + begin / SPLIT_ENTRIES);
   write_nothing(slots + (end - 1) / SPLIT_ENTRIES + 1, slots + end_split);
   begin_steps(begin, (end - begin + STEP_ENTRIES - 1) / STEP_ENTRIES);
-  begin_split();
+  begin_sums();
   for (uint step = 0; step < n_steps; step++) {
     const uint first_entry = begin + step * STEP_ENTRIES, next_entry = first_entry + STEP_ENTRIES;
     enter_step(step);
     multiply();
+    if (first_entry % SPLIT_ENTRIES == 0 && step > 0) write_rows(slots + first_entry / SPLIT_ENTRIES - 1);
     if (first_entry < entries_begin || next_entry > min(entries_end, n_entries - WINDOW)) hide(first_entry);
     raise_maxima();
     add_exponentials();
     if (next_entry % SPLIT_ENTRIES != 0 && step + 1 < n_steps) continue;
-    write_rows(slots + first_entry / SPLIT_ENTRIES);
-    begin_split();
+    if (step + 1 == n_steps) barrier(); // the split before may have ended a step ago
+    end_sums();
+    begin_sums();
   }
+  barrier();
+  write_rows(slots + (end - 1) / SPLIT_ENTRIES);
 }
 
 void main() {
   if (workgroup_index() >= push.n_groups) return;
   const uint begin = push.first_item + workgroup_index() / HEAD_TILES * push.group_items;
   const uint end = min(begin + push.group_items, push.end_item);
-  find_subgroup();
+  find_subgroup(workgroup_index() % HEAD_TILES);
   for (uint split = begin; split < end; split = next_item) {
     find_head(split, HEAD_FIRST_SPLIT);
     next_item = min(next_item, end);

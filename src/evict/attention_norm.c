@@ -45,16 +45,13 @@ laprox_result lpx_attention_norm_init(laprox_plan *plan) {
   laprox_context *context = plan->context;
   const bool norm_on_matrix = plan->matrix_size && norm_mode(plan) == MODE_NORM;
   laprox_result result =
-      plan->matrix_size
-          ? lpx_matrix_pipeline_get(plan, "window_softmax_matrix", 3, plan->matrix_window_subgroups,
-                                    plan->matrix_window_parts, &plan->window_softmax)
-          : lpx_pipeline_get(context, softmax[size], 4, constants, 5, &plan->window_softmax);
+      plan->matrix_size ? lpx_matrix_pipeline_get(plan, LPX_MATRIX_SOFTMAX, &plan->window_softmax)
+                        : lpx_pipeline_get(context, softmax[size], 4, constants, 5, &plan->window_softmax);
   if (!result) result = lpx_pipeline_get(context, "window_merge", 2, constants, 5, &plan->window_merge);
   if (!result) result = lpx_pipeline_get(context, "window_lse", 2, constants, 5, &plan->window_lse);
   constants[4] = norm_mode(plan);
   if (!result && norm_on_matrix)
-    result = lpx_matrix_pipeline_get(plan, "attention_norm_matrix", 3, plan->matrix_window_subgroups,
-                                     plan->matrix_window_parts, &plan->attention_norm);
+    result = lpx_matrix_pipeline_get(plan, LPX_MATRIX_NORM, &plan->attention_norm);
   else if (!result)
     result = lpx_pipeline_get(context, norm[size], 4, constants, 5, &plan->attention_norm);
   constants[4] = plan->rules.gqa == LAPROX_GQA_ATTENTION_MEAN;
@@ -86,10 +83,10 @@ static uint64_t entry_cost(const laprox_plan *plan) {
 }
 
 static void dispatch_matrix(laprox_binding *binding, const lpx_pipeline *pipeline, const window_push *given,
-                            laprox_buffer key, uint32_t count, bool splits, uint64_t cost) {
+                            laprox_buffer key, uint32_t count, uint64_t cost) {
   const laprox_plan *plan = binding->plan;
-  const uint32_t group_items = lpx_matrix_group_items(plan, count, splits ? 8 : 64),
-                 tiles = lpx_matrix_head_tiles(plan);
+  const uint32_t tiles = lpx_matrix_head_tiles(plan),
+                 group_items = lpx_matrix_group_items(plan, &plan->matrix_window, count, tiles);
   matrix_push push = {.heads = given->heads,
                       .first_head = given->first_head,
                       .end_head = given->end_head,
@@ -132,7 +129,7 @@ static void append_pass(laprox_binding *binding, const lpx_pipeline *pipeline, u
       count = group.end_item - item < at_once ? group.end_item - item : at_once;
       push->first_item = item;
       if (on_matrix)
-        dispatch_matrix(binding, pipeline, push, key, count, splits, count * item_cost);
+        dispatch_matrix(binding, pipeline, push, key, count, count * item_cost);
       else
         lpx_program_dispatch(binding->program, pipeline, ranges, push, sizeof *push,
                              (uint64_t)count * groups_an_item, count * item_cost);

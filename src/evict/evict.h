@@ -13,6 +13,18 @@ typedef struct lpx_selection {
   uint32_t runs, n_runs; /* word in state, count */
 } lpx_selection;
 
+typedef struct lpx_matrix_workgroup {
+  uint32_t parts; /* that a head's operand is divided into */
+  uint32_t subgroups;
+} lpx_matrix_workgroup;
+
+typedef enum lpx_matrix_kernel {
+  LPX_MATRIX_SOFTMAX, /* window_softmax_matrix */
+  LPX_MATRIX_NORM,    /* attention_norm_matrix */
+  LPX_MATRIX_VALUE,   /* value_norm_matrix */
+  LPX_N_MATRIX_KERNELS
+} lpx_matrix_kernel;
+
 /* Words in the scratch buffer's ranges. `state` holds tables and small results, `work` what a layer's scoring
    needs, `selection` the counters of the selection. */
 typedef struct lpx_state_words {
@@ -83,12 +95,11 @@ struct laprox_plan {
   VkDeviceSize work_offset, select_offset, own_scores_offset; /* bytes in the scratch buffer; state is at 0 */
   VkDeviceSize scratch_bytes;
 
-  /* Cooperative matrices score this cache: their size, 0 if they don't, and the workgroups' subgroups. */
-  uint32_t matrix_size, matrix_window_subgroups, matrix_value_subgroups;
-  uint32_t matrix_window_parts; /* that a head's queries are divided into */
-  uint32_t matrix_candidates;   /* whose values a subgroup keeps in registers */
-  uint32_t matrix_heads;        /* of a workgroup, at most */
-  bool value_on_matrix;         /* the value norms too: not for joint scores and means of attention */
+  /* Cooperative matrices score this cache: their size, 0 if they don't, and the workgroups. */
+  uint32_t matrix_size;
+  uint32_t matrix_heads; /* of a workgroup, at most */
+  lpx_matrix_workgroup matrix_window, matrix_value;
+  bool value_on_matrix; /* the value norms too: not for joint scores and means of attention */
 
   lpx_pipeline matrix_prepare, window_softmax, window_merge, window_lse, attention_norm, attention_gram,
       value, synthetic, pool, layer_sum, token_sum;
@@ -188,14 +199,16 @@ bool lpx_plan_exchanges(const laprox_plan *plan);
 void lpx_matrix_choose(laprox_plan *plan);
 /* Workgroups that share the query heads of a KV head in the window's attention. */
 uint32_t lpx_matrix_head_tiles(const laprox_plan *plan);
-/* Of n_items, what a workgroup takes one after the other: as many as leave workgroups enough for a large device. */
-uint32_t lpx_matrix_group_items(const laprox_plan *plan, uint32_t n_items, uint32_t most);
+/* Of n_items, what a workgroup takes one after the other: as many as leave work for every processor; tiles: workgroups that
+ * take the same items. */
+uint32_t lpx_matrix_group_items(const laprox_plan *plan, const lpx_matrix_workgroup *workgroup,
+                                uint32_t n_items, uint32_t tiles);
 uint32_t lpx_matrix_prepared_words(const laprox_plan *plan);
-/* A pipeline of theirs, of workgroups of so many subgroups. */
-laprox_result lpx_matrix_pipeline_get(const laprox_plan *plan, const char *shader, uint32_t n_bindings,
-                                      uint32_t n_subgroups, uint32_t parts, lpx_pipeline *out);
+laprox_result lpx_matrix_pipeline_get(const laprox_plan *plan, lpx_matrix_kernel kernel, lpx_pipeline *out);
 laprox_result lpx_matrix_init(laprox_plan *plan);
-void lpx_matrix_append_prepare(laprox_binding *binding, uint32_t layer);
+/* Prepared queries, and a barrier; prepared factors, for which that of the softmax sums is soon enough. */
+void lpx_matrix_append_queries(laprox_binding *binding, uint32_t layer);
+void lpx_matrix_append_factors(laprox_binding *binding, uint32_t layer);
 
 /* Families: pipelines of a plan; commands of a layer. */
 laprox_result lpx_attention_norm_init(laprox_plan *plan);

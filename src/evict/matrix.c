@@ -2,14 +2,10 @@
    prepared for them. */
 #include "evict/evict.h"
 
-#include <string.h>
-
 enum {
   QUERY_ROWS = 32,
   MAX_HEAD_DIM = 128,
-  STEP_ENTRIES = 64,     /* of the window's attention */
-  EXCHANGE_COLUMNS = 32, /* of attention_norm_matrix */
-  MOST_VALUE_SUBGROUPS = 8,
+  STEP_ENTRIES = 64,
   PREPARE_SLICES = 8, /* workgroups of a query head in matrix_prepare */
   PREPARED_QUERY = 4
 };
@@ -17,7 +13,7 @@ enum {
 typedef struct prepare_push {
   uint32_t n_groups, n_heads, query_start, query_rows;
   float scale;
-  uint32_t prepared;
+  uint32_t prepared, factors;
 } prepare_push;
 
 /* Blocks of rows of a factor; halves of its triangle. */
@@ -27,7 +23,7 @@ static uint32_t factor_blocks(const laprox_plan *plan) {
 
 static uint32_t factor_halves(const laprox_plan *plan) {
   const uint32_t blocks = factor_blocks(plan), size = plan->matrix_size;
-  return size * (blocks * (blocks + 1) / 2 * size + 8);
+  return blocks * (blocks + 1) / 2 * size * size;
 }
 
 uint32_t lpx_matrix_prepared_words(const laprox_plan *plan) {
@@ -45,28 +41,32 @@ static uint32_t row_bytes(const laprox_plan *plan, uint32_t n_rows) {
   return n_rows * (plan->shape.head_dim * 2 + 16);
 }
 
-/* Shared memory of value_norm_matrix with so many subgroups. */
-static uint32_t value_bytes(const laprox_plan *plan, uint32_t n_subgroups) {
-  const uint32_t strips = row_bytes(plan, n_subgroups * plan->matrix_size),
-                 factors = 2 * factor_halves(plan) * 2;
-  return (strips > factors ? strips : factors) + n_subgroups * exchange_bytes(plan, plan->matrix_size);
+/* Query heads that share a workgroup. */
+static uint32_t tile_heads(const laprox_plan *plan) {
+  const uint32_t tiles = lpx_matrix_head_tiles(plan);
+  return (plan->group + tiles - 1) / tiles;
 }
 
-/* Of the larger of window_softmax_matrix and attention_norm_matrix. */
-static uint32_t window_bytes(const laprox_plan *plan, uint32_t n_subgroups) {
-  const uint32_t visible = QUERY_ROWS * STEP_ENTRIES * 4;
-  const uint32_t rows = n_subgroups * exchange_bytes(plan, 2 * plan->matrix_size);
-  const uint32_t columns = n_subgroups * (exchange_bytes(plan, EXCHANGE_COLUMNS) + 2 * STEP_ENTRIES * 4);
-  const uint32_t softmax = rows > visible ? rows : visible;
-  return row_bytes(plan, STEP_ENTRIES) + (softmax > columns ? softmax : columns);
+/* Shared memory of columns' sums. */
+static uint32_t column_bytes(const laprox_plan *plan, uint32_t parts) {
+  const uint32_t n = tile_heads(plan) * parts * STEP_ENTRIES;
+  return exchange_bytes(plan, n) + n * 2 * 4;
 }
 
-static bool window_fits(const laprox_plan *plan, uint32_t n_subgroups) {
-  return lpx_workgroup_fits(plan->context, n_subgroups, window_bytes(plan, n_subgroups));
+/* Shared memory of rows' sums in window_softmax_matrix. */
+static uint32_t softmax_bytes(const laprox_plan *plan) {
+  const uint32_t n = plan->matrix_window.subgroups, visible = QUERY_ROWS * STEP_ENTRIES * 4,
+                 exchange = exchange_bytes(plan, n * plan->matrix_size);
+  return (exchange > visible ? exchange : visible) + n * QUERY_ROWS / plan->matrix_window.parts * 2 * 4;
 }
 
-static bool value_fits(const laprox_plan *plan, uint32_t n_subgroups) {
-  return lpx_workgroup_fits(plan->context, n_subgroups, value_bytes(plan, n_subgroups));
+static bool fits(const laprox_plan *plan) {
+  const uint32_t rows = row_bytes(plan, STEP_ENTRIES), softmax = softmax_bytes(plan),
+                 norm = column_bytes(plan, plan->matrix_window.parts);
+  return lpx_workgroup_fits(plan->context, plan->matrix_window.subgroups,
+                            rows + (softmax > norm ? softmax : norm)) &&
+         lpx_workgroup_fits(plan->context, plan->matrix_value.subgroups,
+                            rows + column_bytes(plan, plan->matrix_value.parts));
 }
 
 /* The prepared operands share a binding with the strips that scoring works on. */
@@ -79,6 +79,18 @@ uint32_t lpx_matrix_head_tiles(const laprox_plan *plan) {
   return (plan->group + plan->matrix_heads - 1) / plan->matrix_heads;
 }
 
+/* An operand is divided where there are registers for a part of it only. Else a step's entries are, for few heads would leave
+ * an invocation many to fetch. */
+static void choose_workgroups(laprox_plan *plan) {
+  const uint32_t heads = tile_heads(plan);
+  const bool wide = plan->context->wide_operands;
+  plan->matrix_window = wide        ? (lpx_matrix_workgroup){.parts = 2, .subgroups = heads * 4}
+                        : heads > 1 ? (lpx_matrix_workgroup){.parts = 1, .subgroups = heads * 2}
+                                    : (lpx_matrix_workgroup){.parts = 1, .subgroups = 4};
+  plan->matrix_value = plan->matrix_window;
+  if (wide) plan->matrix_value.parts = 4;
+}
+
 void lpx_matrix_choose(laprox_plan *plan) {
   const laprox_context *context = plan->context;
   const uint32_t d = plan->shape.head_dim, size = context->matrix.m;
@@ -87,44 +99,35 @@ void lpx_matrix_choose(laprox_plan *plan) {
       !lpx_shader_usable(context, "window_softmax_matrix"))
     return;
   plan->matrix_size = size;
-  /* AMD's operands stand in every quarter of a subgroup of 64: fewer at once, so that none spills. */
-  const bool wide = context->subgroup_size > 32;
-  plan->matrix_heads = wide ? 2 : 4;
-  const uint32_t tiles = lpx_matrix_head_tiles(plan), heads = (plan->group + tiles - 1) / tiles;
-  /* Those that share a head in the window's attention divide its queries where there are registers for half of them
-     only, and a step's entries where few heads leave an invocation many to fetch. */
-  plan->matrix_window_parts = wide ? 2 : 1;
-  plan->matrix_window_subgroups = heads * plan->matrix_window_parts * (heads == 1 && !wide ? 4 : 2);
-  if (!window_fits(plan, plan->matrix_window_subgroups))
-    plan->matrix_window_subgroups = heads * plan->matrix_window_parts;
-  if (!window_fits(plan, plan->matrix_window_subgroups) || !leaves_room(plan)) {
-    plan->matrix_size = 0;
-    return;
+  for (plan->matrix_heads = context->wide_operands ? 2 : 4; plan->matrix_heads; plan->matrix_heads /= 2) {
+    choose_workgroups(plan);
+    if (fits(plan)) break;
   }
-  plan->matrix_candidates = wide ? 16 : 32;
-  const uint32_t least = TILE_ENTRIES / plan->matrix_candidates;
-  plan->matrix_value_subgroups = MOST_VALUE_SUBGROUPS;
-  while (plan->matrix_value_subgroups > least && !value_fits(plan, plan->matrix_value_subgroups))
-    plan->matrix_value_subgroups -= least;
-  plan->value_on_matrix = lpx_plan_uses_values(plan) && plan->rules.gqa == LAPROX_GQA_MEAN &&
-                          value_fits(plan, plan->matrix_value_subgroups);
+  if (!plan->matrix_heads || !leaves_room(plan)) plan->matrix_size = 0;
+  plan->value_on_matrix =
+      plan->matrix_size && lpx_plan_uses_values(plan) && plan->rules.gqa == LAPROX_GQA_MEAN;
 }
 
-uint32_t lpx_matrix_group_items(const laprox_plan *plan, uint32_t n_items, uint32_t most) {
-  const uint32_t many = n_items / (lpx_is_software(plan->context) ? 8 : 512);
-  return many < 1 ? 1 : many > most ? most : many;
+uint32_t lpx_matrix_group_items(const laprox_plan *plan, const lpx_matrix_workgroup *workgroup,
+                                uint32_t n_items, uint32_t tiles) {
+  enum { SUBGROUPS = 8, MANY = 512 }; /* of a processor at once; workgroups enough for a large device */
+  const laprox_context *context = plan->context;
+  uint32_t n_groups = MANY;
+  if (lpx_is_software(context)) n_groups = 8;
+  if (context->n_processors) n_groups = context->n_processors * (SUBGROUPS / workgroup->subgroups);
+  if (n_groups > tiles) n_groups /= tiles;
+  return n_items / n_groups + (n_items % n_groups ? 1 : 0);
 }
 
-/* Devices that run shaders in software compile loops, not the same written out. */
-static const char *variant_of(const laprox_plan *plan, const char *shader) {
-  if (!lpx_is_software(plan->context)) return shader;
-  if (!strcmp(shader, "window_softmax_matrix")) return "window_softmax_matrix_rolled";
-  return strcmp(shader, "value_norm_matrix") ? "attention_norm_matrix_rolled" : "value_norm_matrix_rolled";
-}
-
-laprox_result lpx_matrix_pipeline_get(const laprox_plan *plan, const char *shader, uint32_t n_bindings,
-                                      uint32_t n_subgroups, uint32_t parts, lpx_pipeline *out) {
-  const uint32_t subgroup_size = plan->context->subgroup_size;
+laprox_result lpx_matrix_pipeline_get(const laprox_plan *plan, lpx_matrix_kernel kernel, lpx_pipeline *out) {
+  /* Devices that run shaders in software compile loops, not the same written out. */
+  static const char *const shaders[][2] = {
+      [LPX_MATRIX_SOFTMAX] = {"window_softmax_matrix", "window_softmax_matrix_rolled"},
+      [LPX_MATRIX_NORM] = {"attention_norm_matrix", "attention_norm_matrix_rolled"},
+      [LPX_MATRIX_VALUE] = {"value_norm_matrix", "value_norm_matrix_rolled"}};
+  const lpx_matrix_workgroup *workgroup =
+      kernel == LPX_MATRIX_VALUE ? &plan->matrix_value : &plan->matrix_window;
+  const uint32_t subgroup_size = plan->context->subgroup_size, n = workgroup->subgroups * subgroup_size;
   const uint32_t constants[] = {plan->shape.head_dim,
                                 plan->group,
                                 plan->n_queries,
@@ -132,35 +135,51 @@ laprox_result lpx_matrix_pipeline_get(const laprox_plan *plan, const char *shade
                                 0,
                                 plan->matrix_size,
                                 subgroup_size,
-                                n_subgroups * subgroup_size,
-                                n_subgroups * subgroup_size,
-                                parts,
+                                n,
+                                n,
+                                workgroup->parts,
                                 plan->matrix_heads};
-  return lpx_pipeline_get(plan->context, variant_of(plan, shader), n_bindings, constants, 11, out);
+  return lpx_pipeline_get(plan->context, shaders[kernel][lpx_is_software(plan->context)], 3, constants, 11,
+                          out);
 }
 
 laprox_result lpx_matrix_init(laprox_plan *plan) {
-  const uint32_t constants[] = {plan->shape.head_dim, plan->group,           plan->n_queries,
-                                plan->dtype,          plan->value_on_matrix, plan->matrix_size};
+  const uint32_t constants[] = {plan->shape.head_dim, plan->group, plan->n_queries,
+                                plan->dtype,          0,           plan->matrix_size};
   return lpx_pipeline_get(plan->context, "matrix_prepare", 3, constants, 6, &plan->matrix_prepare);
 }
 
-void lpx_matrix_append_prepare(laprox_binding *binding, uint32_t layer) {
+static void append_prepare(laprox_binding *binding, laprox_buffer query, laprox_buffer factor, bool factors) {
   const laprox_plan *plan = binding->plan;
-  const laprox_layer_buffers *buffers = &binding->layers[layer];
-  const uint32_t d = plan->shape.head_dim;
+  const uint32_t rows = factors ? plan->shape.head_dim : QUERY_ROWS;
   prepare_push push = {.n_heads = plan->shape.n_heads,
                        .query_start = plan->query_start,
                        .query_rows = plan->query_rows,
                        .scale = plan->scale * 1.44269504f,
-                       .prepared = plan->work.prepared};
-  const laprox_buffer query =
-      lpx_buffer_part(buffers->query, 0, (VkDeviceSize)plan->query_rows * plan->shape.n_heads * d * 4);
-  laprox_buffer factor = query; /* not read then */
-  if (plan->value_on_matrix)
-    factor = lpx_buffer_part(buffers->factor, 0, laprox_value_factor_bytes(&plan->shape, plan->rules.gqa));
+                       .prepared = plan->work.prepared,
+                       .factors = factors};
   const laprox_buffer ranges[] = {query, factor, binding->work};
   lpx_program_dispatch(binding->program, &plan->matrix_prepare, ranges, &push, sizeof push,
-                       plan->shape.n_heads * PREPARE_SLICES, (uint64_t)plan->shape.n_heads * d * d * 8);
+                       plan->shape.n_heads * PREPARE_SLICES,
+                       (uint64_t)plan->shape.n_heads * rows * plan->shape.head_dim * 8);
+}
+
+static laprox_buffer layer_queries(const laprox_binding *binding, uint32_t layer) {
+  const laprox_plan *plan = binding->plan;
+  return lpx_buffer_part(binding->layers[layer].query, 0,
+                         (VkDeviceSize)plan->query_rows * plan->shape.n_heads * plan->shape.head_dim * 4);
+}
+
+void lpx_matrix_append_queries(laprox_binding *binding, uint32_t layer) {
+  const laprox_buffer query = layer_queries(binding, layer);
+  append_prepare(binding, query, query, false); /* no factor is read */
   lpx_program_barrier(binding->program);
+}
+
+void lpx_matrix_append_factors(laprox_binding *binding, uint32_t layer) {
+  const laprox_plan *plan = binding->plan;
+  if (!plan->value_on_matrix) return;
+  const VkDeviceSize bytes = laprox_value_factor_bytes(&plan->shape, plan->rules.gqa);
+  append_prepare(binding, layer_queries(binding, layer),
+                 lpx_buffer_part(binding->layers[layer].factor, 0, bytes), true);
 }

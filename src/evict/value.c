@@ -28,9 +28,7 @@ laprox_result lpx_value_init(laprox_plan *plan) {
       [KIND_MEAN] = {"value_norm_small", "value_norm", "value_norm_large"},
       [KIND_JOINT] = {"value_joint_small", "value_joint", "value_joint_large"},
       [KIND_PROJECTION] = {"value_projection_small", "value_projection", "value_projection_large"}};
-  if (plan->value_on_matrix)
-    return lpx_matrix_pipeline_get(plan, "value_norm_matrix", 3, plan->matrix_value_subgroups,
-                                   plan->matrix_candidates, &plan->value);
+  if (plan->value_on_matrix) return lpx_matrix_pipeline_get(plan, LPX_MATRIX_VALUE, &plan->value);
   const value_kind kind = kind_of(plan);
   uint32_t constants[] = {plan->shape.head_dim, plan->group, plan->rules.window, plan->dtype,
                           plan->rules.gqa == LAPROX_GQA_ATTENTION_MEAN};
@@ -55,8 +53,7 @@ static void dispatch(laprox_binding *binding, const value_push *given, laprox_bu
   const laprox_plan *plan = binding->plan;
   const uint64_t cost = count * tile_cost(plan);
   if (plan->value_on_matrix) {
-    const uint32_t at_once = plan->matrix_value_subgroups * plan->matrix_candidates / TILE_ENTRIES;
-    const uint32_t group_items = lpx_matrix_group_items(plan, count / at_once, 16) * at_once;
+    const uint32_t group_items = lpx_matrix_group_items(plan, &plan->matrix_value, count, 1);
     matrix_push push = {.heads = given->heads,
                         .first_head = given->first_head,
                         .end_head = given->end_head,

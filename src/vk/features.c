@@ -199,6 +199,20 @@ static bool can_pin_subgroups(laprox_context *context, bool size_control) {
          control.maxComputeWorkgroupSubgroups >= 128 / size;
 }
 
+/* What shares out its workgroups; 0 where the driver doesn't say. */
+static uint32_t count_processors(const laprox_context *context,
+                                 PFN_vkGetInstanceProcAddr get_instance_proc_addr) {
+  VkPhysicalDeviceShaderSMBuiltinsPropertiesNV processors = {
+      .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_SM_BUILTINS_PROPERTIES_NV};
+  VkPhysicalDeviceProperties2 all = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2,
+                                     .pNext = &processors};
+  if (!lpx_device_offers(get_instance_proc_addr, context->instance, context->physical_device,
+                         VK_NV_SHADER_SM_BUILTINS_EXTENSION_NAME))
+    return 0;
+  context->vk.GetPhysicalDeviceProperties2(context->physical_device, &all);
+  return processors.shaderSMCount;
+}
+
 static bool better_matrix(const VkCooperativeMatrixPropertiesKHR *a,
                           const VkCooperativeMatrixPropertiesKHR *b) {
   const bool a_square = a->MSize == 16 && a->NSize == 16 && a->KSize == 16;
@@ -264,6 +278,7 @@ void lpx_features_read(laprox_context *context, const laprox_context_info *info)
                      "no shuffles, ballots and full subgroups of one size, or not enabled");
     lpx_variant_drop(context, LAPROX_VARIANT_MATRIX, "no full subgroups of one size, or not enabled");
   }
+  context->wide_operands = context->subgroup_size > 32;
   if (!on.storage16 || !on.float16)
     lpx_variant_drop(context, LAPROX_VARIANT_STORAGE16,
                      "no 16-bit storage buffers with f16 arithmetic, or not enabled");
@@ -271,6 +286,7 @@ void lpx_features_read(laprox_context *context, const laprox_context_info *info)
     lpx_variant_drop(context, LAPROX_VARIANT_MATRIX,
                      "no cooperative matrices with Vulkan's memory model, or not enabled");
   lpx_quirks_apply(context, info->get_instance_proc_addr);
+  context->n_processors = count_processors(context, info->get_instance_proc_addr);
   /* one driver crashes here, so only where they would be used */
   if ((context->variants & LAPROX_VARIANT_MATRIX) && !find_matrix(context, info->get_instance_proc_addr))
     lpx_variant_drop(context, LAPROX_VARIANT_MATRIX, "no cooperative matrices of f16 with f32 sums");

@@ -39,6 +39,7 @@ struct laprox_context {
   VkDeviceSize max_range;       /* of one storage buffer binding */
   VkDeviceSize range_alignment; /* of a binding's offset */
   uint32_t max_groups;          /* workgroups in x */
+  uint32_t n_processors;        /* that workgroups are shared out to; 0: not known */
   uint64_t
       dispatch_cost;    /* flops that one dispatch, and one submit, should not exceed: watchdogs bite after */
   uint64_t submit_cost; /* half a second on some phones, and desktops share the queue */
@@ -49,8 +50,9 @@ struct laprox_context {
   uint32_t subgroup_size;
   struct {
     uint32_t m, n, k;
-    bool half_sums; /* f16 in and out too: sums may be turned into f16 */
-  } matrix;         /* with LAPROX_VARIANT_MATRIX: A is m x k, B k x n */
+    bool half_sums;   /* f16 in and out too: sums may be turned into f16 */
+  } matrix;           /* with LAPROX_VARIANT_MATRIX: A is m x k, B k x n */
+  bool wide_operands; /* of matrices: an invocation holds more of each, as on AMD in subgroups of 64 */
   VkPipelineCache pipeline_cache;
   bool has_debug_utils, has_memory_budget;
   bool few_registers; /* for an invocation: see lpx_tile_size_of */
