@@ -101,6 +101,8 @@ static void check_counts(const json_t *root) {
       {"value norm", values, n * 4 * 64 * 65},
       {"pool and sums", pooling, 0},
       {"score", attention + values + pooling, 2 * 2 * 32 * 4 * n * 64 + n * 4 * 64 * 65},
+      {"score, sums given", attention - n * row_bytes + values + pooling,
+       2 * 32 * 4 * n * 64 + n * 4 * 64 * 65},
       {"select", 12 * n + 4 * kept, 0},
       {"compact", 4 * kept * row_bytes, 0},
       {"pass", attention + values + pooling + 12 * n + 4 * kept + 4 * kept * row_bytes,

@@ -1,6 +1,7 @@
 /* bench_cache.c: buffers of a cache and of an eviction, and the random numbers in them. */
 #include "bench_cache.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 /* ---- random numbers: close to normal, the same everywhere ---- */
@@ -197,21 +198,36 @@ static laprox_result make_plan(bench_eviction *eviction) {
   return result;
 }
 
-static laprox_result make_binding(bench_eviction *eviction) {
+laprox_result bench_eviction_bind(const bench_eviction *eviction, const lpx_buffer *lse,
+                                  laprox_binding **out) {
   const bench_cache *cache = eviction->cache;
   laprox_layer_buffers *layers = calloc(cache->of.shape.n_layers, sizeof *layers);
   if (!layers) return lpx_fail_memory(&cache->b->context->host, "layers");
-  for (uint32_t l = 0; l < cache->of.shape.n_layers; l++)
+  for (uint32_t l = 0; l < cache->of.shape.n_layers; l++) {
     layers[l] = (laprox_layer_buffers){.query = lpx_buffer_whole(&cache->query),
                                        .factor = lpx_buffer_whole(&cache->factor),
                                        .key = {lpx_buffer_whole(&cache->keys[l])},
                                        .value = {lpx_buffer_whole(&cache->values[l])}};
+    if (lse) layers[l].lse = lpx_buffer_whole(lse);
+  }
   const laprox_binding_info info = {.layers = layers,
                                     .scratch = lpx_buffer_whole(&eviction->scratch),
                                     .scores = lpx_buffer_whole(&eviction->scores),
                                     .result = lpx_buffer_whole(&eviction->result)};
-  const laprox_result result = laprox_binding_create(eviction->plan, &info, &eviction->binding);
+  const laprox_result result = laprox_binding_create(eviction->plan, &info, out);
   free(layers);
+  return result;
+}
+
+laprox_result bench_eviction_make_lse(const bench_eviction *eviction, lpx_buffer *out) {
+  const bench_cache *cache = eviction->cache;
+  const uint32_t window = cache->b->policy.window ? cache->b->policy.window : 32;
+  const size_t n = (size_t)window * cache->of.shape.n_heads;
+  float *sums = malloc(n * sizeof *sums);
+  if (!sums) return lpx_fail_memory(&cache->b->context->host, "softmax sums");
+  for (size_t i = 0; i < n; i++) sums[i] = logf((float)cache->of.n_tokens) + 0.5f;
+  const laprox_result result = upload_new(cache->b, sums, n * sizeof *sums, "softmax sums", out);
+  free(sums);
   return result;
 }
 
@@ -225,7 +241,7 @@ laprox_result bench_eviction_init(bench_cache *cache, bench_eviction *out) {
     result = lpx_buffer_init(context, LPX_MEMORY_DEVICE, out->needs.scores_bytes, "scores", &out->scores);
   if (!result)
     result = lpx_buffer_init(context, LPX_MEMORY_DEVICE, out->needs.result_bytes, "result", &out->result);
-  return result ? result : make_binding(out);
+  return result ? result : bench_eviction_bind(out, NULL, &out->binding);
 }
 
 static laprox_result pack_layer(bench_eviction *eviction, uint32_t layer) {

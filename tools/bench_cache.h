@@ -37,6 +37,10 @@ typedef struct bench_eviction {
 
 /* Plans and binds. */
 laprox_result bench_eviction_init(bench_cache *cache, bench_eviction *out);
+/* The same with sums that a prompt's attention would have left: about those of such random entries. */
+laprox_result bench_eviction_make_lse(const bench_eviction *eviction, lpx_buffer *out);
+laprox_result bench_eviction_bind(const bench_eviction *eviction, const lpx_buffer *lse,
+                                  laprox_binding **out);
 /* After the selection has run: reads back what is kept and prepares the compaction. */
 laprox_result bench_eviction_pack(bench_eviction *eviction);
 void bench_eviction_finish(bench_eviction *eviction);

@@ -63,12 +63,16 @@ static double row_bytes(const bench_cache *cache) {
   return (double)bench_cache_row_bytes(cache);
 }
 
-/* Two passes over K; the column norms of every query head. */
-static void count_attention(const bench_cache *cache, bench_result *row) {
+/* Passes over K; the column norms of every query head. */
+static void count_passes(const bench_cache *cache, double passes, bench_result *row) {
   const double n = (double)bench_cache_entries(cache),
                window = cache->b->policy.window ? cache->b->policy.window : 32;
-  row->bytes += n * (2 * row_bytes(cache) + 4 * query_group(cache));
-  row->flops += 2 * 2 * window * query_group(cache) * n * cache->of.shape.head_dim;
+  row->bytes += n * (passes * row_bytes(cache) + 4 * query_group(cache));
+  row->flops += passes * 2 * window * query_group(cache) * n * cache->of.shape.head_dim;
+}
+
+static void count_attention(const bench_cache *cache, bench_result *row) {
+  count_passes(cache, 2, row);
 }
 
 /* One pass over V; the product with an upper triangular factor. */
@@ -198,19 +202,52 @@ static laprox_result time_compaction(bench_round *r, const bench_profile *scorin
   return result;
 }
 
+/* Steps up to the selection. */
+static bench_part scoring_of(const laprox_binding *binding, uint32_t n_layers) {
+  bench_part scoring = {.program = binding->program};
+  uint32_t n_others;
+  laprox_binding_layer_steps(binding, n_layers, &scoring.count, &n_others);
+  return scoring;
+}
+
+/* Scoring as a prompt's engine has it, which knows the window's softmax sums: one pass over K. */
+static laprox_result time_given_sums(bench_round *r) {
+  const uint32_t n_layers = r->cache->of.shape.n_layers;
+  lpx_buffer lse = {0};
+  laprox_binding *binding = NULL;
+  bench_profile names;
+  bench_result *row = NULL;
+  if (!lpx_plan_uses_attention(r->eviction.plan) || !lpx_plan_uses_values(r->eviction.plan)) return LAPROX_OK;
+  laprox_result result = bench_eviction_make_lse(&r->eviction, &lse);
+  if (!result) result = bench_eviction_bind(&r->eviction, &lse, &binding);
+  if (!result) {
+    const bench_part scoring = scoring_of(binding, n_layers);
+    result = time_row(r, "score, sums given", &scoring, 1, &names, &row);
+  }
+  if (row) {
+    count_passes(r->cache, 1, row);
+    count_values(r->cache, row);
+    count_pool(r->cache, row);
+  }
+  laprox_binding_destroy(binding);
+  lpx_buffer_finish(r->b->context, &lse);
+  return result;
+}
+
 static laprox_result time_eviction(bench_round *r) {
   const laprox_binding *binding = r->eviction.binding;
-  bench_part scoring = {.program = binding->program}, selection = scoring;
+  const bench_part scoring = scoring_of(binding, r->cache->of.shape.n_layers);
+  bench_part selection = scoring;
   bench_profile score_names, select_names;
   bench_result *row = NULL;
   laprox_binding_layer_steps(binding, r->cache->of.shape.n_layers, &selection.first, &selection.count);
-  scoring.count = selection.first;
   laprox_result result = time_row(r, "score", &scoring, 1, &score_names, &row);
   if (row) count_score(r, &score_names, row);
   if (!result) result = time_score_kernels(r, &scoring, &score_names);
   if (!result) result = time_row(r, "select", &selection, 1, &select_names, &row);
   if (!result && row) count_select(&r->eviction, row);
-  return result ? result : time_compaction(r, &score_names);
+  if (!result) result = time_compaction(r, &score_names);
+  return result ? result : time_given_sums(r); /* its scores are others than those that were packed by */
 }
 
 /* ---- all variants ---- */
