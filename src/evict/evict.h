@@ -21,8 +21,7 @@ typedef struct lpx_matrix_workgroup {
 typedef enum lpx_matrix_kernel {
   LPX_MATRIX_SOFTMAX, /* window_softmax_matrix */
   LPX_MATRIX_NORM,    /* attention_norm_matrix */
-  LPX_MATRIX_VALUE,   /* value_norm_matrix */
-  LPX_N_MATRIX_KERNELS
+  LPX_MATRIX_VALUE    /* value_norm_matrix */
 } lpx_matrix_kernel;
 
 /* Words in the scratch buffer's ranges. `state` holds tables and small results, `work` what a layer's scoring
