@@ -221,8 +221,7 @@ laprox_result bench_eviction_bind(const bench_eviction *eviction, const lpx_buff
 
 laprox_result bench_eviction_make_lse(const bench_eviction *eviction, lpx_buffer *out) {
   const bench_cache *cache = eviction->cache;
-  const uint32_t window = cache->b->policy.window ? cache->b->policy.window : 32;
-  const size_t n = (size_t)window * cache->of.shape.n_heads;
+  const size_t n = (size_t)eviction->plan->query_rows * cache->of.shape.n_heads;
   float *sums = malloc(n * sizeof *sums);
   if (!sums) return lpx_fail_memory(&cache->b->context->host, "softmax sums");
   for (size_t i = 0; i < n; i++) sums[i] = logf((float)cache->of.n_tokens) + 0.5f;

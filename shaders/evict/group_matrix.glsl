@@ -59,8 +59,9 @@ void find_subgroup(uint head_tile) {
   entry_part = gl_SubgroupID / TILE_HEADS / PARTS;
 }
 
-uint prepared_words() {
-  return push.prepared + (head * GROUP + group_head) * PREPARED_WORDS;
+// Word of a query head's prepared operands.
+uint prepared_of(uint of_group) {
+  return push.prepared + (head * GROUP + of_group) * PREPARED_WORDS;
 }
 
 void load_head_matrix(uint at, out HEAD_MATRIX a) {

@@ -1,6 +1,6 @@
-// Rows of K or V for the scoring kernels on cooperative matrices, a step after the other: while one step is worked on, the next is
-// on its way. Two workgroups that take turns hide more than one with twice as much shared memory. The includer has HEAD_DIM,
-// STEP_ENTRIES, N_INVOCATIONS and a push with rows.
+// Rows of K or V for the scoring kernels on cooperative matrices, a step after the other: while one step is worked on, the
+// next is on its way. Two places for steps in shared memory were no faster. The includer has HEAD_DIM, STEP_ENTRIES,
+// N_INVOCATIONS and a push with rows.
 #ifndef STEP_MATRIX_GLSL
 #define STEP_MATRIX_GLSL
 

@@ -84,7 +84,7 @@ void load_part(uint p) {
 }
 
 void load_factor() {
-  const uint at = prepared_words();
+  const uint at = prepared_of(group_head);
   factor_at = (at + PREPARED_FACTOR) / 2;
   factor_scale = work[at + PREPARED_FACTOR_SCALE];
   if (part == 0) load_part(0);
@@ -97,7 +97,7 @@ void load_factor() {
 bool factors_have_rests() {
   uint parts = 1;
   for (uint i = 0; i < GROUP; i++)
-    parts = max(parts, work_words[push.prepared + (head * GROUP + i) * PREPARED_WORDS + PREPARED_FACTOR_PARTS]);
+    parts = max(parts, work_words[prepared_of(i) + PREPARED_FACTOR_PARTS]);
   return parts > 1;
 }
 
@@ -198,8 +198,7 @@ void leave_norms(uint step) {
 float share_of(uint step, uint tile, uint h, uint of_group, uint entry) {
   const float sum = sum_of_parts(step, h, entry);
   if (PARTS == 1) return sum;
-  const uint prepared = push.prepared + (head * GROUP + of_group) * PREPARED_WORDS;
-  return sqrt(sum) * (attention_of(tile, of_group, entry) * work[prepared + PREPARED_FACTOR_SCALE]);
+  return sqrt(sum) * (attention_of(tile, of_group, entry) * work[prepared_of(of_group) + PREPARED_FACTOR_SCALE]);
 }
 
 // Of a step that all subgroups are through with. What the head's other tiles of heads have come to is there already.

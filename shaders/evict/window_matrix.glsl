@@ -30,7 +30,7 @@ HEAD_MATRIX queries[ROW_MATRICES * DEPTH_MATRICES];
 SUM_MATRIX logits[ROW_MATRICES * COLUMN_MATRICES];
 
 void load_queries() {
-  const uint at = prepared_words();
+  const uint at = prepared_of(group_head);
   query_parts = work_words[at + PREPARED_QUERY_PARTS];
   scale = work[at + PREPARED_QUERY_SCALE];
   first_row = part * (QUERY_ROWS / PARTS);

@@ -149,37 +149,31 @@ laprox_result lpx_matrix_init(laprox_plan *plan) {
   return lpx_pipeline_get(plan->context, "matrix_prepare", 3, constants, 6, &plan->matrix_prepare);
 }
 
-static void append_prepare(laprox_binding *binding, laprox_buffer query, laprox_buffer factor, bool factors) {
+static void append_prepare(laprox_binding *binding, uint32_t layer, bool factors) {
   const laprox_plan *plan = binding->plan;
-  const uint32_t rows = factors ? plan->shape.head_dim : QUERY_ROWS;
+  const laprox_layer_buffers *buffers = &binding->layers[layer];
+  const uint32_t d = plan->shape.head_dim, rows = factors ? d : QUERY_ROWS;
   prepare_push push = {.n_heads = plan->shape.n_heads,
                        .query_start = plan->query_start,
                        .query_rows = plan->query_rows,
                        .scale = plan->scale * 1.44269504f,
                        .prepared = plan->work.prepared,
                        .factors = factors};
+  const laprox_buffer query =
+      lpx_buffer_part(buffers->query, 0, (VkDeviceSize)plan->query_rows * plan->shape.n_heads * d * 4);
+  laprox_buffer factor = query; /* not read then */
+  if (factors)
+    factor = lpx_buffer_part(buffers->factor, 0, laprox_value_factor_bytes(&plan->shape, plan->rules.gqa));
   const laprox_buffer ranges[] = {query, factor, binding->work};
   lpx_program_dispatch(binding->program, &plan->matrix_prepare, ranges, &push, sizeof push,
-                       plan->shape.n_heads * PREPARE_SLICES,
-                       (uint64_t)plan->shape.n_heads * rows * plan->shape.head_dim * 8);
-}
-
-static laprox_buffer layer_queries(const laprox_binding *binding, uint32_t layer) {
-  const laprox_plan *plan = binding->plan;
-  return lpx_buffer_part(binding->layers[layer].query, 0,
-                         (VkDeviceSize)plan->query_rows * plan->shape.n_heads * plan->shape.head_dim * 4);
+                       plan->shape.n_heads * PREPARE_SLICES, (uint64_t)plan->shape.n_heads * rows * d * 8);
 }
 
 void lpx_matrix_append_queries(laprox_binding *binding, uint32_t layer) {
-  const laprox_buffer query = layer_queries(binding, layer);
-  append_prepare(binding, query, query, false); /* no factor is read */
+  append_prepare(binding, layer, false);
   lpx_program_barrier(binding->program);
 }
 
 void lpx_matrix_append_factors(laprox_binding *binding, uint32_t layer) {
-  const laprox_plan *plan = binding->plan;
-  if (!plan->value_on_matrix) return;
-  const VkDeviceSize bytes = laprox_value_factor_bytes(&plan->shape, plan->rules.gqa);
-  append_prepare(binding, layer_queries(binding, layer),
-                 lpx_buffer_part(binding->layers[layer].factor, 0, bytes), true);
+  if (binding->plan->value_on_matrix) append_prepare(binding, layer, true);
 }

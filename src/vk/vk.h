@@ -50,12 +50,12 @@ struct laprox_context {
   uint32_t subgroup_size;
   struct {
     uint32_t m, n, k;
-    bool half_sums;   /* f16 in and out too: sums may be turned into f16 */
-  } matrix;           /* with LAPROX_VARIANT_MATRIX: A is m x k, B k x n */
-  bool wide_operands; /* of matrices: an invocation holds more of each, as on AMD in subgroups of 64 */
+    bool half_sums; /* f16 in and out too: sums may be turned into f16 */
+  } matrix;         /* with LAPROX_VARIANT_MATRIX: A is m x k, B k x n */
   VkPipelineCache pipeline_cache;
   bool has_debug_utils, has_memory_budget;
   bool few_registers; /* for an invocation: see lpx_tile_size_of */
+  bool wide_operands; /* of matrices: an invocation holds more of each, as on AMD in subgroups of 64 */
   bool avoid_atomics; /* they fail on this device; read when plans are made */
   VkDescriptorSetLayout set_layouts[LPX_MAX_BINDINGS + 1];
   VkPipelineLayout pipeline_layouts[LPX_MAX_BINDINGS + 1];
