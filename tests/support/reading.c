@@ -1,5 +1,4 @@
 #include "support/reading.h"
-#include "io/safetensors.h"
 #include "support/bytes.h"
 
 #include <math.h>
@@ -10,8 +9,6 @@
 #include <string.h>
 
 #include <cmocka.h>
-
-#define KEPT "test_reading_kept.safetensors"
 
 test_reading rig;
 
@@ -105,17 +102,21 @@ void expect_same_logits(const laprox_session *left, const laprox_session *right)
   assert_memory_equal(laprox_session_logits(left), laprox_session_logits(right), rig.n_vocab * sizeof(float));
 }
 
-/* Lists of kept entries, as a file's bytes. */
-static void *kept_lists(const laprox_session *session, size_t *bytes) {
-  assert_int_equal(laprox_session_dump_kept(session, KEPT), LAPROX_OK);
-  return read_file(KEPT, bytes);
-}
-
 void expect_same_kept(const laprox_session *left, const laprox_session *right) {
-  size_t left_bytes, right_bytes;
-  void *a = kept_lists(left, &left_bytes), *b = kept_lists(right, &right_bytes);
-  assert_int_equal(left_bytes, right_bytes);
-  assert_memory_equal(a, b, left_bytes);
+  uint32_t left_counts[N_HEADS], right_counts[N_HEADS];
+  laprox_session_kept_per_head(left, left_counts);
+  laprox_session_kept_per_head(right, right_counts);
+  assert_memory_equal(left_counts, right_counts, sizeof(left_counts));
+  const size_t bytes = (size_t)count_kept(left) * sizeof(uint32_t); /* of all layers, enough for each */
+  uint32_t *a = malloc(bytes), *b = malloc(bytes);
+  assert_true(a && b);
+  for (uint32_t l = 0, head = 0; l < N_LAYERS; l++) {
+    size_t n = 0;
+    for (; head < (l + 1) * (N_HEADS / N_LAYERS); head++) n += left_counts[head];
+    laprox_session_kept_positions(left, l, a);
+    laprox_session_kept_positions(right, l, b);
+    assert_memory_equal(a, b, n * sizeof(uint32_t));
+  }
   free(a);
   free(b);
 }
@@ -168,7 +169,6 @@ int reading_setup(void **state) {
 int reading_teardown(void **state) {
   void *made = rig.gpu;
   (void)state;
-  remove(KEPT);
   laprox_model_release(rig.model, rig.tokens);
   laprox_model_destroy(rig.model);
   return test_gpu_teardown(&made);
