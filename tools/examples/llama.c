@@ -245,7 +245,9 @@ int main(int argc, char **argv) {
   llama_log_set(be_silent, NULL);
   ggml_backend_load_all();
   llama_backend_init();
-  struct llama_model *model = llama_model_load_from_file(argv[1], llama_model_default_params());
+  struct llama_model_params loading = llama_model_default_params();
+  loading.use_extra_bufts = false; /* weights laid out anew for the processor can't be read back */
+  struct llama_model *model = llama_model_load_from_file(argv[1], loading);
   must(!model, argv[1]);
   const struct llama_vocab *vocab = llama_model_get_vocab(model);
   capture c = {.model_dim = (uint32_t)llama_model_n_embd(model)};

@@ -183,7 +183,7 @@ compile_on() {
 # execute_llama RIG TREE: the example with the tree's llama.cpp, which looks for its backends where it is started. The
 # tree's C headers are not this machine's, so they come last; its libraries want a newer libc than is linked with here.
 execute_llama() {
-  local rig=$1 tree=$2 start=$SECONDS libs log=$out/llama.log said status=ok
+  local rig=$1 tree=$2 start=$SECONDS libs log=$out/llama.log said status=ok code
   wanted "$1" || return 0
   libs=$(tree_libraries "$tree" x86_64)
   said=$(
@@ -192,9 +192,10 @@ execute_llama() {
       -o "$out/llama" 2>"$log" && cd "$libs"/ggml/backends* &&
       in_tree "$tree" lvp - "$out/llama" "$LAPROX_TEST_DATA/model-f16.gguf" "$LAPROX_TEST_DATA/demo.txt" 2>>"$log"
   )
+  code=$?
   case $said in
   *"$(cat "$LAPROX_TEST_DATA/demo.answer")"*) ;;
-  *) status=FAILED said="${said:-$(tail -n 1 "$log")}" ;;
+  *) status=FAILED said="exit status $code: ${said:-$(tail -n 1 "$log")}" ;;
   esac
   result executed "$rig" $status llvmpipe "llama.cpp $(sed -n 's/^libllama0 //p' "$cache/$tree/versions")" "$said" \
     $((SECONDS - start))
