@@ -11,6 +11,7 @@
 #include "finite.glsl"
 #include "../evict/layout.glsl"
 #include "../evict/window_matrix.glsl"
+#define EXCHANGED 1
 #include "../evict/columns_matrix.glsl"
 
 const uint NORMS = (TILE_HEADS * STEP_ENTRIES + N_INVOCATIONS - 1) / N_INVOCATIONS; // that an invocation writes in a step
@@ -20,7 +21,7 @@ SUM_MATRIX softmax[ROW_MATRICES];
 
 // Of a query that the window has not: infinite, so that its probabilities are 0.
 void load_softmax() {
-  const uint base = gl_SubgroupID * COLUMNS * COLUMN_QUADS;
+  const uint base = gl_SubgroupID * SIZE * COLUMN_QUADS;
   subgroupBarrier();
   for (uint i = gl_SubgroupInvocationID; i < QUERY_ROWS / PARTS; i += SUBGROUP_SIZE) {
     const uint t = first_row + i, at = push.softmax + ((head * GROUP + group_head) * WINDOW + t) * 2;
@@ -42,22 +43,35 @@ void add_squares(uint step) {
     UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
       UNROLLED for (uint e = 0; e < squares.length(); e++)
         squares[e] += exp2(fma(logits[r * COLUMN_MATRICES + c][e], 2.0 * scale, -softmax[r][e]));
+    subgroupBarrier();
     put_columns(c, squares);
+    subgroupBarrier();
+    UNROLLED for (uint i = 0; i < LANE_SLICES; i++)
+      if (LANE_SLICE(i) < SLICES * COLUMNS) leave_sum(step, c, LANE_SLICE(i), sum_slice(LANE_SLICE(i)));
   }
-  subgroupBarrier();
-  UNROLLED for (uint i = 0; i < LANE_COLUMNS; i++)
-    if (LANE_COLUMN(i) < COLUMNS) leave_sum(step, LANE_COLUMN(i), sum_column(LANE_COLUMN(i)));
 }
 
-// Of a step that all subgroups are through with: one tile.
-void write_norms(uint tile, uint step) {
+// Of a step that all subgroups are through with.
+void write_norms(uint first_tile, uint step) {
+  const uint tile = first_tile + step / TILE_STEPS - push.items_base;
   UNROLLED for (uint i = 0; i < NORMS; i++) {
     const uint n = i * N_INVOCATIONS + gl_LocalInvocationIndex, h = n / STEP_ENTRIES, column = n % STEP_ENTRIES;
     const uint of_group = workgroup_index() % HEAD_TILES * TILE_HEADS + h;
     if (h >= TILE_HEADS || of_group >= GROUP || !has_row(steps_begin + step * STEP_ENTRIES + column)) continue;
-    const uint at = push.out_offset + ((tile - push.items_base) * GROUP + of_group) * TILE_ENTRIES + column;
-    work[at] = sqrt(sum_of_parts(step, h, column));
+    const uint of_tile = step % TILE_STEPS * STEP_ENTRIES + column;
+    work[push.out_offset + (tile * GROUP + of_group) * TILE_ENTRIES + of_tile] = sqrt(sum_of_parts(step, h, column));
   }
+}
+
+void add_steps(uint first_tile) {
+  for (uint step = 0; step < n_steps; step++) {
+    enter_step(step);
+    multiply();
+    if (step > 0) write_norms(first_tile, step - 1);
+    add_squares(step);
+  }
+  barrier();
+  write_norms(first_tile, n_steps - 1);
 }
 
 void main() {
@@ -71,14 +85,7 @@ void main() {
     const uint candidate = (first_tile - head_word(head, HEAD_FIRST_TILE)) * TILE_ENTRIES;
     load_queries();
     load_softmax();
-    begin_steps(head_word(head, HEAD_N_SINKS) + candidate, next_item - first_tile);
-    for (uint step = 0; step < n_steps; step++) {
-      enter_step(step);
-      multiply();
-      if (step > 0) write_norms(first_tile + step - 1, step - 1);
-      add_squares(step);
-    }
-    barrier();
-    write_norms(next_item - 1, n_steps - 1);
+    begin_steps(head_word(head, HEAD_N_SINKS) + candidate, (next_item - first_tile) * TILE_STEPS);
+    add_steps(first_tile);
   }
 }

@@ -1,4 +1,4 @@
-// What the scoring kernels on cooperative matrices share: 64 cache entries a step, and for each of up to four query heads of
+// What the scoring kernels on cooperative matrices share: 32 cache entries a step, and for each of up to four query heads of
 // a KV head a matrix operand that stays in registers. The subgroups of a head divide the operand's rows and the step's
 // entries. The includer has a push with heads, first_head, end_head, end_item, rows and prepared.
 #ifndef GROUP_MATRIX_GLSL
@@ -16,7 +16,8 @@ layout(constant_id = 10) const uint HEADS_AT_ONCE = 4;
 
 #include "../evict/matrix.glsl"
 
-#define STEP_ENTRIES 64
+#define STEP_ENTRIES 32
+#define TILE_STEPS   (TILE_ENTRIES / STEP_ENTRIES)
 
 const uint HEAD_TILES = (GROUP + HEADS_AT_ONCE - 1) / HEADS_AT_ONCE;
 const uint TILE_HEADS = (GROUP + HEAD_TILES - 1) / HEAD_TILES;
@@ -62,6 +63,17 @@ void find_subgroup(uint head_tile) {
 // Word of a query head's prepared operands.
 uint prepared_of(uint of_group) {
   return push.prepared + (head * GROUP + of_group) * PREPARED_WORDS;
+}
+
+// A word by way of shared memory. Compilers may put off reading it from a buffer till the loop over steps, and then every
+// step waits there for all that is on its way.
+shared uint settled_words[N_SUBGROUPS];
+
+uint settled(uint word) {
+  subgroupBarrier();
+  if (gl_SubgroupInvocationID == 0) settled_words[gl_SubgroupID] = word;
+  subgroupBarrier();
+  return settled_words[gl_SubgroupID];
 }
 
 void load_head_matrix(uint at, out HEAD_MATRIX a) {

@@ -1,6 +1,6 @@
 // Rows of K or V for the scoring kernels on cooperative matrices, a step after the other: while one step is worked on, the
-// next is on its way. Two places for steps in shared memory were no faster. The includer has HEAD_DIM, STEP_ENTRIES,
-// N_INVOCATIONS and a push with rows.
+// next is on its way. There is one place for steps in shared memory, so that a processor has room for more workgroups. The
+// includer has HEAD_DIM, STEP_ENTRIES, N_INVOCATIONS and a push with rows.
 #ifndef STEP_MATRIX_GLSL
 #define STEP_MATRIX_GLSL
 
@@ -17,10 +17,13 @@ shared uvec4 staged[STEP_OCTETS];
 uvec4 fetched[LOADS];
 uint steps_begin, n_steps; // entry that the first step begins with
 
-// An octet that the invocation takes part in fetching: entry of the step, and place in its row.
-#define FETCHED_ENTRY(i) (((i) * N_INVOCATIONS + gl_LocalInvocationIndex) / ROW_LOADS)
-#define FETCHED_OCTET(i) (((i) * N_INVOCATIONS + gl_LocalInvocationIndex) % ROW_LOADS)
-#define IS_FETCHED(i)    ((i) * N_INVOCATIONS + gl_LocalInvocationIndex < STEP_ENTRIES * ROW_LOADS)
+// An octet that the invocation takes part in fetching: entry of the step, and place in its row, mostly always the same one.
+const bool ONE_OCTET = N_INVOCATIONS % ROW_LOADS == 0;
+#define FETCHED(i)       ((i) * N_INVOCATIONS + gl_LocalInvocationIndex)
+#define FETCHED_ENTRY(i)                                                                                             \
+  (ONE_OCTET ? (i) * (N_INVOCATIONS / ROW_LOADS) + gl_LocalInvocationIndex / ROW_LOADS : FETCHED(i) / ROW_LOADS)
+#define FETCHED_OCTET(i) ((ONE_OCTET ? gl_LocalInvocationIndex : FETCHED(i)) % ROW_LOADS)
+#define IS_FETCHED(i)    (FETCHED(i) < STEP_ENTRIES * ROW_LOADS)
 
 // Most steps are within the binding, and all rows begin at 16 bytes.
 void fetch_step(uint step) {

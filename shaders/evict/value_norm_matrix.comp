@@ -27,6 +27,7 @@ layout(push_constant) uniform Push {
 } push;
 
 #include "../evict/group_matrix.glsl"
+#define EXCHANGED COLUMN_MATRICES
 #include "../evict/columns_matrix.glsl"
 
 // Rows of products that are found at once: each waits for its sum.
@@ -172,64 +173,65 @@ void find_squares(uint c, bool has_rest, out SUM_MATRIX squares) {
 
 const uint SCORES = (STEP_ENTRIES + N_INVOCATIONS - 1) / N_INVOCATIONS; // that an invocation writes in a step
 
-float attention[LANE_COLUMNS]; // to the invocation's columns
+float attention[LANE_SLICES]; // to the invocation's columns
 
-// Heads that the group has not stand for its last one. Of entries that are no candidates, anything.
-float attention_of(uint tile, uint group_head, uint entry) {
-  return work[push.attention + ((tile - push.items_base) * GROUP + group_head) * TILE_ENTRIES + entry];
+// Heads that the group has not stand for its last one. Of entries that are no candidates, anything; tile: of step 0.
+float attention_of(uint tile, uint step, uint of_group, uint entry) {
+  const uint at = (tile + step / TILE_STEPS - push.items_base) * GROUP + of_group;
+  return work[push.attention + at * TILE_ENTRIES + step % TILE_STEPS * STEP_ENTRIES + entry];
 }
 
-void fetch_attention(uint tile) {
-  UNROLLED for (uint i = 0; i < LANE_COLUMNS; i++)
-    if (LANE_COLUMN(i) < COLUMNS)
-      attention[i] = attention_of(tile, group_head, entry_part * COLUMNS + LANE_COLUMN(i));
+void fetch_attention(uint tile, uint step) {
+  UNROLLED for (uint i = 0; i < LANE_SLICES; i++)
+    if (LANE_SLICE(i) < COLUMNS)
+      attention[i] = attention_of(tile, step, group_head, entry_part * COLUMNS + LANE_SLICE(i));
 }
 
-// Where no other subgroup has a part of the head's factor, the head's share in the score; else squares.
+// Where no other invocation has a part of the head's column, the head's share in the score; else squares.
 void leave_norms(uint step) {
   subgroupBarrier();
-  UNROLLED for (uint i = 0; i < LANE_COLUMNS; i++)
-    if (LANE_COLUMN(i) < COLUMNS) {
-      const float square = sum_column(LANE_COLUMN(i));
-      leave_sum(step, LANE_COLUMN(i), PARTS == 1 ? sqrt(square) * (factor_scale * attention[i]) : square);
+  UNROLLED for (uint i = 0; i < LANE_SLICES; i++)
+    if (LANE_SLICE(i) < SLICES * COLUMNS) {
+      const float square = sum_slice(LANE_SLICE(i));
+      leave_sum(step, 0, LANE_SLICE(i), PARTS * SLICES == 1 ? sqrt(square) * (factor_scale * attention[i]) : square);
     }
 }
 
-float share_of(uint step, uint tile, uint h, uint of_group, uint entry) {
+float share_of(uint tile, uint step, uint h, uint of_group, uint entry) {
   const float sum = sum_of_parts(step, h, entry);
-  if (PARTS == 1) return sum;
-  return sqrt(sum) * (attention_of(tile, of_group, entry) * work[prepared_of(of_group) + PREPARED_FACTOR_SCALE]);
+  if (PARTS * SLICES == 1) return sum;
+  return sqrt(sum) * (attention_of(tile, step, of_group, entry) * work[prepared_of(of_group) + PREPARED_FACTOR_SCALE]);
 }
 
 // Of a step that all subgroups are through with. What the head's other tiles of heads have come to is there already.
-void write_scores(uint step, uint tile, uint head_tile) {
+void write_scores(uint tile, uint step, uint head_tile) {
   UNROLLED for (uint i = 0; i < SCORES; i++) {
     const uint entry = i * N_INVOCATIONS + gl_LocalInvocationIndex, of_head = candidate + step * STEP_ENTRIES + entry;
     if (entry >= STEP_ENTRIES || of_head >= n_candidates || !has_row(sinks + of_head)) continue;
     float score = head_tile > 0 ? work[scores_at + of_head] : 0.0;
     UNROLLED for (uint h = 0; h < TILE_HEADS; h++) {
       const uint of_group = head_tile * TILE_HEADS + h;
-      if (of_group < GROUP) score += share_of(step, tile, h, of_group, entry);
+      if (of_group < GROUP) score += share_of(tile, step, h, of_group, entry);
     }
     work[scores_at + of_head] = head_tile + 1 < HEAD_TILES ? score : score / float(GROUP);
   }
 }
 
 void score_steps(uint first_tile, uint head_tile, bool has_rest) {
-  begin_steps(sinks + candidate, next_item - first_tile);
+  begin_steps(sinks + candidate, (next_item - first_tile) * TILE_STEPS);
   for (uint step = 0; step < n_steps; step++) {
     enter_step(step);
-    fetch_attention(first_tile + step);
+    fetch_attention(first_tile, step);
     UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++) {
       SUM_MATRIX squares;
       find_squares(c, has_rest, squares);
       put_columns(c, squares);
     }
-    if (step > 0) write_scores(step - 1, first_tile + step - 1, head_tile);
+    if (step > 0) write_scores(first_tile, step - 1, head_tile);
     leave_norms(step);
   }
   barrier();
-  write_scores(n_steps - 1, next_item - 1, head_tile);
+  write_scores(first_tile, n_steps - 1, head_tile);
 }
 
 void score_tiles(uint first_tile, uint head_tile) {

@@ -31,8 +31,8 @@ SUM_MATRIX logits[ROW_MATRICES * COLUMN_MATRICES];
 
 void load_queries() {
   const uint at = prepared_of(group_head);
-  query_parts = work_words[at + PREPARED_QUERY_PARTS];
-  scale = work[at + PREPARED_QUERY_SCALE];
+  query_parts = settled(work_words[at + PREPARED_QUERY_PARTS]);
+  scale = uintBitsToFloat(settled(work_words[at + PREPARED_QUERY_SCALE]));
   first_row = part * (QUERY_ROWS / PARTS);
   query_at = (at + PREPARED_QUERY) / 2 + first_row * HEAD_DIM / 4;
   UNROLLED for (uint i = 0; i < ROW_MATRICES * DEPTH_MATRICES; i++)

@@ -46,9 +46,10 @@ void hide(uint first_entry) {
   barrier();
 }
 
-// A maximum is good enough while no logit is so much above it: the sum stays far from overflow. Plus infinity and what is no
-// number make the sum none, minus infinity adds 0.
-#define SLACK 16.0
+void hide_if_any(uint first_entry) {
+  const uint end = min(entries_end, n_entries - WINDOW);
+  if (first_entry < entries_begin || first_entry + STEP_ENTRIES > end) hide(first_entry);
+}
 
 float highest_logit(uint r, uint e) {
   float highest = logits[r * COLUMN_MATRICES][e];
@@ -56,28 +57,39 @@ float highest_logit(uint r, uint e) {
   return highest;
 }
 
-void raise_maxima() {
-  float excess = -SLACK;
-  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
-    UNROLLED for (uint e = 0; e < maximum[r].length(); e++)
-      excess = max(excess, fma(highest_logit(r, e), scale, -maximum[r][e]));
-  if (excess > SLACK)
-    UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
-      UNROLLED for (uint e = 0; e < maximum[r].length(); e++) {
-        const float highest = max(maximum[r][e], highest_logit(r, e) * scale);
-        sum[r][e] *= exp2(maximum[r][e] - highest);
-        maximum[r][e] = highest;
-      }
+float exponentials(uint r, uint e) {
+  float total = 0.0;
+  UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++)
+    total += exp2(fma(logits[r * COLUMN_MATRICES + c][e], scale, -maximum[r][e]));
+  return total;
+}
+
+// A maximum is good enough while exponentials are no larger than this: the sum stays far from overflow. Plus infinity and
+// what is no number make the sum none, minus infinity adds 0.
+#define LARGE 65536.0
+
+void raise_maxima(uint r) {
+  UNROLLED for (uint e = 0; e < maximum[r].length(); e++) {
+    const float highest = max(maximum[r][e], highest_logit(r, e) * scale);
+    sum[r][e] *= exp2(maximum[r][e] - highest);
+    maximum[r][e] = highest;
+  }
 }
 
 void add_exponentials() {
-  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++)
-    UNROLLED for (uint e = 0; e < maximum[r].length(); e++) {
-      float added = 0.0;
-      UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++)
-        added += exp2(fma(logits[r * COLUMN_MATRICES + c][e], scale, -maximum[r][e]));
-      sum[r][e] += added;
+  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
+    SUM_MATRIX added;
+    [[dont_unroll]] for (uint attempt = 0; attempt < 2; attempt++) {
+      bool large = false;
+      UNROLLED for (uint e = 0; e < added.length(); e++) {
+        added[e] = exponentials(r, e);
+        large = large || !(added[e] <= LARGE);
+      }
+      if (!large) break;
+      if (attempt == 0) raise_maxima(r);
     }
+    UNROLLED for (uint e = 0; e < added.length(); e++) sum[r][e] += added[e];
+  }
 }
 
 // Leaves a split's sums in shared memory; every subgroup its own.
@@ -155,22 +167,20 @@ void add_splits(uint split) {
   write_nothing(slots + first, slots + begin / SPLIT_ENTRIES);
   write_nothing(slots + (end - 1) / SPLIT_ENTRIES + 1, slots + end_split);
   begin_steps(begin, (end - begin + STEP_ENTRIES - 1) / STEP_ENTRIES);
-  begin_sums();
-  for (uint step = 0; step < n_steps; step++) {
-    const uint first_entry = begin + step * STEP_ENTRIES, next_entry = first_entry + STEP_ENTRIES;
-    enter_step(step);
-    multiply();
-    if (first_entry % SPLIT_ENTRIES == 0 && step > 0) write_rows(slots + first_entry / SPLIT_ENTRIES - 1);
-    if (first_entry < entries_begin || next_entry > min(entries_end, n_entries - WINDOW)) hide(first_entry);
-    raise_maxima();
-    add_exponentials();
-    if (next_entry % SPLIT_ENTRIES != 0 && step + 1 < n_steps) continue;
-    if (step + 1 == n_steps) barrier(); // the split before may have ended a step ago
-    end_sums();
+  uint step = 0;
+  for (uint of_head = begin / SPLIT_ENTRIES; of_head * SPLIT_ENTRIES < end; of_head++) {
+    const uint end_step = min((of_head + 1) * SPLIT_ENTRIES - begin, n_steps * STEP_ENTRIES) / STEP_ENTRIES;
     begin_sums();
+    for (; step < end_step; step++) {
+      enter_step(step);
+      multiply();
+      hide_if_any(begin + step * STEP_ENTRIES);
+      add_exponentials();
+    }
+    end_sums();
+    barrier();
+    write_rows(slots + of_head);
   }
-  barrier();
-  write_rows(slots + (end - 1) / SPLIT_ENTRIES);
 }
 
 void main() {

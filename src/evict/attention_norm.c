@@ -82,11 +82,11 @@ static uint64_t entry_cost(const laprox_plan *plan) {
   return (uint64_t)2 * plan->shape.head_dim * plan->group * plan->n_queries;
 }
 
-static void dispatch_matrix(laprox_binding *binding, const lpx_pipeline *pipeline, const window_push *given,
+static void dispatch_matrix(laprox_binding *binding, lpx_matrix_kernel kernel, const window_push *given,
                             laprox_buffer key, uint32_t count, uint64_t cost) {
   const laprox_plan *plan = binding->plan;
   const uint32_t tiles = lpx_matrix_head_tiles(plan),
-                 group_items = lpx_matrix_group_items(plan, &plan->matrix_window, count, tiles);
+                 group_items = lpx_matrix_group_items(plan, kernel, count, tiles);
   matrix_push push = {.heads = given->heads,
                       .first_head = given->first_head,
                       .end_head = given->end_head,
@@ -99,6 +99,7 @@ static void dispatch_matrix(laprox_binding *binding, const lpx_pipeline *pipelin
                       .out_offset = given->out_offset,
                       .items_base = given->items_base};
   const laprox_buffer ranges[] = {key, binding->state, binding->work};
+  const lpx_pipeline *pipeline = kernel == LPX_MATRIX_SOFTMAX ? &plan->window_softmax : &plan->attention_norm;
   lpx_program_dispatch(binding->program, pipeline, ranges, &push, sizeof push,
                        (uint64_t)(count + group_items - 1) / group_items * tiles, cost);
 }
@@ -129,7 +130,8 @@ static void append_pass(laprox_binding *binding, const lpx_pipeline *pipeline, u
       count = group.end_item - item < at_once ? group.end_item - item : at_once;
       push->first_item = item;
       if (on_matrix)
-        dispatch_matrix(binding, pipeline, push, key, count, count * item_cost);
+        dispatch_matrix(binding, splits ? LPX_MATRIX_SOFTMAX : LPX_MATRIX_NORM, push, key, count,
+                        count * item_cost);
       else
         lpx_program_dispatch(binding->program, pipeline, ranges, push, sizeof *push,
                              (uint64_t)count * groups_an_item, count * item_cost);

@@ -21,7 +21,8 @@ typedef struct lpx_matrix_workgroup {
 typedef enum lpx_matrix_kernel {
   LPX_MATRIX_SOFTMAX, /* window_softmax_matrix */
   LPX_MATRIX_NORM,    /* attention_norm_matrix */
-  LPX_MATRIX_VALUE    /* value_norm_matrix */
+  LPX_MATRIX_VALUE,   /* value_norm_matrix */
+  LPX_N_MATRIX_KERNELS
 } lpx_matrix_kernel;
 
 /* Words in the scratch buffer's ranges. `state` holds tables and small results, `work` what a layer's scoring
@@ -97,7 +98,7 @@ struct laprox_plan {
   /* Cooperative matrices score this cache: their size, 0 if they don't, and the workgroups. */
   uint32_t matrix_size;
   uint32_t matrix_heads; /* of a workgroup, at most */
-  lpx_matrix_workgroup matrix_window, matrix_value;
+  lpx_matrix_workgroup matrix_workgroups[LPX_N_MATRIX_KERNELS];
   bool value_on_matrix; /* the value norms too: not for joint scores and means of attention */
 
   lpx_pipeline matrix_prepare, window_softmax, window_merge, window_lse, attention_norm, attention_gram,
@@ -200,8 +201,8 @@ void lpx_matrix_choose(laprox_plan *plan);
 uint32_t lpx_matrix_head_tiles(const laprox_plan *plan);
 /* Of n_items, what a workgroup takes one after the other: as many as leave work for every processor; tiles: workgroups that
  * take the same items. */
-uint32_t lpx_matrix_group_items(const laprox_plan *plan, const lpx_matrix_workgroup *workgroup,
-                                uint32_t n_items, uint32_t tiles);
+uint32_t lpx_matrix_group_items(const laprox_plan *plan, lpx_matrix_kernel kernel, uint32_t n_items,
+                                uint32_t tiles);
 uint32_t lpx_matrix_prepared_words(const laprox_plan *plan);
 laprox_result lpx_matrix_pipeline_get(const laprox_plan *plan, lpx_matrix_kernel kernel, lpx_pipeline *out);
 laprox_result lpx_matrix_init(laprox_plan *plan);

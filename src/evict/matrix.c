@@ -5,7 +5,7 @@
 enum {
   QUERY_ROWS = 32,
   MAX_HEAD_DIM = 128,
-  STEP_ENTRIES = 64,
+  STEP_ENTRIES = 32,
   PREPARE_SLICES = 8, /* workgroups of a query head in matrix_prepare */
   PREPARED_QUERY = 4
 };
@@ -31,42 +31,61 @@ uint32_t lpx_matrix_prepared_words(const laprox_plan *plan) {
   return PREPARED_QUERY + QUERY_ROWS * plan->shape.head_dim + factor_halves(plan);
 }
 
-/* Shared memory of so many rows or columns of a matrix, with room that keeps them in different banks. */
-static uint32_t exchange_bytes(const laprox_plan *plan, uint32_t n_lines) {
-  return n_lines * (plan->matrix_size * 4 + 16);
-}
-
-/* Shared memory of so many rows of K or V. */
-static uint32_t row_bytes(const laprox_plan *plan, uint32_t n_rows) {
-  return n_rows * (plan->shape.head_dim * 2 + 16);
-}
-
 /* Query heads that share a workgroup. */
 static uint32_t tile_heads(const laprox_plan *plan) {
   const uint32_t tiles = lpx_matrix_head_tiles(plan);
   return (plan->group + tiles - 1) / tiles;
 }
 
-/* Shared memory of columns' sums. */
-static uint32_t column_bytes(const laprox_plan *plan, uint32_t parts) {
-  const uint32_t n = tile_heads(plan) * parts * STEP_ENTRIES;
-  return exchange_bytes(plan, n) + n * 2 * 4;
+/* Shared memory of so many rows or columns of a matrix, with room that keeps them in different banks. */
+static uint32_t exchange_bytes(const laprox_plan *plan, uint32_t n_lines) {
+  return n_lines * (plan->matrix_size * 4 + 16);
 }
 
-/* Shared memory of rows' sums in window_softmax_matrix. */
-static uint32_t softmax_bytes(const laprox_plan *plan) {
-  const uint32_t n = plan->matrix_window.subgroups, visible = QUERY_ROWS * STEP_ENTRIES * 4,
+/* Of a step's rows of K or V. */
+static uint32_t row_bytes(const laprox_plan *plan) {
+  return STEP_ENTRIES * (plan->shape.head_dim * 2 + 16);
+}
+
+/* Of columns' sums, where a subgroup exchanges so many columns at once. */
+static uint32_t column_bytes(const laprox_plan *plan, const lpx_matrix_workgroup *workgroup,
+                             uint32_t columns) {
+  const uint32_t lanes = plan->context->subgroup_size / columns, most = plan->matrix_size / 4,
+                 slices = !lanes         ? 1
+                          : lanes < most ? lanes
+                                         : most;
+  return exchange_bytes(plan, workgroup->subgroups * columns) +
+         2 * workgroup->parts * tile_heads(plan) * slices * STEP_ENTRIES * 4;
+}
+
+/* Of rows' sums in window_softmax_matrix. */
+static uint32_t softmax_bytes(const laprox_plan *plan, const lpx_matrix_workgroup *workgroup) {
+  const uint32_t n = workgroup->subgroups, visible = QUERY_ROWS * STEP_ENTRIES * 4,
                  exchange = exchange_bytes(plan, n * plan->matrix_size);
-  return (exchange > visible ? exchange : visible) + n * QUERY_ROWS / plan->matrix_window.parts * 2 * 4;
+  return (exchange > visible ? exchange : visible) + n * QUERY_ROWS / workgroup->parts * 2 * 4;
+}
+
+/* Of one kernel's workgroup. */
+static uint32_t shared_bytes(const laprox_plan *plan, lpx_matrix_kernel kernel) {
+  const lpx_matrix_workgroup *workgroup = &plan->matrix_workgroups[kernel];
+  const uint32_t entry_parts = workgroup->subgroups / (tile_heads(plan) * workgroup->parts),
+                 own = row_bytes(plan) + workgroup->subgroups * 4;
+  switch (kernel) {
+  case LPX_MATRIX_SOFTMAX:
+    return own + softmax_bytes(plan, workgroup);
+  case LPX_MATRIX_NORM:
+    return own + column_bytes(plan, workgroup, plan->matrix_size);
+  default:
+    return own + column_bytes(plan, workgroup, STEP_ENTRIES / entry_parts);
+  }
 }
 
 static bool fits(const laprox_plan *plan) {
-  const uint32_t rows = row_bytes(plan, STEP_ENTRIES), softmax = softmax_bytes(plan),
-                 norm = column_bytes(plan, plan->matrix_window.parts);
-  return lpx_workgroup_fits(plan->context, plan->matrix_window.subgroups,
-                            rows + (softmax > norm ? softmax : norm)) &&
-         lpx_workgroup_fits(plan->context, plan->matrix_value.subgroups,
-                            rows + column_bytes(plan, plan->matrix_value.parts));
+  for (int kernel = 0; kernel < LPX_N_MATRIX_KERNELS; kernel++)
+    if (!lpx_workgroup_fits(plan->context, plan->matrix_workgroups[kernel].subgroups,
+                            shared_bytes(plan, (lpx_matrix_kernel)kernel)))
+      return false;
+  return true;
 }
 
 /* The prepared operands share a binding with the strips that scoring works on. */
@@ -79,16 +98,15 @@ uint32_t lpx_matrix_head_tiles(const laprox_plan *plan) {
   return (plan->group + plan->matrix_heads - 1) / plan->matrix_heads;
 }
 
-/* An operand is divided where there are registers for a part of it only. Else a step's entries are, for few heads would leave
- * an invocation many to fetch. */
+/* A subgroup for each head, or for each part of its operand where there are registers for a part of it only; two at least,
+ * for one would have much to fetch. Small workgroups, that do not wait for each other. */
 static void choose_workgroups(laprox_plan *plan) {
-  const uint32_t heads = tile_heads(plan);
-  const bool wide = plan->context->wide_operands;
-  plan->matrix_window = wide        ? (lpx_matrix_workgroup){.parts = 2, .subgroups = heads * 4}
-                        : heads > 1 ? (lpx_matrix_workgroup){.parts = 1, .subgroups = heads * 2}
-                                    : (lpx_matrix_workgroup){.parts = 1, .subgroups = 4};
-  plan->matrix_value = plan->matrix_window;
-  if (wide) plan->matrix_value.parts = 4;
+  for (int kernel = 0; kernel < LPX_N_MATRIX_KERNELS; kernel++) {
+    const uint32_t parts = !plan->context->wide_operands ? 1 : kernel == LPX_MATRIX_VALUE ? 4 : 2;
+    const uint32_t subgroups = tile_heads(plan) * parts;
+    plan->matrix_workgroups[kernel] =
+        (lpx_matrix_workgroup){.parts = parts, .subgroups = subgroups < 2 ? 2 : subgroups};
+  }
 }
 
 void lpx_matrix_choose(laprox_plan *plan) {
@@ -108,13 +126,17 @@ void lpx_matrix_choose(laprox_plan *plan) {
       plan->matrix_size && lpx_plan_uses_values(plan) && plan->rules.gqa == LAPROX_GQA_MEAN;
 }
 
-uint32_t lpx_matrix_group_items(const laprox_plan *plan, const lpx_matrix_workgroup *workgroup,
-                                uint32_t n_items, uint32_t tiles) {
-  enum { SUBGROUPS = 8, MANY = 512 }; /* of a processor at once; workgroups enough for a large device */
+uint32_t lpx_matrix_group_items(const laprox_plan *plan, lpx_matrix_kernel kernel, uint32_t n_items,
+                                uint32_t tiles) {
+  enum { MANY = 512 }; /* workgroups enough for a large device */
+  /* Subgroups that a processor has registers for at once. */
+  static const uint32_t at_once[] = {
+      [LPX_MATRIX_SOFTMAX] = 8, [LPX_MATRIX_NORM] = 12, [LPX_MATRIX_VALUE] = 8};
   const laprox_context *context = plan->context;
   uint32_t n_groups = MANY;
   if (lpx_is_software(context)) n_groups = 8;
-  if (context->n_processors) n_groups = context->n_processors * (SUBGROUPS / workgroup->subgroups);
+  if (context->n_processors)
+    n_groups = context->n_processors * (at_once[kernel] / plan->matrix_workgroups[kernel].subgroups);
   if (n_groups > tiles) n_groups /= tiles;
   return n_items / n_groups + (n_items % n_groups ? 1 : 0);
 }
@@ -125,8 +147,7 @@ laprox_result lpx_matrix_pipeline_get(const laprox_plan *plan, lpx_matrix_kernel
       [LPX_MATRIX_SOFTMAX] = {"window_softmax_matrix", "window_softmax_matrix_rolled"},
       [LPX_MATRIX_NORM] = {"attention_norm_matrix", "attention_norm_matrix_rolled"},
       [LPX_MATRIX_VALUE] = {"value_norm_matrix", "value_norm_matrix_rolled"}};
-  const lpx_matrix_workgroup *workgroup =
-      kernel == LPX_MATRIX_VALUE ? &plan->matrix_value : &plan->matrix_window;
+  const lpx_matrix_workgroup *workgroup = &plan->matrix_workgroups[kernel];
   const uint32_t subgroup_size = plan->context->subgroup_size, n = workgroup->subgroups * subgroup_size;
   const uint32_t constants[] = {plan->shape.head_dim,
                                 plan->group,

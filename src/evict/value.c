@@ -53,7 +53,7 @@ static void dispatch(laprox_binding *binding, const value_push *given, laprox_bu
   const laprox_plan *plan = binding->plan;
   const uint64_t cost = count * tile_cost(plan);
   if (plan->value_on_matrix) {
-    const uint32_t group_items = lpx_matrix_group_items(plan, &plan->matrix_value, count, 1);
+    const uint32_t group_items = lpx_matrix_group_items(plan, LPX_MATRIX_VALUE, count, 1);
     matrix_push push = {.heads = given->heads,
                         .first_head = given->first_head,
                         .end_head = given->end_head,
