@@ -106,6 +106,21 @@ static void test_wide_operands(void **state) {
   context->wide_operands = wide;
 }
 
+/* ---- logits that leave all before them behind ---- */
+
+static void test_rising_logits(void **state) {
+  static const flow_options cases[] = {
+      {.capture = {{1, 4, 1, 128}, 700, 32, .dtype = LAPROX_DTYPE_F16, .pattern = CAPTURE_RISING, .seed = 97},
+       .policy = {.budget.tokens = 70}},
+      {.capture = {{2, 4, 2, 64}, 531, 20, .dtype = LAPROX_DTYPE_F32, .pattern = CAPTURE_RISING, .seed = 98},
+       .policy = {.window = 20, .sinks = 3, .budget.tokens = 60}}};
+  (void)state;
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    outcome out = run(&cases[i], true);
+    outcome_finish(&out);
+  }
+}
+
 /* ---- every layout ---- */
 
 typedef struct layout_case {
@@ -461,7 +476,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(test_cut_too_small),      cmocka_unit_test(test_missing_buffers),
       cmocka_unit_test(test_far_heads),          cmocka_unit_test(test_bad_strides),
       cmocka_unit_test(test_keep_mask_mistakes), cmocka_unit_test(test_exact_ranges),
-      cmocka_unit_test(test_wide_operands)};
+      cmocka_unit_test(test_wide_operands),      cmocka_unit_test(test_rising_logits)};
   enum { N_OTHERS = sizeof others / sizeof *others };
   struct CMUnitTest tests[N_LAYOUTS + N_CUTS + N_OTHERS];
   for (size_t i = 0; i < N_LAYOUTS; i++) /* cmocka's state is not const */

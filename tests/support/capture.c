@@ -13,6 +13,8 @@
 #define N_PROTOTYPES      5
 #define HALF_ZERO_STRETCH 5
 #define NEEDLE_LOGIT      7.0
+#define RISING_STRETCH    90
+#define RISING_LOGIT      100.0 /* exp of it is more than f32 holds */
 
 uint64_t random_bits(uint64_t *state) {
   uint64_t x = *state += 0x9E3779B97F4A7C15u;
@@ -71,13 +73,21 @@ static void fill_ties(float *key, float *value, size_t n, size_t d, uint64_t *st
   }
 }
 
-static void plant_needles(float *key, const float *query, size_t n, size_t d, double scale, uint64_t *state) {
+/* A key that has this logit. */
+static void plant_needle(float *row, const float *query, size_t d, double scale, double logit) {
   double square = 0;
   for (size_t c = 0; c < d; c++) square += (double)query[c] * (double)query[c];
-  for (int needle = 0; needle < N_NEEDLES; needle++) {
-    float *row = key + (size_t)(random_bits(state) % n) * d;
-    for (size_t c = 0; c < d; c++) row[c] = (float)(NEEDLE_LOGIT / (square * scale) * (double)query[c]);
-  }
+  for (size_t c = 0; c < d; c++) row[c] = (float)(logit / (square * scale) * (double)query[c]);
+}
+
+static void plant_needles(float *key, const float *query, size_t n, size_t d, double scale, uint64_t *state) {
+  for (int needle = 0; needle < N_NEEDLES; needle++)
+    plant_needle(key + (size_t)(random_bits(state) % n) * d, query, d, scale, NEEDLE_LOGIT);
+}
+
+static void plant_rising(float *key, const float *query, size_t n, size_t d, double scale) {
+  for (size_t i = RISING_STRETCH - 1; i < n; i += RISING_STRETCH)
+    plant_needle(key + i * d, query, d, scale, RISING_LOGIT * (double)(i / RISING_STRETCH + 1));
 }
 
 static void fill_head(const capture_options *options, float *key, float *value, const float *query,
@@ -100,6 +110,9 @@ static void fill_head(const capture_options *options, float *key, float *value, 
     break;
   case CAPTURE_NEEDLES:
     plant_needles(key, query, n, d, scale, state);
+    break;
+  case CAPTURE_RISING:
+    plant_rising(key, query, n, d, scale);
     break;
   case CAPTURE_TIES:
     fill_ties(key, value, n, d, state);
