@@ -86,8 +86,9 @@ static void plant_needles(float *key, const float *query, size_t n, size_t d, do
 }
 
 static void plant_rising(float *key, const float *query, size_t n, size_t d, double scale) {
+  double logit = 0;
   for (size_t i = RISING_STRETCH - 1; i < n; i += RISING_STRETCH)
-    plant_needle(key + i * d, query, d, scale, RISING_LOGIT * (double)(i / RISING_STRETCH + 1));
+    plant_needle(key + i * d, query, d, scale, logit += RISING_LOGIT);
 }
 
 static void fill_head(const capture_options *options, float *key, float *value, const float *query,
