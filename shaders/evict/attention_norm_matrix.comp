@@ -21,7 +21,7 @@ SUM_MATRIX softmax[ROW_MATRICES];
 
 // Of a query that the window has not: infinite, so that its probabilities are 0.
 void load_softmax() {
-  const uint base = gl_SubgroupID * SIZE * COLUMN_QUADS;
+  const uint base = gl_SubgroupID * COLUMNS * COLUMN_QUADS;
   subgroupBarrier();
   for (uint i = gl_SubgroupInvocationID; i < QUERY_ROWS / PARTS; i += SUBGROUP_SIZE) {
     const uint t = first_row + i, at = push.softmax + ((head * GROUP + group_head) * WINDOW + t) * 2;

@@ -65,17 +65,6 @@ uint prepared_of(uint of_group) {
   return push.prepared + (head * GROUP + of_group) * PREPARED_WORDS;
 }
 
-// A word by way of shared memory. Compilers may put off reading it from a buffer till the loop over steps, and then every
-// step waits there for all that is on its way.
-shared uint settled_words[N_SUBGROUPS];
-
-uint settled(uint word) {
-  subgroupBarrier();
-  if (gl_SubgroupInvocationID == 0) settled_words[gl_SubgroupID] = word;
-  subgroupBarrier();
-  return settled_words[gl_SubgroupID];
-}
-
 void load_head_matrix(uint at, out HEAD_MATRIX a) {
   coopMatLoad(a, work_halves, at, SIZE / 4, gl_CooperativeMatrixLayoutRowMajor);
 }

@@ -17,7 +17,7 @@ shared uvec4 staged[STEP_OCTETS];
 uvec4 fetched[LOADS];
 uint steps_begin, n_steps; // entry that the first step begins with
 
-// An octet that the invocation takes part in fetching: entry of the step, and place in its row, mostly always the same one.
+// An octet that the invocation takes part in fetching: entry of the step, and place in its row, mostly the same in all.
 const bool ONE_OCTET = N_INVOCATIONS % ROW_LOADS == 0;
 #define FETCHED(i)       ((i) * N_INVOCATIONS + gl_LocalInvocationIndex)
 #define FETCHED_ENTRY(i)                                                                                             \

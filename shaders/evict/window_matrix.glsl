@@ -29,6 +29,17 @@ float scale;
 HEAD_MATRIX queries[ROW_MATRICES * DEPTH_MATRICES];
 SUM_MATRIX logits[ROW_MATRICES * COLUMN_MATRICES];
 
+// A word by way of shared memory. Compilers may put off reading it from a buffer till the loop over steps, and then every
+// step waits there for all that is on its way.
+shared uint settled_words[N_SUBGROUPS];
+
+uint settled(uint word) {
+  subgroupBarrier();
+  if (gl_SubgroupInvocationID == 0) settled_words[gl_SubgroupID] = word;
+  subgroupBarrier();
+  return settled_words[gl_SubgroupID];
+}
+
 void load_queries() {
   const uint at = prepared_of(group_head);
   query_parts = settled(work_words[at + PREPARED_QUERY_PARTS]);

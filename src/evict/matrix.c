@@ -69,14 +69,14 @@ static uint32_t softmax_bytes(const laprox_plan *plan, const lpx_matrix_workgrou
 static uint32_t shared_bytes(const laprox_plan *plan, lpx_matrix_kernel kernel) {
   const lpx_matrix_workgroup *workgroup = &plan->matrix_workgroups[kernel];
   const uint32_t entry_parts = workgroup->subgroups / (tile_heads(plan) * workgroup->parts),
-                 own = row_bytes(plan) + workgroup->subgroups * 4;
+                 rows = row_bytes(plan), settled = workgroup->subgroups * 4;
   switch (kernel) {
   case LPX_MATRIX_SOFTMAX:
-    return own + softmax_bytes(plan, workgroup);
+    return rows + settled + softmax_bytes(plan, workgroup);
   case LPX_MATRIX_NORM:
-    return own + column_bytes(plan, workgroup, plan->matrix_size);
+    return rows + settled + column_bytes(plan, workgroup, plan->matrix_size);
   default:
-    return own + column_bytes(plan, workgroup, STEP_ENTRIES / entry_parts);
+    return rows + column_bytes(plan, workgroup, STEP_ENTRIES / entry_parts);
   }
 }
 

@@ -12,8 +12,8 @@ typedef enum capture_pattern {
   CAPTURE_EQUAL, /* one key, value, query and projection for all heads and layers: all scores are the same */
   CAPTURE_HALF_ZERO, /* every other stretch of five entries has values of zero, hence scores of zero */
   CAPTURE_NEEDLES,   /* a few keys in each head that a query of the window looks at */
-  CAPTURE_RISING, /* the same, one behind the other, each so far above all before that f32 can't hold both exponentials */
-  CAPTURE_TIES /* five different entries, repeated in random order */
+  CAPTURE_RISING,    /* the same, each so far above those before that f32 can't hold both exponentials */
+  CAPTURE_TIES       /* five different entries, repeated in random order */
 } capture_pattern;
 
 /* Values that are no numbers, one element each; the middle candidate of a head. */
