@@ -30,6 +30,7 @@ typedef struct select_case {
   uint32_t budget, floor;
   pattern pattern;
   VkDeviceSize max_range; /* 0: the device's */
+  uint32_t first_layer;
 } select_case;
 
 typedef struct candidate {
@@ -179,6 +180,8 @@ static void check_ranges(const laprox_plan *plan, const select_case *c, const ui
   free(ranges);
 }
 
+static const float given_scales[N_LAYERS] = {3.0f, 5.0f, 7.0f}; /* of layers before first_layer */
+
 static laprox_plan *make_plan(kernel_test *test, const select_case *c) {
   uint32_t cu_seqlens[N_LAYERS * (N_KV_HEADS + 1)];
   for (uint32_t layer = 0; layer < N_LAYERS; layer++) {
@@ -198,50 +201,73 @@ static laprox_plan *make_plan(kernel_test *test, const select_case *c) {
       .cache_dtype = LAPROX_DTYPE_F16,
       .n_segments = 1,
       .n_tokens = 1u << 20,
-      .segments = {{.cu_seqlens = cu_seqlens}}};
+      .segments = {{.cu_seqlens = cu_seqlens}},
+      .first_layer = c->first_layer,
+      .layer_scales = given_scales};
   laprox_plan *plan = NULL;
   assert_int_equal(laprox_plan_create(test->context, &info, &plan), LAPROX_OK);
   return plan;
 }
 
-static void run_plan(kernel_test *test, const select_case *c, const laprox_plan *plan) {
+typedef struct bound_plan {
+  lpx_buffer scratch, result, scores_buffer;
+  laprox_binding *binding;
+  float *scores;
+  uint32_t *words; /* of the result */
   laprox_requirements needs;
-  laprox_plan_requirements(plan, &needs);
-  lpx_buffer scratch = kernel_buffer(test, NULL, (size_t)needs.scratch_bytes);
-  lpx_buffer result = kernel_buffer(test, NULL, (size_t)needs.result_bytes);
-  const size_t n = (size_t)needs.scores_bytes / sizeof(float);
-  float *scores = malloc((n ? n : 1) * sizeof *scores);
-  lpx_buffer scores_buffer = kernel_buffer(test, NULL, n ? n * sizeof *scores : 4);
+} bound_plan;
+
+static bound_plan bind_plan(kernel_test *test, const laprox_plan *plan) {
+  bound_plan out = {0};
+  laprox_plan_requirements(plan, &out.needs);
+  const size_t scores_bytes = out.needs.scores_bytes ? (size_t)out.needs.scores_bytes : sizeof *out.scores;
+  out.scratch = kernel_buffer(test, NULL, (size_t)out.needs.scratch_bytes);
+  out.result = kernel_buffer(test, NULL, (size_t)out.needs.result_bytes);
+  out.scores_buffer = kernel_buffer(test, NULL, scores_bytes);
+  out.scores = malloc(scores_bytes);
+  out.words = malloc((size_t)out.needs.result_bytes);
   const laprox_layer_buffers layers[N_LAYERS] = {0};
   const laprox_binding_info info = {.layers = layers,
-                                    .scratch = lpx_buffer_whole(&scratch),
-                                    .scores = lpx_buffer_whole(&scores_buffer),
-                                    .result = lpx_buffer_whole(&result)};
-  laprox_binding *binding = NULL;
-  assert_int_equal(laprox_binding_create(plan, &info, &binding), LAPROX_OK);
+                                    .scratch = lpx_buffer_whole(&out.scratch),
+                                    .scores = lpx_buffer_whole(&out.scores_buffer),
+                                    .result = lpx_buffer_whole(&out.result)};
+  assert_int_equal(laprox_binding_create(plan, &info, &out.binding), LAPROX_OK);
+  return out;
+}
+
+static void run_bound(kernel_test *test, const bound_plan *bound, uint32_t first, uint32_t count) {
+  assert_int_equal(lpx_queue_run_steps(test->queue, bound->binding->program, first, count, NULL), LAPROX_OK);
+  kernel_download(test, &bound->result, bound->words, (size_t)bound->needs.result_bytes);
+}
+
+static void release_bound(kernel_test *test, bound_plan *bound) {
+  free(bound->words);
+  free(bound->scores);
+  laprox_binding_destroy(bound->binding);
+  kernel_release(test, &bound->scores_buffer);
+  kernel_release(test, &bound->result);
+  kernel_release(test, &bound->scratch);
+}
+
+static void run_plan(kernel_test *test, const select_case *c, const laprox_plan *plan) {
+  bound_plan bound = bind_plan(test, plan);
+  const size_t n = (size_t)bound.needs.scores_bytes / sizeof *bound.scores;
   uint32_t first, count;
-  laprox_binding_layer_steps(binding, N_LAYERS, &first, &count);
-  assert_int_equal(lpx_queue_run_steps(test->queue, binding->program, 0, first, NULL), LAPROX_OK);
-  kernel_download(test, &scores_buffer, scores, n * sizeof *scores);
+  laprox_binding_layer_steps(bound.binding, N_LAYERS, &first, &count);
+  run_bound(test, &bound, 0, first);
+  kernel_download(test, &bound.scores_buffer, bound.scores, n * sizeof *bound.scores);
   for (size_t i = 0; i < n; i++)
-    if (scores[i] >= 0.0f) scores[i] = make_score(test, c->pattern);
+    if (bound.scores[i] >= 0.0f) bound.scores[i] = make_score(test, c->pattern);
   if (n)
-    assert_int_equal(
-        lpx_queue_upload(test->queue, lpx_buffer_whole(&scores_buffer), scores, n * sizeof *scores),
-        LAPROX_OK);
-  uint32_t *words = malloc((size_t)needs.result_bytes);
+    assert_int_equal(lpx_queue_upload(test->queue, lpx_buffer_whole(&bound.scores_buffer), bound.scores,
+                                      n * sizeof *bound.scores),
+                     LAPROX_OK);
   for (int repeat = 0; repeat < 2; repeat++) {
-    assert_int_equal(lpx_queue_run_steps(test->queue, binding->program, first, count, NULL), LAPROX_OK);
-    kernel_download(test, &result, words, (size_t)needs.result_bytes);
-    check(plan, c, scores, words);
-    if (c->scope == LAPROX_SCOPE_TOKEN) check_ranges(plan, c, words);
+    run_bound(test, &bound, first, count);
+    check(plan, c, bound.scores, bound.words);
+    if (c->scope == LAPROX_SCOPE_TOKEN) check_ranges(plan, c, bound.words);
   }
-  free(words);
-  free(scores);
-  laprox_binding_destroy(binding);
-  kernel_release(test, &scores_buffer);
-  kernel_release(test, &result);
-  kernel_release(test, &scratch);
+  release_bound(test, &bound);
 }
 
 /* With atomics, for few registers, and without atomics. */
@@ -371,10 +397,50 @@ static void test_tokens_refused(void **state) {
   kernel_test_end(&test);
 }
 
+static double layer_sum(const laprox_plan *plan, const float *scores, uint32_t layer) {
+  const lpx_layer_items *items = &plan->layers[layer];
+  const float *first = scores + (size_t)items->first_block * BLOCK_ENTRIES;
+  double sum = 0.0;
+  for (size_t i = 0; i < (size_t)items->n_blocks * BLOCK_ENTRIES; i++)
+    sum += first[i] < 0.0f ? 0.0 : first[i];
+  return sum;
+}
+
+/* Scales stand before the selection begins; a layer without candidates has none. */
+static void test_layer_sums(void **state) {
+  static const uint32_t lengths[N_HEADS] = {1029, 6, 7, 2054, 4, 4, 4, 4, 5000, 4, 300, 1035};
+  kernel_test test = kernel_test_begin(state, 7);
+  for (uint32_t first_layer = 0; first_layer < N_LAYERS; first_layer++) {
+    const select_case c = {.lengths = lengths, .budget = 300, .first_layer = first_layer};
+    laprox_plan *plan = make_plan(&test, &c);
+    plan->rules.normalize = true; /* as no policy without keys does */
+    bound_plan bound = bind_plan(&test, plan);
+    uint32_t first, count;
+    laprox_binding_layer_steps(bound.binding, N_LAYERS, &first, &count);
+    run_bound(&test, &bound, 0, first);
+    kernel_download(&test, &bound.scores_buffer, bound.scores, (size_t)bound.needs.scores_bytes);
+    for (uint32_t layer = 0; layer < N_LAYERS; layer++) {
+      const uint32_t *counters = bound.words + plan->result.counters + 2 * (size_t)layer;
+      const double sum =
+          layer < first_layer ? 1.0 / (double)given_scales[layer] : layer_sum(plan, bound.scores, layer);
+      float scale;
+      memcpy(&scale, &counters[1], sizeof scale);
+      assert_int_equal(counters[0], 0);
+      assert_true(fabs((double)scale * sum - (sum > 0.0)) < 1e-5);
+      assert_true(sum > 0.0 || counters[1] == 0);
+    }
+    release_bound(&test, &bound);
+    laprox_plan_destroy(plan);
+  }
+  kernel_test_end(&test);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_patterns), cmocka_unit_test(test_budgets), cmocka_unit_test(test_floor),
-      cmocka_unit_test(test_ranges),   cmocka_unit_test(test_tokens),  cmocka_unit_test(test_tokens_refused),
+      cmocka_unit_test(test_patterns),   cmocka_unit_test(test_budgets),
+      cmocka_unit_test(test_floor),      cmocka_unit_test(test_ranges),
+      cmocka_unit_test(test_tokens),     cmocka_unit_test(test_tokens_refused),
+      cmocka_unit_test(test_layer_sums),
   };
   return cmocka_run_group_tests(tests, test_gpu_setup, test_gpu_teardown);
 }

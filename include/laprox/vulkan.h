@@ -236,7 +236,7 @@ LAPROX_API VkDeviceSize laprox_plan_keep_mask_offset(const laprox_plan *plan, ui
 /** Byte offsets inside the result block. */
 typedef struct laprox_result_layout {
   /** uint32 n_layers x { non-finite scores, scale (float bits) }: a layer's final scores are its pooled ones
-   *  times the scale, 1 / their sum where the policy normalises */
+   *  times the scale, 1 / their sum where the policy normalises. Complete behind the last layer's steps */
   VkDeviceSize counters;
   /** uint32 n_layers * n_kv_heads + 1: row offsets over the whole model, layer-major */
   VkDeviceSize cu_seqlens;

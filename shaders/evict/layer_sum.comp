@@ -1,9 +1,10 @@
 #version 450
 #extension GL_GOOGLE_include_directive : require
 // The sum of a layer's scores from its blocks' sums, by a fixed tree, and its inverse, with which the selection scales;
-// and how many scores are no numbers. One workgroup.
+// and how many scores are no numbers. Layers without blocks are left alone. One workgroup per layer.
 #include "index.glsl"
 #include "finite.glsl"
+#include "../evict/layout.glsl"
 
 layout(set = 0, binding = 0) readonly buffer Work { float work[]; };
 layout(set = 0, binding = 1) buffer State { uint state[]; };
@@ -11,22 +12,29 @@ layout(set = 0, binding = 2) buffer Result { uint result[]; };
 
 layout(push_constant) uniform Push {
   uint n_groups;
-  uint block_sums, n_blocks;
-  uint inverse;   // word in state[]
-  uint counter;   // word in result[]: of what is no number, then the scale
-  uint normalize; // 0: the scale is 1
+  uint heads, heads_per_layer; // word of the first layer's head table in state[]
+  uint block_sums;             // word in work[], as pool.comp leaves them
+  uint inverses;               // word in state[]: of the first layer
+  uint counters;               // word in result[]: of what is no number in the first layer, then its scale
+  uint normalize;              // 0: the scale is 1
 } push;
 
 shared float tree[LOCAL_SIZE];
 shared uint count_tree[LOCAL_SIZE];
 
+#include "../evict/heads.glsl"
+
 void main() {
   if (workgroup_index() >= push.n_groups) return;
+  const uint layer = workgroup_index(), head = layer * push.heads_per_layer;
+  const uint first = head_word(head, HEAD_FIRST_BLOCK);
+  const uint end = head_word(head + push.heads_per_layer, HEAD_FIRST_BLOCK);
+  if (first == end) return;
   float total = 0.0;
   uint count = 0;
-  for (uint i = gl_LocalInvocationIndex; i < push.n_blocks; i += LOCAL_SIZE) {
-    total += work[push.block_sums + i];
-    count += uint(work[push.block_sums + push.n_blocks + i]);
+  for (uint block = first + gl_LocalInvocationIndex; block < end; block += LOCAL_SIZE) {
+    total += work[push.block_sums + 2 * block];
+    count += uint(work[push.block_sums + 2 * block + 1]);
   }
   tree[gl_LocalInvocationIndex] = total;
   count_tree[gl_LocalInvocationIndex] = count;
@@ -41,7 +49,7 @@ void main() {
   const float inverse = 1.0 / tree[0]; // infinite for the smallest sums there are, and then no scale
   const bool scaled = push.normalize != 0 && tree[0] > 0.0 && inverse > 0.0 && is_finite(inverse);
   const uint scale = floatBitsToUint(scaled ? inverse : 1.0);
-  state[push.inverse] = scale;
-  result[push.counter] = count_tree[0];
-  result[push.counter + 1] = scale;
+  state[push.inverses + layer] = scale;
+  result[push.counters + 2 * layer] = count_tree[0];
+  result[push.counters + 2 * layer + 1] = scale;
 }

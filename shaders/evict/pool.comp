@@ -22,7 +22,7 @@ layout(push_constant) uniform Push {
   uint heads, n_heads;
   uint layer_block;
   uint raw;
-  uint block_sums; // word in work[]: of each block, then the numbers of those that are no numbers
+  uint block_sums; // word in work[]: sum of each of the model's blocks, and how many there are no numbers
 } push;
 
 const uint HALO = WIDTH / 2;
@@ -80,7 +80,7 @@ void main() {
     }
   }
   if (gl_LocalInvocationIndex == 0) {
-    work[push.block_sums + workgroup_index()] = tree[0];
-    work[push.block_sums + push.n_groups + workgroup_index()] = float(count_tree[0]);
+    work[push.block_sums + 2 * block] = tree[0];
+    work[push.block_sums + 2 * block + 1] = float(count_tree[0]);
   }
 }

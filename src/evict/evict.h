@@ -26,7 +26,7 @@ typedef enum lpx_matrix_kernel {
 } lpx_matrix_kernel;
 
 /* Words in the scratch buffer's ranges. `state` holds tables and small results, `work` what a layer's scoring
-   needs, `selection` the counters of the selection. */
+   needs and the sums of all layers' blocks, `selection` the counters of the selection. */
 typedef struct lpx_state_words {
   uint32_t heads, block_heads, unit, n_table_words; /* tables are [0, n_table_words) */
   uint32_t inverses, softmax, n_words;
@@ -206,7 +206,8 @@ uint32_t lpx_matrix_group_items(const laprox_plan *plan, lpx_matrix_kernel kerne
 uint32_t lpx_matrix_prepared_words(const laprox_plan *plan);
 laprox_result lpx_matrix_pipeline_get(const laprox_plan *plan, lpx_matrix_kernel kernel, lpx_pipeline *out);
 laprox_result lpx_matrix_init(laprox_plan *plan);
-/* Prepared queries, and a barrier; prepared factors, for which that of the softmax sums is soon enough. */
+/* Prepared queries, and a barrier, which covers the pooling of the layer before too; prepared factors, for which that of
+   the softmax sums is soon enough. */
 void lpx_matrix_append_queries(laprox_binding *binding, uint32_t layer);
 void lpx_matrix_append_factors(laprox_binding *binding, uint32_t layer);
 
@@ -224,10 +225,12 @@ void lpx_value_append(laprox_binding *binding, uint32_t layer, uint32_t raw, uin
 
 laprox_result lpx_reduce_init(laprox_plan *plan);
 void lpx_reduce_append_synthetic(laprox_binding *binding, uint32_t layer);
+/* Scores of a layer; behind the last one the sums of all layers. */
 void lpx_reduce_append(laprox_binding *binding, uint32_t layer);
 /* Scores of tokens, summed over layers and heads, into own_scores. */
 void lpx_reduce_append_tokens(laprox_binding *binding);
-/* Raw scores of a layer, from a word in work, into its part of scores that begin at `to`; sums of blocks too. */
+/* Raw scores of a layer, from a word in work, into its part of scores that begin at `to`; sums of blocks too. The barrier
+   is the caller's. */
 void lpx_reduce_append_pool(laprox_binding *binding, uint32_t layer, const lpx_pipeline *pipeline,
                             uint32_t raw, laprox_buffer to);
 

@@ -298,7 +298,8 @@ static laprox_result size_work(laprox_plan *plan) {
     words = lpx_entry_score_words(plan, max_splits, &plan->work.anchors);
   const uint64_t prepared = (uint64_t)lpx_matrix_prepared_words(plan) * plan->shape.n_heads;
   const uint64_t values = lpx_plan_takes_risks(plan) ? max_blocks * BLOCK_ENTRIES : 0;
-  const uint64_t others = words + values + max_blocks * (BLOCK_ENTRIES + 2) + prepared + 3;
+  const uint64_t block_sums = 2 * (uint64_t)plan->n_blocks;
+  const uint64_t others = words + values + max_blocks * BLOCK_ENTRIES + block_sums + prepared + 3;
   const uint64_t most = plan->context->max_range / 4;
   const uint64_t room = others > most ? 0 : most - others;
   if (lpx_plan_uses_values(plan)) {
@@ -325,7 +326,7 @@ static laprox_result size_work(laprox_plan *plan) {
                              attention * plan->strip_tiles,
                              max_blocks * BLOCK_ENTRIES,
                              values,
-                             2 * max_blocks};
+                             block_sums};
   uint64_t ends[7], at = 0;
   for (int i = 0; i < 7; i++) ends[i] = at += starts[i];
   const uint64_t prepared_at = (at + 3) / 4 * 4; /* loads of 16 bytes */

@@ -12,8 +12,9 @@ typedef struct pool_push {
 } pool_push;
 
 typedef struct layer_sum_push {
-  uint32_t n_groups, block_sums, n_blocks, inverse, counter, normalize;
+  uint32_t n_groups, heads, heads_per_layer, block_sums, inverses, counters, normalize;
 } layer_sum_push;
+_Static_assert(sizeof(layer_sum_push) == 28, "push constants of shaders/evict/layer_sum.comp");
 
 typedef struct token_sum_push {
   uint32_t n_groups, first_layer, n_layers, heads_per_layer, head_blocks, inverses;
@@ -91,22 +92,34 @@ void lpx_reduce_append_pool(laprox_binding *binding, uint32_t layer, const lpx_p
   const laprox_buffer pool_ranges[] = {binding->work, binding->state, scores};
   lpx_program_dispatch(binding->program, pipeline, pool_ranges, &pool, sizeof pool, items->n_blocks,
                        (uint64_t)items->n_blocks * BLOCK_ENTRIES * plan->rules.pool_width);
+}
+
+/* Layers before the first one that is scored have their scales. */
+static void append_sums(laprox_binding *binding) {
+  const laprox_plan *plan = binding->plan;
+  const uint32_t first = plan->first_layer, n_blocks = plan->n_blocks - plan->layers[first].first_block;
+  if (!n_blocks) return;
+  layer_sum_push push = {.heads = plan->state.heads + first * plan->shape.n_kv_heads * HEAD_WORDS,
+                         .heads_per_layer = plan->shape.n_kv_heads,
+                         .block_sums = plan->work.block_sums,
+                         .inverses = plan->state.inverses + first,
+                         .counters = plan->result.counters + 2 * first,
+                         .normalize = plan->rules.normalize};
+  const laprox_buffer ranges[] = {binding->work, binding->state, binding->result};
+  lpx_program_dispatch(binding->program, &plan->layer_sum, ranges, &push, sizeof push,
+                       plan->shape.n_layers - first, n_blocks);
   lpx_program_barrier(binding->program);
 }
 
+/* On matrices the next layer begins with operands that have nothing in common with pooling; the barrier behind those
+   serves both. */
 void lpx_reduce_append(laprox_binding *binding, uint32_t layer) {
   const laprox_plan *plan = binding->plan;
-  const lpx_layer_items *items = &plan->layers[layer];
-  if (!items->n_blocks) return;
-  lpx_reduce_append_pool(binding, layer, &plan->pool, plan->work.raw, binding->scores);
-  layer_sum_push sum = {.block_sums = plan->work.block_sums,
-                        .n_blocks = items->n_blocks,
-                        .inverse = plan->state.inverses + layer,
-                        .counter = plan->result.counters + 2 * layer,
-                        .normalize = plan->rules.normalize};
-  const laprox_buffer sum_ranges[] = {binding->work, binding->state, binding->result};
-  lpx_program_dispatch(binding->program, &plan->layer_sum, sum_ranges, &sum, sizeof sum, 1, items->n_blocks);
-  lpx_program_barrier(binding->program);
+  const bool is_last = layer + 1 == plan->shape.n_layers;
+  if (plan->layers[layer].n_blocks)
+    lpx_reduce_append_pool(binding, layer, &plan->pool, plan->work.raw, binding->scores);
+  if (is_last || !plan->matrix_size) lpx_program_barrier(binding->program);
+  if (is_last) append_sums(binding);
 }
 
 /* Sums go on from dispatch to dispatch, each over as many layers as a binding holds. */
