@@ -7,11 +7,12 @@
 #extension GL_EXT_shader_16bit_storage : require
 #extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
 // Second pass of the observation-window attention on cooperative matrices: column norms of each query head. One workgroup per
-// (group_items tiles of 64 candidates, up to four query heads).
+// (share of the tiles of 64 candidates, up to four query heads).
 #include "finite.glsl"
 #include "../evict/layout.glsl"
 #include "../evict/window_matrix.glsl"
 #define EXCHANGED 1
+#define SUM_STEPS 2
 #include "../evict/columns_matrix.glsl"
 
 const uint NORMS = (TILE_HEADS * STEP_ENTRIES + N_INVOCATIONS - 1) / N_INVOCATIONS; // that an invocation writes in a step
@@ -76,12 +77,10 @@ void add_steps(uint first_tile) {
 
 void main() {
   if (workgroup_index() >= push.n_groups) return;
-  const uint begin = push.first_item + workgroup_index() / HEAD_TILES * push.group_items;
-  const uint end = min(begin + push.group_items, push.end_item);
+  find_share(HEAD_TILES);
   find_subgroup(workgroup_index() % HEAD_TILES);
-  for (uint first_tile = begin; first_tile < end; first_tile = next_item) {
+  for (uint first_tile = next_item; first_tile < share_end; first_tile = next_item) {
     find_head(first_tile, HEAD_FIRST_TILE);
-    next_item = min(next_item, end);
     const uint candidate = (first_tile - head_word(head, HEAD_FIRST_TILE)) * TILE_ENTRIES;
     load_queries();
     load_softmax();

@@ -1,6 +1,6 @@
 // What the scoring kernels on cooperative matrices share: 32 cache entries a step, and for each of up to four query heads of
 // a KV head a matrix operand that stays in registers. The subgroups of a head divide the operand's rows and the step's
-// entries. The includer has a push with heads, first_head, end_head, end_item, rows and prepared.
+// entries. The includer has a push with n_groups, heads, first_head, end_head, first_item, end_item, rows and prepared.
 #ifndef GROUP_MATRIX_GLSL
 #define GROUP_MATRIX_GLSL
 
@@ -39,17 +39,26 @@ uint workgroup_index() {
 #define ENTRY_MATRIX coopmat<float16_t, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseB>
 #define SUM_MATRIX   coopmat<float, gl_ScopeSubgroup, SIZE, SIZE, gl_MatrixUseAccumulator>
 
-uint head, n_entries, next_item;
+uint head, n_entries, next_item, share_end;
 uint group_head;       // of this subgroup, in the group; that of another subgroup where there is none left
 uint part, entry_part; // of this subgroup: of its head's operand, and of the step's entries
 
 #include "../evict/items.glsl"
 #include "../evict/step_matrix.glsl"
 
-// Finds the head that an item belongs to, HEAD_FIRST_TILE or HEAD_FIRST_SPLIT, and its entries.
+// The dispatch's items are shared out evenly, each share to so many workgroups: this one's begins with next_item.
+void find_share(uint n_workgroups) {
+  const uint n_shares = push.n_groups / n_workgroups, share = workgroup_index() / n_workgroups;
+  const uint n_items = push.end_item - push.first_item, least = n_items / n_shares, n_larger = n_items % n_shares;
+  next_item = push.first_item + share * least + min(share, n_larger);
+  share_end = next_item + least + (share < n_larger ? 1 : 0);
+}
+
+// Finds the head that an item belongs to, HEAD_FIRST_TILE or HEAD_FIRST_SPLIT, its entries, and where its items in the share
+// end.
 void find_head(uint item, uint word) {
   head = head_of(item, word);
-  next_item = head + 1 < push.end_head ? min(push.end_item, head_word(head + 1, word)) : push.end_item;
+  next_item = head + 1 < push.end_head ? min(share_end, head_word(head + 1, word)) : share_end;
   n_entries = head_word(head, HEAD_N_ENTRIES);
   find_rows(head);
 }

@@ -8,7 +8,7 @@
 #extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
 // Projected-value norms on cooperative matrices, times the attention norms, mean over the group: the raw LaProx score.
 // Every subgroup keeps a query head's factor, or its part of it, in registers, and the values pass by through shared memory.
-// One workgroup per group_items tiles.
+// One workgroup per share of the tiles.
 #include "../evict/layout.glsl"
 #include "repeat.glsl"
 
@@ -17,7 +17,6 @@ layout(push_constant) uniform Push {
   uint heads;
   uint first_head, end_head;
   uint first_item, end_item; // tiles, in the layer
-  uint group_items;
   RowLayout rows; // of V
   uint prepared;
   uint attention;  // word of the attention part in work[]
@@ -28,6 +27,7 @@ layout(push_constant) uniform Push {
 
 #include "../evict/group_matrix.glsl"
 #define EXCHANGED COLUMN_MATRICES
+#define SUM_STEPS 3
 #include "../evict/columns_matrix.glsl"
 
 // Rows of products that are found at once: each waits for its sum.
@@ -171,7 +171,7 @@ void find_squares(uint c, bool has_rest, out SUM_MATRIX squares) {
 
 // ---- scores ----
 
-const uint SCORES = (STEP_ENTRIES + N_INVOCATIONS - 1) / N_INVOCATIONS; // that an invocation writes in a step
+const uint SCORES = (STEP_ENTRIES + SUBGROUP_SIZE - 1) / SUBGROUP_SIZE; // that an invocation writes
 
 float attention[LANE_SLICES]; // to the invocation's columns
 
@@ -187,14 +187,14 @@ void fetch_attention(uint tile, uint step) {
       attention[i] = attention_of(tile, step, group_head, entry_part * COLUMNS + LANE_SLICE(i));
 }
 
-// Where no other invocation has a part of the head's column, the head's share in the score; else squares.
+// Of the step before. Where no other invocation has a part of the head's column, the head's share in the score; else squares.
 void leave_norms(uint step) {
-  subgroupBarrier();
   UNROLLED for (uint i = 0; i < LANE_SLICES; i++)
     if (LANE_SLICE(i) < SLICES * COLUMNS) {
       const float square = sum_slice(LANE_SLICE(i));
       leave_sum(step, 0, LANE_SLICE(i), PARTS * SLICES == 1 ? sqrt(square) * (factor_scale * attention[i]) : square);
     }
+  subgroupBarrier();
 }
 
 float share_of(uint tile, uint step, uint h, uint of_group, uint entry) {
@@ -203,10 +203,12 @@ float share_of(uint tile, uint step, uint h, uint of_group, uint entry) {
   return sqrt(sum) * (attention_of(tile, step, of_group, entry) * work[prepared_of(of_group) + PREPARED_FACTOR_SCALE]);
 }
 
-// Of a step that all subgroups are through with. What the head's other tiles of heads have come to is there already.
+// Of a step that all subgroups are through with; they take turns. What the head's other tiles of heads have come to is there
+// already.
 void write_scores(uint tile, uint step, uint head_tile) {
+  if (gl_SubgroupID != step % N_SUBGROUPS) return;
   UNROLLED for (uint i = 0; i < SCORES; i++) {
-    const uint entry = i * N_INVOCATIONS + gl_LocalInvocationIndex, of_head = candidate + step * STEP_ENTRIES + entry;
+    const uint entry = i * SUBGROUP_SIZE + gl_SubgroupInvocationID, of_head = candidate + step * STEP_ENTRIES + entry;
     if (entry >= STEP_ENTRIES || of_head >= n_candidates || !has_row(sinks + of_head)) continue;
     float score = head_tile > 0 ? work[scores_at + of_head] : 0.0;
     UNROLLED for (uint h = 0; h < TILE_HEADS; h++) {
@@ -217,19 +219,24 @@ void write_scores(uint tile, uint step, uint head_tile) {
   }
 }
 
+// Norms are found a step late and scores two: the barriers between steps are all that it takes, and nobody waits for columns
+// on their way through shared memory.
 void score_steps(uint first_tile, uint head_tile, bool has_rest) {
   begin_steps(sinks + candidate, (next_item - first_tile) * TILE_STEPS);
   for (uint step = 0; step < n_steps; step++) {
     enter_step(step);
+    if (step > 0) leave_norms(step - 1);
+    if (step > 1) write_scores(first_tile, step - 2, head_tile);
     fetch_attention(first_tile, step);
     UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++) {
       SUM_MATRIX squares;
       find_squares(c, has_rest, squares);
       put_columns(c, squares);
     }
-    if (step > 0) write_scores(first_tile, step - 1, head_tile);
-    leave_norms(step);
   }
+  barrier();
+  leave_norms(n_steps - 1);
+  if (n_steps > 1) write_scores(first_tile, n_steps - 2, head_tile);
   barrier();
   write_scores(first_tile, n_steps - 1, head_tile);
 }
@@ -243,11 +250,9 @@ void score_tiles(uint first_tile, uint head_tile) {
 
 void main() {
   if (workgroup_index() >= push.n_groups) return;
-  const uint begin = push.first_item + workgroup_index() * push.group_items;
-  const uint end = min(begin + push.group_items, push.end_item);
-  for (uint first_tile = begin; first_tile < end; first_tile = next_item) {
+  find_share(1);
+  for (uint first_tile = next_item; first_tile < share_end; first_tile = next_item) {
     find_head(first_tile, HEAD_FIRST_TILE);
-    next_item = min(next_item, end);
     find_candidates(first_tile);
     if (!has_rows(sinks + candidate, sinks + candidate + (next_item - first_tile) * TILE_ENTRIES)) continue;
     for (uint head_tile = 0; head_tile < HEAD_TILES; head_tile++) score_tiles(first_tile, head_tile);

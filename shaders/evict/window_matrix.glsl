@@ -8,9 +8,8 @@ layout(push_constant) uniform Push {
   uint heads;           // word of the layer's head table in state[]
   uint first_head;      // of this dispatch
   uint end_head;
-  uint first_item;      // tile or split of workgroup 0, in the layer
+  uint first_item;      // tiles or splits, in the layer
   uint end_item;
-  uint group_items;     // of a workgroup
   RowLayout rows;       // of K
   uint prepared;        // word of the prepared operands in work[]
   uint softmax;         // word of (maximum, 1 / sum) in state[]
@@ -50,9 +49,8 @@ void load_queries() {
     load_head_matrix(query_at + i * SIZE * SIZE / 4, queries[i]);
 }
 
-// Logits of this subgroup's queries and entries, before the scale. What f16 leaves of queries is read again and
-// again, for there is no room for it; most have nothing left.
-void multiply() {
+// Logits of this subgroup's queries and entries, before the scale and without what f16 leaves of queries.
+void multiply_high_parts() {
   ENTRY_MATRIX b;
   UNROLLED for (uint i = 0; i < ROW_MATRICES * COLUMN_MATRICES; i++) logits[i] = SUM_MATRIX(0.0);
   UNROLLED for (uint k = 0; k < DEPTH_MATRICES; k++)
@@ -62,7 +60,11 @@ void multiply() {
         logits[r * COLUMN_MATRICES + c] =
             coopMatMulAdd(queries[r * DEPTH_MATRICES + k], b, logits[r * COLUMN_MATRICES + c]);
     }
-  if (query_parts == 1) return;
+}
+
+// That is read again and again, for there is no room for it.
+void add_rests() {
+  ENTRY_MATRIX b;
   UNROLLED for (uint k = 0; k < DEPTH_MATRICES; k++) {
     HEAD_MATRIX rest[ROW_MATRICES];
     ONE_AFTER_ANOTHER
@@ -74,6 +76,15 @@ void multiply() {
         logits[r * COLUMN_MATRICES + c] = coopMatMulAdd(rest[r], b, logits[r * COLUMN_MATRICES + c]);
     }
   }
+}
+
+bool queries_have_rests() {
+  return query_parts > 1;
+}
+
+void multiply() {
+  multiply_high_parts();
+  if (queries_have_rests()) add_rests();
 }
 
 #endif

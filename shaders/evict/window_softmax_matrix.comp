@@ -6,25 +6,36 @@
 #extension GL_EXT_control_flow_attributes : require
 #extension GL_EXT_shader_16bit_storage : require
 #extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
-// First pass of the observation-window attention on cooperative matrices: every matrix element keeps its own running
-// maximum and sum over the entries it meets, and only the end of a split merges them. One workgroup per (group_items splits, up
-// to four query heads).
+// First pass of the observation-window attention on cooperative matrices: what a window query's exponentials add up to in
+// a split. They are taken from a level, the query's highest logit in the split's first step: any will do that keeps the
+// sum in a float's range. Where it doesn't, the split is gone through for the highest logit of all, and once more. One
+// workgroup per (share of the splits, up to four query heads).
 #include "finite.glsl"
 #include "../evict/layout.glsl"
 #include "../evict/window_matrix.glsl"
 
 #define MINUS_INFINITY uintBitsToFloat(0xff800000u)
+#define LOWEST         -1.0e38
+#define LEAST_SUM      1.0e-18
+#define MOST_SUM       1.0e+18
+
+// Rounds of a split; mostly the first one is all.
+#define SUMS_BY_FIRST_STEP 0
+#define HIGHEST_OF_ALL     1
+#define SUMS_AGAIN         2
 
 // Of a subgroup: a matrix row after row, each with room behind that keeps them in different banks.
 const uint LINE_QUADS = SIZE / 4 + 1;
 const uint MATRIX_QUADS = SIZE * LINE_QUADS;
 const uint ROWS_QUADS = N_SUBGROUPS * MATRIX_QUADS, VISIBLE_QUADS = QUERY_ROWS * STEP_ENTRIES / 4;
 shared vec4 exchange[ROWS_QUADS < VISIBLE_QUADS ? VISIBLE_QUADS : ROWS_QUADS];
-// Of a subgroup's queries: maximum, and sum of exponentials. What it has come to in a split.
+// Of a subgroup's queries in a split: level, and sum of exponentials.
 const uint PART_QUERIES = QUERY_ROWS / PARTS;
-shared float row_maximum[N_SUBGROUPS * PART_QUERIES], row_sum[N_SUBGROUPS * PART_QUERIES];
+shared float row_level[N_SUBGROUPS * PART_QUERIES], row_sum[N_SUBGROUPS * PART_QUERIES];
+shared uint n_far_off;
 
-SUM_MATRIX maximum[ROW_MATRICES], sum[ROW_MATRICES];
+// What is gathered of a split: highest logits or sums, of the columns that a matrix element meets.
+SUM_MATRIX gathered[ROW_MATRICES];
 
 // Takes out pairs of query and entry that are none, where a step reaches the window or an end.
 void hide(uint first_entry) {
@@ -46,76 +57,107 @@ void hide(uint first_entry) {
   barrier();
 }
 
-void hide_if_any(uint first_entry) {
-  const uint end = min(entries_end, n_entries - WINDOW);
-  if (first_entry < entries_begin || first_entry + STEP_ENTRIES > end) hide(first_entry);
+bool has_hidden(uint first_entry) {
+  return first_entry < entries_begin || first_entry + STEP_ENTRIES > min(entries_end, n_entries - WINDOW);
 }
 
-float highest_logit(uint r, uint e) {
-  float highest = logits[r * COLUMN_MATRICES][e];
-  UNROLLED for (uint c = 1; c < COLUMN_MATRICES; c++) highest = max(highest, logits[r * COLUMN_MATRICES + c][e]);
-  return highest;
+void gather_highest() {
+  UNROLLED for (uint i = 0; i < ROW_MATRICES * COLUMN_MATRICES; i++)
+    UNROLLED for (uint e = 0; e < gathered[0].length(); e++)
+      gathered[i / COLUMN_MATRICES][e] = max(gathered[i / COLUMN_MATRICES][e], logits[i][e] * scale);
 }
 
-float exponentials(uint r, uint e) {
-  float total = 0.0;
-  UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++)
-    total += exp2(fma(logits[r * COLUMN_MATRICES + c][e], scale, -maximum[r][e]));
-  return total;
-}
-
-// A maximum is good enough while exponentials are no larger than this: the sum stays far from overflow. Plus infinity and
-// what is no number make the sum none, minus infinity adds 0.
-#define LARGE 65536.0
-
-void raise_maxima(uint r) {
-  UNROLLED for (uint e = 0; e < maximum[r].length(); e++) {
-    const float highest = max(maximum[r][e], highest_logit(r, e) * scale);
-    sum[r][e] *= exp2(maximum[r][e] - highest);
-    maximum[r][e] = highest;
+// Levels are read again in every step, which costs less than registers for them.
+void gather_exponentials() {
+  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
+    SUM_MATRIX level; // the same in all columns
+    coopMatLoad(level, row_level, gl_SubgroupID * PART_QUERIES + r * SIZE, 0, gl_CooperativeMatrixLayoutColumnMajor);
+    UNROLLED for (uint c = 0; c < COLUMN_MATRICES; c++)
+      UNROLLED for (uint e = 0; e < level.length(); e++)
+        gathered[r][e] += exp2(fma(logits[r * COLUMN_MATRICES + c][e], scale, -level[e]));
   }
 }
 
-void add_exponentials() {
-  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
-    SUM_MATRIX added;
-    [[dont_unroll]] for (uint attempt = 0; attempt < 2; attempt++) {
-      bool large = false;
-      UNROLLED for (uint e = 0; e < added.length(); e++) {
-        added[e] = exponentials(r, e);
-        large = large || !(added[e] <= LARGE);
-      }
-      if (!large) break;
-      if (attempt == 0) raise_maxima(r);
-    }
-    UNROLLED for (uint e = 0; e < added.length(); e++) sum[r][e] += added[e];
-  }
+void gather_from(float value) {
+  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) gathered[r] = SUM_MATRIX(value);
 }
 
-// Leaves a split's sums in shared memory; every subgroup its own.
-void end_sums() {
-  const uint at = gl_SubgroupID * MATRIX_QUADS, lane = gl_SubgroupInvocationID;
+// Makes levels of the highest logits; sums come next.
+void set_levels() {
+  const uint at = gl_SubgroupID * MATRIX_QUADS;
   UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
-    const uint row = gl_SubgroupID * PART_QUERIES + r * SIZE;
-    SUM_MATRIX level;
     subgroupBarrier();
-    coopMatStore(maximum[r], exchange, at, LINE_QUADS, gl_CooperativeMatrixLayoutRowMajor);
+    coopMatStore(gathered[r], exchange, at, LINE_QUADS, gl_CooperativeMatrixLayoutRowMajor);
     subgroupBarrier();
-    for (uint i = lane; i < SIZE; i += SUBGROUP_SIZE) {
-      vec4 highest = vec4(-1.0e38);
+    for (uint i = gl_SubgroupInvocationID; i < SIZE; i += SUBGROUP_SIZE) {
+      vec4 highest = vec4(LOWEST);
       UNROLLED for (uint q = 0; q < SIZE / 4; q++) highest = max(highest, exchange[at + i * LINE_QUADS + q]);
-      row_maximum[row + i] = max(max(highest.x, highest.y), max(highest.z, highest.w));
+      row_level[gl_SubgroupID * PART_QUERIES + r * SIZE + i] = max(max(highest.x, highest.y), max(highest.z, highest.w));
     }
+  }
+  subgroupBarrier();
+  gather_from(0.0);
+}
+
+// Leaves the sums in shared memory; every subgroup its own.
+void set_sums() {
+  const uint at = gl_SubgroupID * MATRIX_QUADS;
+  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
     subgroupBarrier();
-    coopMatLoad(level, row_maximum, row, 0, gl_CooperativeMatrixLayoutColumnMajor); // the same in all columns
-    UNROLLED for (uint e = 0; e < level.length(); e++) sum[r][e] *= exp2(maximum[r][e] - level[e]);
-    coopMatStore(sum[r], exchange, at, LINE_QUADS, gl_CooperativeMatrixLayoutRowMajor);
+    coopMatStore(gathered[r], exchange, at, LINE_QUADS, gl_CooperativeMatrixLayoutRowMajor);
     subgroupBarrier();
-    for (uint i = lane; i < SIZE; i += SUBGROUP_SIZE) {
+    for (uint i = gl_SubgroupInvocationID; i < SIZE; i += SUBGROUP_SIZE) {
       vec4 total = vec4(0.0);
       UNROLLED for (uint q = 0; q < SIZE / 4; q++) total += exchange[at + i * LINE_QUADS + q];
-      row_sum[row + i] = (total.x + total.y) + (total.z + total.w);
+      row_sum[gl_SubgroupID * PART_QUERIES + r * SIZE + i] = (total.x + total.y) + (total.z + total.w);
     }
+  }
+}
+
+// Whether all sums are in a float's range, far from its ends; no numbers aren't. The same in the whole workgroup.
+bool sums_are_in_range() {
+  if (gl_LocalInvocationIndex == 0) n_far_off = 0;
+  barrier();
+  for (uint n = gl_LocalInvocationIndex; n < N_SUBGROUPS * PART_QUERIES; n += N_INVOCATIONS)
+    if (!(row_sum[n] >= LEAST_SUM && row_sum[n] <= MOST_SUM)) atomicAdd(n_far_off, 1);
+  barrier();
+  return n_far_off == 0;
+}
+
+// A step of most: without a branch between, compilers let the first exponentials begin before the last products.
+void add_plain_step() {
+  multiply_high_parts();
+  gather_exponentials();
+}
+
+void add_step(uint round, uint first_entry, bool sets_levels) {
+  multiply();
+  if (has_hidden(first_entry)) hide(first_entry);
+  if (sets_levels || round == HIGHEST_OF_ALL) gather_highest();
+  if (sets_levels) set_levels();
+  if (round != HIGHEST_OF_ALL) gather_exponentials();
+}
+
+// Steps [first_step, end_step) are a split's.
+void add_split(uint first_step, uint end_step) {
+  gather_from(LOWEST);
+  [[dont_unroll]] for (uint round = SUMS_BY_FIRST_STEP; round <= SUMS_AGAIN; round++) {
+    if (round > SUMS_BY_FIRST_STEP) fetch_step(first_step);
+    for (uint step = first_step; step < end_step; step++) {
+      const uint first_entry = steps_begin + step * STEP_ENTRIES;
+      const bool sets_levels = round == SUMS_BY_FIRST_STEP && step == first_step;
+      enter_step(step);
+      if (sets_levels || round == HIGHEST_OF_ALL || queries_have_rests() || has_hidden(first_entry))
+        add_step(round, first_entry, sets_levels);
+      else add_plain_step();
+    }
+    if (round == HIGHEST_OF_ALL) {
+      set_levels();
+      continue;
+    }
+    set_sums();
+    if (sums_are_in_range()) break;
+    gather_from(LOWEST);
   }
 }
 
@@ -132,9 +174,9 @@ void write_rows(uint slot) {
     const uint subgroup = n / PART_QUERIES, h = workgroup_index() % HEAD_TILES * TILE_HEADS + subgroup % TILE_HEADS;
     const uint t = subgroup / TILE_HEADS * PART_QUERIES + n % PART_QUERIES;
     if (t >= WINDOW || h >= GROUP) continue;
-    float most = row_maximum[n], total = 0.0;
-    UNROLLED for (uint i = 1; i < ENTRY_PARTS; i++) most = max(most, row_maximum[i * stride + n]);
-    UNROLLED for (uint i = 0; i < ENTRY_PARTS; i++) total += row_sum[i * stride + n] * exp2(row_maximum[i * stride + n] - most);
+    float most = row_level[n], total = 0.0;
+    UNROLLED for (uint i = 1; i < ENTRY_PARTS; i++) most = max(most, row_level[i * stride + n]);
+    UNROLLED for (uint i = 0; i < ENTRY_PARTS; i++) total += row_sum[i * stride + n] * exp2(row_level[i * stride + n] - most);
     write_partial(h, t, slot, vec2(most, total));
   }
 }
@@ -143,14 +185,7 @@ void write_rows(uint slot) {
 void write_nothing(uint slot, uint end_slot) {
   const uint first = workgroup_index() % HEAD_TILES * TILE_HEADS, n_rows = min(TILE_HEADS, GROUP - first) * WINDOW;
   for (uint i = gl_LocalInvocationIndex; slot + i / n_rows < end_slot; i += N_INVOCATIONS)
-    write_partial(first + i % n_rows / WINDOW, i % WINDOW, slot + i / n_rows, vec2(-1.0e38, 0.0));
-}
-
-void begin_sums() {
-  UNROLLED for (uint r = 0; r < ROW_MATRICES; r++) {
-    maximum[r] = SUM_MATRIX(-1.0e38);
-    sum[r] = SUM_MATRIX(0.0);
-  }
+    write_partial(first + i % n_rows / WINDOW, i % WINDOW, slot + i / n_rows, vec2(LOWEST, 0.0));
 }
 
 // The splits from that one to next_item, of one head.
@@ -170,27 +205,18 @@ void add_splits(uint split) {
   uint step = 0;
   for (uint of_head = begin / SPLIT_ENTRIES; of_head * SPLIT_ENTRIES < end; of_head++) {
     const uint end_step = min((of_head + 1) * SPLIT_ENTRIES - begin, n_steps * STEP_ENTRIES) / STEP_ENTRIES;
-    begin_sums();
-    for (; step < end_step; step++) {
-      enter_step(step);
-      multiply();
-      hide_if_any(begin + step * STEP_ENTRIES);
-      add_exponentials();
-    }
-    end_sums();
-    barrier();
+    add_split(step, end_step);
+    step = end_step;
     write_rows(slots + of_head);
   }
 }
 
 void main() {
   if (workgroup_index() >= push.n_groups) return;
-  const uint begin = push.first_item + workgroup_index() / HEAD_TILES * push.group_items;
-  const uint end = min(begin + push.group_items, push.end_item);
+  find_share(HEAD_TILES);
   find_subgroup(workgroup_index() % HEAD_TILES);
-  for (uint split = begin; split < end; split = next_item) {
+  for (uint split = next_item; split < share_end; split = next_item) {
     find_head(split, HEAD_FIRST_SPLIT);
-    next_item = min(next_item, end);
     load_queries();
     add_splits(split);
   }

@@ -11,11 +11,11 @@ typedef struct window_push {
 _Static_assert(sizeof(window_push) == 76, "push constants of shaders/evict/window.glsl");
 
 typedef struct matrix_push {
-  uint32_t n_groups, heads, first_head, end_head, first_item, end_item, group_items;
+  uint32_t n_groups, heads, first_head, end_head, first_item, end_item;
   lpx_row_layout rows;
   uint32_t prepared, softmax, out_offset, items_base;
 } matrix_push;
-_Static_assert(sizeof(matrix_push) == 68, "push constants of shaders/evict/window_matrix.glsl");
+_Static_assert(sizeof(matrix_push) == 64, "push constants of shaders/evict/window_matrix.glsl");
 
 typedef struct merge_push {
   uint32_t n_groups, heads, n_segments, n_splits, softmax, in_offset;
@@ -85,14 +85,12 @@ static uint64_t entry_cost(const laprox_plan *plan) {
 static void dispatch_matrix(laprox_binding *binding, lpx_matrix_kernel kernel, const window_push *given,
                             laprox_buffer key, uint32_t count, uint64_t cost) {
   const laprox_plan *plan = binding->plan;
-  const uint32_t tiles = lpx_matrix_head_tiles(plan),
-                 group_items = lpx_matrix_group_items(plan, kernel, count, tiles);
+  const uint32_t tiles = lpx_matrix_head_tiles(plan);
   matrix_push push = {.heads = given->heads,
                       .first_head = given->first_head,
                       .end_head = given->end_head,
                       .first_item = given->first_item,
                       .end_item = given->first_item + count,
-                      .group_items = group_items,
                       .rows = given->rows,
                       .prepared = plan->work.prepared,
                       .softmax = given->softmax,
@@ -101,7 +99,7 @@ static void dispatch_matrix(laprox_binding *binding, lpx_matrix_kernel kernel, c
   const laprox_buffer ranges[] = {key, binding->state, binding->work};
   const lpx_pipeline *pipeline = kernel == LPX_MATRIX_SOFTMAX ? &plan->window_softmax : &plan->attention_norm;
   lpx_program_dispatch(binding->program, pipeline, ranges, &push, sizeof push,
-                       (uint64_t)(count + group_items - 1) / group_items * tiles, cost);
+                       (uint64_t)lpx_matrix_n_shares(plan, kernel, count, tiles) * tiles, cost);
 }
 
 /* A pass over items (splits or tiles) [begin, end) of the layer, in dispatches that are short enough. */

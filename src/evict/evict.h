@@ -199,10 +199,10 @@ bool lpx_plan_exchanges(const laprox_plan *plan);
 void lpx_matrix_choose(laprox_plan *plan);
 /* Workgroups that share the query heads of a KV head in the window's attention. */
 uint32_t lpx_matrix_head_tiles(const laprox_plan *plan);
-/* Of n_items, what a workgroup takes one after the other: as many as leave work for every processor; tiles: workgroups that
- * take the same items. */
-uint32_t lpx_matrix_group_items(const laprox_plan *plan, lpx_matrix_kernel kernel, uint32_t n_items,
-                                uint32_t tiles);
+/* Shares that n_items are divided into: as many as keep every processor busy at once; tiles: workgroups that take the same
+ * share. */
+uint32_t lpx_matrix_n_shares(const laprox_plan *plan, lpx_matrix_kernel kernel, uint32_t n_items,
+                             uint32_t tiles);
 uint32_t lpx_matrix_prepared_words(const laprox_plan *plan);
 laprox_result lpx_matrix_pipeline_get(const laprox_plan *plan, lpx_matrix_kernel kernel, lpx_pipeline *out);
 laprox_result lpx_matrix_init(laprox_plan *plan);

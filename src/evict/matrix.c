@@ -47,22 +47,22 @@ static uint32_t row_bytes(const laprox_plan *plan) {
   return STEP_ENTRIES * (plan->shape.head_dim * 2 + 16);
 }
 
-/* Of columns' sums, where a subgroup exchanges so many columns at once. */
-static uint32_t column_bytes(const laprox_plan *plan, const lpx_matrix_workgroup *workgroup,
-                             uint32_t columns) {
+/* Of columns' sums, where a subgroup exchanges so many columns at once and sums of so many steps are kept. */
+static uint32_t column_bytes(const laprox_plan *plan, const lpx_matrix_workgroup *workgroup, uint32_t columns,
+                             uint32_t n_steps) {
   const uint32_t lanes = plan->context->subgroup_size / columns, most = plan->matrix_size / 4,
                  slices = !lanes         ? 1
                           : lanes < most ? lanes
                                          : most;
   return exchange_bytes(plan, workgroup->subgroups * columns) +
-         2 * workgroup->parts * tile_heads(plan) * slices * STEP_ENTRIES * 4;
+         n_steps * workgroup->parts * tile_heads(plan) * slices * STEP_ENTRIES * 4;
 }
 
 /* Of rows' sums in window_softmax_matrix. */
 static uint32_t softmax_bytes(const laprox_plan *plan, const lpx_matrix_workgroup *workgroup) {
   const uint32_t n = workgroup->subgroups, visible = QUERY_ROWS * STEP_ENTRIES * 4,
                  exchange = exchange_bytes(plan, n * plan->matrix_size);
-  return (exchange > visible ? exchange : visible) + n * QUERY_ROWS / workgroup->parts * 2 * 4;
+  return (exchange > visible ? exchange : visible) + n * QUERY_ROWS / workgroup->parts * 2 * 4 + 4;
 }
 
 /* Of one kernel's workgroup. */
@@ -74,9 +74,9 @@ static uint32_t shared_bytes(const laprox_plan *plan, lpx_matrix_kernel kernel) 
   case LPX_MATRIX_SOFTMAX:
     return rows + settled + softmax_bytes(plan, workgroup);
   case LPX_MATRIX_NORM:
-    return rows + settled + column_bytes(plan, workgroup, plan->matrix_size);
+    return rows + settled + column_bytes(plan, workgroup, plan->matrix_size, 2);
   default:
-    return rows + column_bytes(plan, workgroup, STEP_ENTRIES / entry_parts);
+    return rows + column_bytes(plan, workgroup, STEP_ENTRIES / entry_parts, 3);
   }
 }
 
@@ -126,19 +126,19 @@ void lpx_matrix_choose(laprox_plan *plan) {
       plan->matrix_size && lpx_plan_uses_values(plan) && plan->rules.gqa == LAPROX_GQA_MEAN;
 }
 
-uint32_t lpx_matrix_group_items(const laprox_plan *plan, lpx_matrix_kernel kernel, uint32_t n_items,
-                                uint32_t tiles) {
+uint32_t lpx_matrix_n_shares(const laprox_plan *plan, lpx_matrix_kernel kernel, uint32_t n_items,
+                             uint32_t tiles) {
   enum { MANY = 512 }; /* workgroups enough for a large device */
   /* Subgroups that a processor has registers for at once. */
   static const uint32_t at_once[] = {
-      [LPX_MATRIX_SOFTMAX] = 8, [LPX_MATRIX_NORM] = 12, [LPX_MATRIX_VALUE] = 8};
+      [LPX_MATRIX_SOFTMAX] = 12, [LPX_MATRIX_NORM] = 12, [LPX_MATRIX_VALUE] = 8};
   const laprox_context *context = plan->context;
-  uint32_t n_groups = MANY;
-  if (lpx_is_software(context)) n_groups = 8;
+  uint32_t n_shares = MANY;
+  if (lpx_is_software(context)) n_shares = 8;
   if (context->n_processors)
-    n_groups = context->n_processors * (at_once[kernel] / plan->matrix_workgroups[kernel].subgroups);
-  if (n_groups > tiles) n_groups /= tiles;
-  return n_items / n_groups + (n_items % n_groups ? 1 : 0);
+    n_shares = context->n_processors * (at_once[kernel] / plan->matrix_workgroups[kernel].subgroups);
+  if (n_shares > tiles) n_shares /= tiles;
+  return n_shares < n_items ? n_shares : n_items;
 }
 
 laprox_result lpx_matrix_pipeline_get(const laprox_plan *plan, lpx_matrix_kernel kernel, lpx_pipeline *out) {

@@ -10,11 +10,11 @@ typedef struct value_push {
 _Static_assert(sizeof(value_push) == 60, "push constants of shaders/evict/value.glsl");
 
 typedef struct matrix_push {
-  uint32_t n_groups, heads, first_head, end_head, first_item, end_item, group_items;
+  uint32_t n_groups, heads, first_head, end_head, first_item, end_item;
   lpx_row_layout rows;
   uint32_t prepared, attention, items_base, raw, layer_block;
 } matrix_push;
-_Static_assert(sizeof(matrix_push) == 72, "push constants of shaders/evict/value_norm_matrix.comp");
+_Static_assert(sizeof(matrix_push) == 68, "push constants of shaders/evict/value_norm_matrix.comp");
 
 typedef enum value_kind { KIND_MEAN, KIND_JOINT, KIND_PROJECTION } value_kind;
 
@@ -53,13 +53,11 @@ static void dispatch(laprox_binding *binding, const value_push *given, laprox_bu
   const laprox_plan *plan = binding->plan;
   const uint64_t cost = count * tile_cost(plan);
   if (plan->value_on_matrix) {
-    const uint32_t group_items = lpx_matrix_group_items(plan, LPX_MATRIX_VALUE, count, 1);
     matrix_push push = {.heads = given->heads,
                         .first_head = given->first_head,
                         .end_head = given->end_head,
                         .first_item = given->first_item,
                         .end_item = given->first_item + count,
-                        .group_items = group_items,
                         .rows = given->rows,
                         .prepared = plan->work.prepared,
                         .attention = given->attention,
@@ -68,7 +66,7 @@ static void dispatch(laprox_binding *binding, const value_push *given, laprox_bu
                         .layer_block = given->layer_block};
     const laprox_buffer ranges[] = {value, binding->state, binding->work};
     lpx_program_dispatch(binding->program, &plan->value, ranges, &push, sizeof push,
-                         (count + group_items - 1) / group_items, cost);
+                         lpx_matrix_n_shares(plan, LPX_MATRIX_VALUE, count, 1), cost);
     return;
   }
   value_push push = *given;
