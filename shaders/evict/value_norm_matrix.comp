@@ -59,11 +59,13 @@ void find_candidates(uint first_tile) {
 
 // Matrices stay in registers where indices are literals; drivers that run in software take minutes for what is written out.
 #ifdef ROLLED
-#define EACH_STRIP(F)     [[dont_unroll]] for (uint s = 0; s * STRIP_ROWS < FACTOR_BLOCKS; s++) F(s)
-#define EACH_COLUMN(F, s) [[dont_unroll]] for (uint k = 0; k < FACTOR_BLOCKS; k++) F(s, k)
+#define EACH_STRIP(F)           [[dont_unroll]] for (uint s = 0; s * STRIP_ROWS < FACTOR_BLOCKS; s++) F(s)
+#define EACH_STRIP_BACKWARDS(F) EACH_STRIP(F)
+#define EACH_COLUMN(F, s)       [[dont_unroll]] for (uint k = 0; k < FACTOR_BLOCKS; k++) F(s, k)
 #else
-#define EACH_STRIP(F)     REPEAT_2(F)
-#define EACH_COLUMN(F, s) EACH_8(F, s)
+#define EACH_STRIP(F)           REPEAT_2(F)
+#define EACH_STRIP_BACKWARDS(F) F(1) F(0)
+#define EACH_COLUMN(F, s)       EACH_8(F, s)
 #endif
 
 #define LOAD_MATRIX(n, k)                                                                                            \
@@ -158,7 +160,7 @@ bool factors_have_rests() {
 void add_part(uint c, uint p, bool has_rest, inout SUM_MATRIX squares) {
   SUM_MATRIX products[STRIP_ROWS];
   ENTRY_MATRIX b;
-  EACH_STRIP(ADD_STRIP)
+  EACH_STRIP_BACKWARDS(ADD_STRIP)
 }
 
 void find_squares(uint c, bool has_rest, out SUM_MATRIX squares) {

@@ -7,17 +7,16 @@
 #extension GL_EXT_shader_16bit_storage : require
 #extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
 // First pass of the observation-window attention on cooperative matrices: what a window query's exponentials add up to in
-// a split. They are taken from a level, the query's highest logit in the split's first step: any will do that keeps the
-// sum in a float's range. Where it doesn't, the split is gone through for the highest logit of all, and once more. One
-// workgroup per (share of the splits, up to four query heads).
+// a split. They are taken from a level, the query's highest logit in the split's first step: any does that keeps the sum in
+// a float's range. Where it doesn't, the split is gone through for the highest logit of all, and then for the sum again.
+// One workgroup per (share of the splits, up to four query heads).
 #include "finite.glsl"
 #include "../evict/layout.glsl"
 #include "../evict/window_matrix.glsl"
 
 #define MINUS_INFINITY uintBitsToFloat(0xff800000u)
 #define LOWEST         -1.0e38
-#define LEAST_SUM      1.0e-18
-#define MOST_SUM       1.0e+18
+#define LARGE_SUM      1.0e+18 // far from overflow, when other splits' are added too
 
 // Rounds of a split; mostly the first one is all.
 #define SUMS_BY_FIRST_STEP 0
@@ -32,7 +31,7 @@ shared vec4 exchange[ROWS_QUADS < VISIBLE_QUADS ? VISIBLE_QUADS : ROWS_QUADS];
 // Of a subgroup's queries in a split: level, and sum of exponentials.
 const uint PART_QUERIES = QUERY_ROWS / PARTS;
 shared float row_level[N_SUBGROUPS * PART_QUERIES], row_sum[N_SUBGROUPS * PART_QUERIES];
-shared uint n_far_off;
+shared uint n_larger;
 
 // What is gathered of a split: highest logits or sums, of the columns that a matrix element meets.
 SUM_MATRIX gathered[ROW_MATRICES];
@@ -114,17 +113,18 @@ void set_sums() {
   }
 }
 
-// Whether all sums are in a float's range, far from its ends; no numbers aren't. The same in the whole workgroup.
+// Whether all sums are numbers and not too large, the same in the whole workgroup. None is too small: the level's own entry
+// is in it, unless a query sees nothing.
 bool sums_are_in_range() {
-  if (gl_LocalInvocationIndex == 0) n_far_off = 0;
+  if (gl_LocalInvocationIndex == 0) n_larger = 0;
   barrier();
   for (uint n = gl_LocalInvocationIndex; n < N_SUBGROUPS * PART_QUERIES; n += N_INVOCATIONS)
-    if (!(row_sum[n] >= LEAST_SUM && row_sum[n] <= MOST_SUM)) atomicAdd(n_far_off, 1);
+    if (!(row_sum[n] <= LARGE_SUM)) atomicAdd(n_larger, 1);
   barrier();
-  return n_far_off == 0;
+  return n_larger == 0;
 }
 
-// A step of most: without a branch between, compilers let the first exponentials begin before the last products.
+// What most steps are. Without a branch between them, compilers let exponentials begin before the last products.
 void add_plain_step() {
   multiply_high_parts();
   gather_exponentials();
