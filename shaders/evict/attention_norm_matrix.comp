@@ -67,6 +67,7 @@ void write_norms(uint first_tile, uint step) {
 void add_steps(uint first_tile) {
   for (uint step = 0; step < n_steps; step++) {
     enter_step(step);
+    fetch_step(step + 1);
     multiply();
     if (step > 0) write_norms(first_tile, step - 1);
     add_squares(step);

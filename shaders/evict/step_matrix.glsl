@@ -49,13 +49,13 @@ void begin_steps(uint first_entry, uint count) {
   fetch_step(0);
 }
 
-// Its rows are there, and what subgroups have written to shared memory in the step before. Also after the last step.
+// Its rows are there, and what subgroups have written to shared memory in the step before. What is fetched next is up to the
+// caller: the step behind.
 void enter_step(uint step) {
   barrier();
   UNROLLED for (uint i = 0; i < LOADS; i++)
     if (IS_FETCHED(i)) staged[FETCHED_ENTRY(i) * ROW_STRIDE + FETCHED_OCTET(i)] = fetched[i];
   barrier();
-  fetch_step(step + 1);
 }
 
 #endif

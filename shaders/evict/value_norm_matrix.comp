@@ -234,6 +234,7 @@ void score_steps(uint first_tile, uint head_tile, bool has_rest) {
       SUM_MATRIX squares;
       find_squares(c, has_rest, squares);
       put_columns(c, squares);
+      if (c == 0) fetch_step(step + 1);
     }
   }
   barrier();

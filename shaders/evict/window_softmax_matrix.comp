@@ -147,6 +147,7 @@ void add_split(uint first_step, uint end_step) {
       const uint first_entry = steps_begin + step * STEP_ENTRIES;
       const bool sets_levels = round == SUMS_BY_FIRST_STEP && step == first_step;
       enter_step(step);
+      fetch_step(step + 1);
       if (sets_levels || round == HIGHEST_OF_ALL || queries_have_rests() || has_hidden(first_entry))
         add_step(round, first_entry, sets_levels);
       else add_plain_step();

@@ -158,6 +158,7 @@ void lpx_attention_norm_append_softmax(laprox_binding *binding, uint32_t layer) 
     append_lse(binding, binding->layers[layer].lse);
     return;
   }
+  if (plan->matrix_size) lpx_program_barrier(binding->program);
   const uint32_t n_splits = plan->layers[layer].n_splits;
   window_push push = layer_push(plan, layer);
   push.out_offset = plan->work.partials;

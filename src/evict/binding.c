@@ -92,10 +92,7 @@ static void append_layer(laprox_binding *binding, uint32_t layer) {
   if (!lpx_rules_use_keys(&plan->rules)) {
     lpx_reduce_append_synthetic(binding, layer);
   } else if (lpx_plan_uses_attention(plan)) {
-    if (plan->matrix_size) {
-      lpx_matrix_append_queries(binding, layer);
-      lpx_matrix_append_factors(binding, layer);
-    }
+    if (plan->matrix_size) lpx_matrix_append_operands(binding, layer);
     lpx_attention_norm_append_softmax(binding, layer);
     if (lpx_plan_stores_window(plan)) lpx_risk_append_attention(binding, layer);
     for (uint32_t tile = 0; tile < n_tiles && !lpx_plan_stores_window(plan); tile += plan->strip_tiles) {

@@ -206,13 +206,12 @@ uint32_t lpx_matrix_n_shares(const laprox_plan *plan, lpx_matrix_kernel kernel, 
 uint32_t lpx_matrix_prepared_words(const laprox_plan *plan);
 laprox_result lpx_matrix_pipeline_get(const laprox_plan *plan, lpx_matrix_kernel kernel, lpx_pipeline *out);
 laprox_result lpx_matrix_init(laprox_plan *plan);
-/* Prepared queries, and a barrier, which covers the pooling of the layer before too; prepared factors, for which that of
-   the softmax sums is soon enough. */
-void lpx_matrix_append_queries(laprox_binding *binding, uint32_t layer);
-void lpx_matrix_append_factors(laprox_binding *binding, uint32_t layer);
+/* Queries and factors as the kernels read them; the barrier is the caller's. */
+void lpx_matrix_append_operands(laprox_binding *binding, uint32_t layer);
 
 /* Families: pipelines of a plan; commands of a layer. */
 laprox_result lpx_attention_norm_init(laprox_plan *plan);
+/* Behind the operands on matrices and the pooling of the layer before, which may run still. */
 void lpx_attention_norm_append_softmax(laprox_binding *binding, uint32_t layer);
 /* Tiles [tile, end_tile) of the layer; the attention part in work begins with `tile`. */
 void lpx_attention_norm_append(laprox_binding *binding, uint32_t layer, uint32_t tile, uint32_t end_tile);

@@ -190,11 +190,7 @@ static void append_prepare(laprox_binding *binding, uint32_t layer, bool factors
                        plan->shape.n_heads * PREPARE_SLICES, (uint64_t)plan->shape.n_heads * rows * d * 8);
 }
 
-void lpx_matrix_append_queries(laprox_binding *binding, uint32_t layer) {
+void lpx_matrix_append_operands(laprox_binding *binding, uint32_t layer) {
   append_prepare(binding, layer, false);
-  lpx_program_barrier(binding->program);
-}
-
-void lpx_matrix_append_factors(laprox_binding *binding, uint32_t layer) {
   if (binding->plan->value_on_matrix) append_prepare(binding, layer, true);
 }
