@@ -71,7 +71,7 @@ typedef struct bench_part {
 } bench_part;
 
 bench_part bench_whole(const lpx_program *program);
-/* Runs the parts in order, once for warmth and then until it is enough, in submits that are as long as the device's
+/* Runs the parts in order, for warmth and then until it is enough, in submits that are as long as the device's
  * watchdog allows. */
 laprox_result bench_time(bench *b, const bench_part *parts, size_t n_parts, bench_timing *out);
 
