@@ -12,7 +12,6 @@
 #include "../evict/layout.glsl"
 #include "../evict/window_matrix.glsl"
 #define EXCHANGED 1
-#define SUM_STEPS 2
 #include "../evict/columns_matrix.glsl"
 
 const uint NORMS = (TILE_HEADS * STEP_ENTRIES + N_INVOCATIONS - 1) / N_INVOCATIONS; // that an invocation writes in a step

@@ -3,8 +3,8 @@
 #ifndef COLUMNS_MATRIX_GLSL
 #define COLUMNS_MATRIX_GLSL
 
-// The includer says how many of a subgroup's matrices go there at once, EXCHANGED, and sums of how many steps are kept,
-// SUM_STEPS. The matrices' columns are cut in slices, so that all invocations have something to add up.
+// The includer says how many of a subgroup's matrices go there at once: EXCHANGED. Their columns are cut in slices, so that
+// all invocations have something to add up.
 const uint COLUMNS = EXCHANGED * SIZE;
 const uint MOST_SLICES = SUBGROUP_SIZE < COLUMNS ? 1 : SUBGROUP_SIZE / COLUMNS;
 const uint SLICES = MOST_SLICES < SIZE / 4 ? MOST_SLICES : SIZE / 4;
@@ -14,8 +14,8 @@ const uint LANE_SLICES = (SLICES * COLUMNS + SUBGROUP_SIZE - 1) / SUBGROUP_SIZE;
 // Of a subgroup: one column after the other, each with room behind that keeps them in different banks.
 const uint COLUMN_QUADS = SIZE / 4 + 1;
 shared vec4 exchange[N_SUBGROUPS * COLUMNS * COLUMN_QUADS];
-// Of some steps' entries: over a slice of a part's rows.
-shared float sums[SUM_STEPS * PARTS * TILE_HEADS * SLICES * STEP_ENTRIES];
+// Of two steps' entries: over a slice of a part's rows.
+shared float sums[2 * PARTS * TILE_HEADS * SLICES * STEP_ENTRIES];
 
 // The invocation's slice number i.
 #define LANE_SLICE(i) ((i) * SUBGROUP_SIZE + gl_SubgroupInvocationID)
@@ -35,7 +35,7 @@ float sum_slice(uint slice) {
 
 // The sum of a slice, of matrices from c on.
 void leave_sum(uint step, uint c, uint slice, float sum) {
-  const uint of_head = step % SUM_STEPS * TILE_HEADS * PARTS + gl_SubgroupID % (TILE_HEADS * PARTS);
+  const uint of_head = step % 2 * TILE_HEADS * PARTS + gl_SubgroupID % (TILE_HEADS * PARTS);
   const uint entry = (entry_part * COLUMN_MATRICES + c) * SIZE + slice % COLUMNS;
   sums[(of_head * SLICES + slice / COLUMNS) * STEP_ENTRIES + entry] = sum;
 }
@@ -45,7 +45,7 @@ float sum_of_parts(uint step, uint h, uint entry) {
   float total = 0.0;
   UNROLLED for (uint p = 0; p < PARTS; p++)
     UNROLLED for (uint s = 0; s < SLICES; s++)
-      total += sums[(((step % SUM_STEPS * PARTS + p) * TILE_HEADS + h) * SLICES + s) * STEP_ENTRIES + entry];
+      total += sums[(((step % 2 * PARTS + p) * TILE_HEADS + h) * SLICES + s) * STEP_ENTRIES + entry];
   return total;
 }
 

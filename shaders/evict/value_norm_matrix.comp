@@ -27,7 +27,6 @@ layout(push_constant) uniform Push {
 
 #include "../evict/group_matrix.glsl"
 #define EXCHANGED COLUMN_MATRICES
-#define SUM_STEPS 3
 #include "../evict/columns_matrix.glsl"
 
 // Rows of products that are found at once: each waits for its sum.

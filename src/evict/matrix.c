@@ -47,15 +47,15 @@ static uint32_t row_bytes(const laprox_plan *plan) {
   return STEP_ENTRIES * (plan->shape.head_dim * 2 + 16);
 }
 
-/* Of columns' sums, where a subgroup exchanges so many columns at once and sums of so many steps are kept. */
-static uint32_t column_bytes(const laprox_plan *plan, const lpx_matrix_workgroup *workgroup, uint32_t columns,
-                             uint32_t n_steps) {
+/* Of columns' sums, where a subgroup exchanges so many columns at once. */
+static uint32_t column_bytes(const laprox_plan *plan, const lpx_matrix_workgroup *workgroup,
+                             uint32_t columns) {
   const uint32_t lanes = plan->context->subgroup_size / columns, most = plan->matrix_size / 4,
                  slices = !lanes         ? 1
                           : lanes < most ? lanes
                                          : most;
   return exchange_bytes(plan, workgroup->subgroups * columns) +
-         n_steps * workgroup->parts * tile_heads(plan) * slices * STEP_ENTRIES * 4;
+         2 * workgroup->parts * tile_heads(plan) * slices * STEP_ENTRIES * 4;
 }
 
 /* Of rows' sums in window_softmax_matrix. */
@@ -74,9 +74,9 @@ static uint32_t shared_bytes(const laprox_plan *plan, lpx_matrix_kernel kernel) 
   case LPX_MATRIX_SOFTMAX:
     return rows + settled + softmax_bytes(plan, workgroup);
   case LPX_MATRIX_NORM:
-    return rows + settled + column_bytes(plan, workgroup, plan->matrix_size, 2);
+    return rows + settled + column_bytes(plan, workgroup, plan->matrix_size);
   default:
-    return rows + column_bytes(plan, workgroup, STEP_ENTRIES / entry_parts, 3);
+    return rows + column_bytes(plan, workgroup, STEP_ENTRIES / entry_parts);
   }
 }
 
