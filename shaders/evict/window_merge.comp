@@ -1,7 +1,8 @@
 #version 450
 #extension GL_GOOGLE_include_directive : require
-// Merges the splits of the first pass: maximum and 1 / sum of every window query. One workgroup per query head and eight
-// queries: sixteen invocations a query, each with every sixteenth split, then merged in order.
+// Merges the splits of the first pass: maximum and 1 / sum of every window query. Instead of maxima, levels do that leave sums
+// far from overflow. One workgroup per query head and eight queries: sixteen invocations a query, each with every sixteenth
+// split, then merged in order.
 #include "index.glsl"
 #include "repeat.glsl"
 #include "../evict/layout.glsl"
