@@ -81,9 +81,10 @@ void lpx_risk_append(laprox_binding *binding, uint32_t layer) {
   /* What the stage goes by, then what the product needs. */
   lpx_reduce_append_pool(binding, layer, &plan->attention_pool,
                          defensive ? plan->work.values : plan->work.raw, binding->own_scores);
-  lpx_program_barrier(binding->program);
-  if (defensive)
+  if (defensive) {
+    lpx_program_barrier(binding->program); /* both leave sums of blocks in the same places */
     lpx_reduce_append_pool(binding, layer, &plan->attention_pool, plan->work.raw, binding->scores);
+  }
   lpx_program_barrier(binding->program);
   lpx_value_append(binding, layer, plan->work.values, 0, items->n_tiles);
   const VkDeviceSize block_bytes = BLOCK_ENTRIES * 4;
