@@ -242,6 +242,91 @@ static void test_batches(void **state) {
   lpx_buffer_finish(context, &b);
 }
 
+/* What would be recorded, instead of recording it: fills by a letter, barriers by a bar. */
+static char recorded[256];
+
+static void VKAPI_CALL note_fill(VkCommandBuffer command_buffer, VkBuffer buffer, VkDeviceSize offset,
+                                 VkDeviceSize size, uint32_t letter) {
+  (void)command_buffer, (void)buffer, (void)offset, (void)size;
+  const size_t n = strlen(recorded);
+  assert_true(n + 1 < sizeof recorded);
+  recorded[n] = (char)letter;
+}
+
+static void VKAPI_CALL note_barrier(VkCommandBuffer command_buffer, VkPipelineStageFlags from,
+                                    VkPipelineStageFlags to, VkDependencyFlags flags, uint32_t n_memory,
+                                    const VkMemoryBarrier *memory, uint32_t n_buffer,
+                                    const VkBufferMemoryBarrier *buffer, uint32_t n_image,
+                                    const VkImageMemoryBarrier *image) {
+  (void)from, (void)to, (void)flags, (void)memory, (void)n_buffer, (void)buffer, (void)n_image, (void)image;
+  assert_int_equal(n_memory, 1);
+  note_fill(command_buffer, VK_NULL_HANDLE, 0, 0, '|');
+}
+
+static void expect_recorded(const lpx_program *program, uint32_t first, uint32_t count,
+                            const char *expected) {
+  memset(recorded, 0, sizeof recorded);
+  lpx_program_record_bare(program, VK_NULL_HANDLE, first, count);
+  assert_string_equal(recorded, expected);
+}
+
+/* A section of fills with barriers behind them; '.' ends a step within it. */
+static void append_section(lpx_program *program, laprox_buffer to, uint32_t n_beside, const char *letters) {
+  lpx_program_begin_section(program, n_beside);
+  for (; *letters; letters++) {
+    if (*letters == '.') {
+      lpx_program_mark_step(program);
+      continue;
+    }
+    lpx_program_fill(program, to, (uint32_t)*letters);
+    if (letters[1] != '+') lpx_program_barrier(program);
+    if (letters[1] == '+') letters++;
+  }
+}
+
+/* Sections run side by side as far as they may, evenly spaced, and never more of them than there are places for. */
+static void test_sections(void **state) {
+  test_gpu *gpu = *state;
+  laprox_context *context = gpu->device->context;
+  static const struct {
+    uint32_t n_beside[5];
+    const char *sections[5]; /* '+': no barrier behind the letter before */
+    uint32_t first, count;
+    const char *expected;
+  } cases[] = {
+      {{0}, {"ab", "cd"}, 0, 9, "a|b|c|d"},
+      {{1, 1, 1}, {"ab", "", "c+d"}, 0, 9, "a|b|cd"},
+      {{2, 2, 2}, {"abcd", "ijkl", "pqrs"}, 0, 9, "a|b|ic|jd|pk|ql|r|s"},
+      {{2, 2, 2}, {"abcde", "ijklm", "pqrst"}, 0, 9, "a|b|c|id|je|k|pl|qm|r|s|t"},
+      {{3, 3, 3, 3}, {"abc", "ijk", "pqr", "xyz"}, 0, 9, "a|ib|pjc|xqk|yr|z"},
+      {{2, 2, 2}, {"a", "ijklmn", "p"}, 0, 9, "a|i|j|k|pl|m|n"},
+      {{2, 2, 1}, {"ab", "ij", "p"}, 0, 9, "a|ib|j|p"},
+      {{1, 2, 2}, {"a", "ij", "pq"}, 0, 9, "a|i|pj|q"},
+      {{3, 3, 2}, {"ab", "ij", "pq"}, 0, 9, "a|ib|j|p|q"},
+      {{2, 2}, {"ab.cd", "ij.kl"}, 0, 4, "a|b|ic|jd|k|l"},
+      {{2, 2}, {"ab.cd", "ij.kl"}, 1, 2, "c|id|j"},
+      {{2, 2}, {"ab.cd", "ij.kl"}, 3, 1, "k|l"},
+      {{2, 2}, {"ab.cd", "ij.kl"}, 4, 1, ""},
+      {{2, 2}, {"ab", "ij"}, 0, 0, ""},
+  };
+  lpx_buffer buffer;
+  const lpx_vk vk = context->vk;
+  assert_int_equal(lpx_buffer_init(context, LPX_MEMORY_DEVICE, 4, "a word", &buffer), LAPROX_OK);
+  context->vk.CmdFillBuffer = note_fill;
+  context->vk.CmdPipelineBarrier = note_barrier;
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    lpx_program *program = NULL;
+    assert_int_equal(lpx_program_create(context, "sections", &program), LAPROX_OK);
+    for (int s = 0; s < 5 && cases[i].sections[s]; s++)
+      append_section(program, lpx_buffer_whole(&buffer), cases[i].n_beside[s], cases[i].sections[s]);
+    assert_int_equal(lpx_program_finish_building(program), LAPROX_OK);
+    expect_recorded(program, cases[i].first, cases[i].count, cases[i].expected);
+    lpx_program_destroy(program);
+  }
+  context->vk = vk;
+  lpx_buffer_finish(context, &buffer);
+}
+
 /* A program that can't be is refused once, with numbers, however much is appended after. */
 static void test_refused(void **state) {
   test_gpu *gpu = *state;
@@ -318,6 +403,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(test_folding, test_gpu_setup, test_gpu_teardown),
       cmocka_unit_test_setup_teardown(test_stretches, test_gpu_setup, test_gpu_teardown),
       cmocka_unit_test_setup_teardown(test_batches, test_gpu_setup, test_gpu_teardown),
+      cmocka_unit_test_setup_teardown(test_sections, test_gpu_setup, test_gpu_teardown),
       cmocka_unit_test_setup_teardown(test_refused, test_gpu_setup, test_gpu_teardown),
       cmocka_unit_test(test_parallel),
       cmocka_unit_test_setup_teardown(test_pipelines_ahead, test_gpu_setup, test_gpu_teardown),

@@ -292,7 +292,8 @@ LAPROX_API void laprox_binding_destroy(laprox_binding *binding);
 
 /** Records steps [first, first + count). Every recording begins and ends with a barrier that covers compute and
  *  transfer reads and writes of device memory; for host reads of the result the application adds its own. Steps run
- *  in order, each once; they may be spread over command buffers and submits of one queue. */
+ *  in order, each once; they may be spread over command buffers and submits of one queue. Layers that one recording
+ *  scores may run side by side, so that it is faster than a recording for each. */
 LAPROX_API laprox_result laprox_cmd_steps(VkCommandBuffer command_buffer, const laprox_binding *binding,
                                           uint32_t first, uint32_t count);
 /** Steps of the whole pass. Each is short enough for the watchdogs of the device's class. */

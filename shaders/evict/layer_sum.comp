@@ -6,14 +6,13 @@
 #include "finite.glsl"
 #include "../evict/layout.glsl"
 
-layout(set = 0, binding = 0) readonly buffer Work { float work[]; };
-layout(set = 0, binding = 1) buffer State { uint state[]; };
-layout(set = 0, binding = 2) buffer Result { uint result[]; };
+layout(set = 0, binding = 0) buffer State { uint state[]; };
+layout(set = 0, binding = 1) buffer Result { uint result[]; };
 
 layout(push_constant) uniform Push {
   uint n_groups;
   uint heads, heads_per_layer; // word of the first layer's head table in state[]
-  uint block_sums;             // word in work[], as pool.comp leaves them
+  uint block_sums;             // word in state[], as pool.comp leaves them
   uint inverses;               // word in state[]: of the first layer
   uint counters;               // word in result[]: of what is no number in the first layer, then its scale
   uint normalize;              // 0: the scale is 1
@@ -33,8 +32,8 @@ void main() {
   float total = 0.0;
   uint count = 0;
   for (uint block = first + gl_LocalInvocationIndex; block < end; block += LOCAL_SIZE) {
-    total += work[push.block_sums + 2 * block];
-    count += uint(work[push.block_sums + 2 * block + 1]);
+    total += uintBitsToFloat(state[push.block_sums + 2 * block]);
+    count += uint(uintBitsToFloat(state[push.block_sums + 2 * block + 1]));
   }
   tree[gl_LocalInvocationIndex] = total;
   count_tree[gl_LocalInvocationIndex] = count;

@@ -14,8 +14,8 @@ layout(constant_id = 1) const uint MODE = 0;
 #define MODE_AVERAGE 0
 #define MODE_MAX     1
 
-layout(set = 0, binding = 0) buffer Work { float work[]; };
-layout(set = 0, binding = 1) readonly buffer State { uint state[]; };
+layout(set = 0, binding = 0) readonly buffer Work { float work[]; };
+layout(set = 0, binding = 1) buffer State { uint state[]; };
 layout(set = 0, binding = 2) writeonly buffer Scores { float scores[]; }; // the layer's
 
 layout(push_constant) uniform Push {
@@ -23,7 +23,7 @@ layout(push_constant) uniform Push {
   uint heads, n_heads;
   uint layer_block;
   uint raw;
-  uint block_sums; // word in work[]: sum of each of the model's blocks, and how many there are no numbers
+  uint block_sums; // word in state[]: sum of each of the model's blocks, and how many there are no numbers
 } push;
 
 const uint HALO = WIDTH / 2;
@@ -105,7 +105,7 @@ void main() {
   barrier();
   if (gl_LocalInvocationIndex == 0) {
     const vec2 total = tree[0] + tree[1];
-    work[push.block_sums + 2 * block] = total.x;
-    work[push.block_sums + 2 * block + 1] = total.y;
+    state[push.block_sums + 2 * block] = floatBitsToUint(total.x);
+    state[push.block_sums + 2 * block + 1] = floatBitsToUint(total.y);
   }
 }

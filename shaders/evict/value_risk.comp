@@ -22,7 +22,7 @@ layout(push_constant) uniform Push {
   uint heads, n_heads;
   uint layer_block;
   uint raw, values; // words of the layer's in work[]
-  uint block_sums;  // word: of attention[], as pool.comp leaves them
+  uint block_sums;  // word in state[]: of attention[], as pool.comp leaves them
 } push;
 
 shared float least;
@@ -50,7 +50,7 @@ void main() {
   if (gl_LocalInvocationIndex == 0) {
     float sum = 0.0;
     for (uint b = first_block; b < head_word(head + 1, HEAD_FIRST_BLOCK); b++)
-      sum += work[push.block_sums + 2 * b];
+      sum += uintBitsToFloat(state[push.block_sums + 2 * b]);
     least = sum / float(n_candidates);
   }
   barrier();

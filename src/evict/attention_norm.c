@@ -60,14 +60,15 @@ laprox_result lpx_attention_norm_init(laprox_plan *plan) {
   return result;
 }
 
-static window_push layer_push(const laprox_plan *plan, uint32_t layer) {
+static window_push layer_push(const laprox_binding *binding, uint32_t layer) {
+  const laprox_plan *plan = binding->plan;
   const float log2_e = 1.44269504f;
   return (window_push){.heads = plan->state.heads + layer * plan->shape.n_kv_heads * HEAD_WORDS,
                        .n_heads = plan->shape.n_kv_heads,
                        .query_start = plan->query_start,
                        .query_rows = plan->query_rows,
                        .scale = plan->scale * log2_e,
-                       .softmax = plan->state.softmax,
+                       .softmax = binding->softmax,
                        .layer_block = plan->layers[layer].first_block};
 }
 
@@ -144,7 +145,7 @@ static void append_lse(laprox_binding *binding, laprox_buffer lse) {
   lse_push push = {.n_queries = n_heads * plan->n_queries,
                    .query_start = plan->query_start,
                    .query_rows = plan->query_rows,
-                   .softmax = plan->state.softmax};
+                   .softmax = binding->softmax};
   const laprox_buffer ranges[] = {lpx_buffer_part(lse, 0, (VkDeviceSize)n_heads * plan->query_rows * 4),
                                   binding->state};
   lpx_program_dispatch(binding->program, &plan->window_lse, ranges, &push, sizeof push,
@@ -160,14 +161,14 @@ void lpx_attention_norm_append_softmax(laprox_binding *binding, uint32_t layer) 
   }
   if (plan->matrix_size) lpx_program_barrier(binding->program);
   const uint32_t n_splits = plan->layers[layer].n_splits;
-  window_push push = layer_push(plan, layer);
+  window_push push = layer_push(binding, layer);
   push.out_offset = plan->work.partials;
   push.items_base = n_splits;
   append_pass(binding, &plan->window_softmax, layer, &push, HEAD_FIRST_SPLIT, 0, n_splits);
   merge_push merge = {.heads = push.heads,
                       .n_segments = plan->n_segments,
                       .n_splits = n_splits,
-                      .softmax = plan->state.softmax,
+                      .softmax = binding->softmax,
                       .in_offset = plan->work.partials};
   const laprox_buffer ranges[] = {binding->state, binding->work};
   lpx_program_dispatch(binding->program, &plan->window_merge, ranges, &merge, sizeof merge,
@@ -179,7 +180,7 @@ void lpx_attention_norm_append_softmax(laprox_binding *binding, uint32_t layer) 
 void lpx_attention_norm_append(laprox_binding *binding, uint32_t layer, uint32_t tile, uint32_t end_tile) {
   const laprox_plan *plan = binding->plan;
   const uint32_t mode = norm_mode(plan);
-  window_push push = layer_push(plan, layer);
+  window_push push = layer_push(binding, layer);
   push.items_base = tile;
   const uint32_t attention = plan->rules.pool_before ? plan->work.unpooled : plan->work.attention;
   push.out_offset = mode == MODE_NORM  ? attention

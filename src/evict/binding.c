@@ -86,9 +86,18 @@ static void append_tables(laprox_binding *binding) {
   if (plan->first_layer) lpx_program_barrier(binding->program);
 }
 
+static void choose_place(laprox_binding *binding, laprox_buffer scratch, uint32_t place) {
+  const laprox_plan *plan = binding->plan;
+  const VkDeviceSize bytes = (VkDeviceSize)plan->work.n_words * 4,
+                     stride = (plan->select_offset - plan->work_offset) / plan->n_places;
+  binding->softmax = plan->state.softmax + place * plan->state.softmax_words;
+  if (bytes) binding->work = lpx_buffer_part(scratch, plan->work_offset + place * stride, bytes);
+}
+
 static void append_layer(laprox_binding *binding, uint32_t layer) {
   const laprox_plan *plan = binding->plan;
   const uint32_t n_tiles = plan->layers[layer].n_tiles;
+  lpx_program_begin_section(binding->program, plan->n_places);
   if (!lpx_rules_use_keys(&plan->rules)) {
     lpx_reduce_append_synthetic(binding, layer);
   } else if (lpx_plan_uses_attention(plan)) {
@@ -121,8 +130,6 @@ static laprox_result build(laprox_binding *binding, const laprox_binding_info *i
   if (!binding->layers || !binding->layer_steps) return lpx_fail_memory(host, "a binding");
   memcpy(binding->layers, info->layers, n_layers * sizeof *binding->layers);
   binding->state = lpx_buffer_part(info->scratch, 0, (VkDeviceSize)plan->state.n_words * 4);
-  if (plan->work.n_words)
-    binding->work = lpx_buffer_part(info->scratch, plan->work_offset, (VkDeviceSize)plan->work.n_words * 4);
   binding->select =
       lpx_buffer_part(info->scratch, plan->select_offset, (VkDeviceSize)plan->select.n_words * 4);
   const VkDeviceSize scores_bytes = (VkDeviceSize)plan->n_blocks * BLOCK_ENTRIES * 4;
@@ -134,7 +141,14 @@ static laprox_result build(laprox_binding *binding, const laprox_binding_info *i
   lpx_program_limit_steps(binding->program, plan->step_cost);
   for (uint32_t layer = 0; layer < n_layers; layer++) {
     binding->layer_steps[layer] = layer ? lpx_program_n_steps(binding->program) : 0;
-    if (layer >= plan->first_layer) append_layer(binding, layer);
+    if (layer < plan->first_layer) continue;
+    choose_place(binding, info->scratch, layer % plan->n_places);
+    append_layer(binding, layer);
+  }
+  lpx_program_begin_section(binding->program, 1);
+  if (plan->first_layer < n_layers) {
+    lpx_reduce_append_sums(binding);
+    lpx_program_mark_step(binding->program);
   }
   binding->layer_steps[n_layers] = lpx_program_n_steps(binding->program);
   lpx_program_limit_steps(binding->program, 0);

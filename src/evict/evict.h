@@ -26,14 +26,16 @@ typedef enum lpx_matrix_kernel {
 } lpx_matrix_kernel;
 
 /* Words in the scratch buffer's ranges. `state` holds tables and small results, `work` what a layer's scoring
-   needs and the sums of all layers' blocks, `selection` the counters of the selection. */
+   needs, `selection` the counters of the selection. */
 typedef struct lpx_state_words {
   uint32_t heads, block_heads, unit, n_table_words; /* tables are [0, n_table_words) */
-  uint32_t inverses, softmax, n_words;
+  uint32_t inverses, block_sums;
+  uint32_t softmax, softmax_words; /* as many places as of `work`, each of so many words */
+  uint32_t n_words;
 } lpx_state_words;
 
 typedef struct lpx_work_words {
-  uint32_t partials, anchors, probabilities, unpooled, attention, raw, values, block_sums, prepared, n_words;
+  uint32_t partials, anchors, probabilities, unpooled, attention, raw, values, prepared, n_words;
 } lpx_work_words;
 
 typedef struct lpx_selection_words {
@@ -86,6 +88,7 @@ struct laprox_plan {
   uint32_t problems_at_once; /* of a selection, by the histograms there is room for */
   uint32_t strip_tiles;      /* tiles whose attention part is held at once */
   uint64_t step_cost;        /* that a dispatch of scoring should not exceed */
+  uint32_t n_places;         /* that layers score in, in turn: as many may run side by side */
   lpx_selection selection, floor_selection;
 
   lpx_state_words state;
@@ -113,7 +116,9 @@ struct laprox_binding {
   const laprox_plan *plan;
   lpx_program *program;
   laprox_layer_buffers *layers;
-  laprox_buffer state, work, select, scores, result;
+  laprox_buffer state, select, scores, result;
+  laprox_buffer work; /* of the layer that is appended, as is the word of its window's softmax in state */
+  uint32_t softmax;
   laprox_buffer own_scores;        /* that the selection goes by where they aren't `scores` themselves */
   uint32_t *layer_steps;           /* first step of each layer, then of the selection */
   laprox_round rounds[MAX_ROUNDS]; /* without counts of steps */
@@ -211,7 +216,7 @@ void lpx_matrix_append_operands(laprox_binding *binding, uint32_t layer);
 
 /* Families: pipelines of a plan; commands of a layer. */
 laprox_result lpx_attention_norm_init(laprox_plan *plan);
-/* Behind the operands on matrices and the pooling of the layer before, which may run still. */
+/* Behind the operands on matrices, which may run still. */
 void lpx_attention_norm_append_softmax(laprox_binding *binding, uint32_t layer);
 /* Tiles [tile, end_tile) of the layer; the attention part in work begins with `tile`. */
 void lpx_attention_norm_append(laprox_binding *binding, uint32_t layer, uint32_t tile, uint32_t end_tile);
@@ -224,8 +229,9 @@ void lpx_value_append(laprox_binding *binding, uint32_t layer, uint32_t raw, uin
 
 laprox_result lpx_reduce_init(laprox_plan *plan);
 void lpx_reduce_append_synthetic(laprox_binding *binding, uint32_t layer);
-/* Scores of a layer; behind the last one the sums of all layers. */
 void lpx_reduce_append(laprox_binding *binding, uint32_t layer);
+/* Behind all layers, what their scores add up to. */
+void lpx_reduce_append_sums(laprox_binding *binding);
 /* Scores of tokens, summed over layers and heads, into own_scores. */
 void lpx_reduce_append_tokens(laprox_binding *binding);
 /* Raw scores of a layer, from a word in work, into its part of scores that begin at `to`; sums of blocks too. The barrier

@@ -298,8 +298,7 @@ static laprox_result size_work(laprox_plan *plan) {
     words = lpx_entry_score_words(plan, max_splits, &plan->work.anchors);
   const uint64_t prepared = (uint64_t)lpx_matrix_prepared_words(plan) * plan->shape.n_heads;
   const uint64_t values = lpx_plan_takes_risks(plan) ? max_blocks * BLOCK_ENTRIES : 0;
-  const uint64_t block_sums = 2 * (uint64_t)plan->n_blocks;
-  const uint64_t others = words + values + max_blocks * BLOCK_ENTRIES + block_sums + prepared + 3;
+  const uint64_t others = words + values + max_blocks * BLOCK_ENTRIES + prepared + 3;
   const uint64_t most = plan->context->max_range / 4;
   const uint64_t room = others > most ? 0 : most - others;
   if (lpx_plan_uses_values(plan)) {
@@ -325,10 +324,9 @@ static laprox_result size_work(laprox_plan *plan) {
                              unpooled * (plan->strip_tiles + beside),
                              attention * plan->strip_tiles,
                              max_blocks * BLOCK_ENTRIES,
-                             values,
-                             block_sums};
-  uint64_t ends[7], at = 0;
-  for (int i = 0; i < 7; i++) ends[i] = at += starts[i];
+                             values};
+  uint64_t ends[6], at = 0;
+  for (int i = 0; i < 6; i++) ends[i] = at += starts[i];
   const uint64_t prepared_at = (at + 3) / 4 * 4; /* loads of 16 bytes */
   if (prepared) at = prepared_at + prepared;
   const laprox_result result = check_range(plan, "the scoring of a layer", at * 4);
@@ -339,7 +337,6 @@ static laprox_result size_work(laprox_plan *plan) {
                                 .attention = (uint32_t)ends[2],
                                 .raw = (uint32_t)ends[3],
                                 .values = (uint32_t)ends[4],
-                                .block_sums = (uint32_t)ends[5],
                                 .prepared = (uint32_t)prepared_at,
                                 .n_words = (uint32_t)at};
   return LAPROX_OK;
@@ -362,8 +359,10 @@ static laprox_result size_buffers(laprox_plan *plan) {
   if (result) return result;
   const uint32_t n_heads = plan->shape.n_heads, heads = plan->n_heads_all;
   plan->state.inverses = plan->state.n_table_words;
-  plan->state.softmax = plan->state.inverses + plan->shape.n_layers;
-  plan->state.n_words = plan->state.softmax + n_heads * plan->rules.window * 2;
+  plan->state.block_sums = plan->state.inverses + plan->shape.n_layers;
+  plan->state.softmax = plan->state.block_sums + 2 * plan->n_blocks;
+  plan->state.softmax_words = n_heads * plan->rules.window * 2;
+  plan->state.n_words = plan->state.softmax + plan->n_places * plan->state.softmax_words;
   uint64_t problems = plan->selection.n_problems;
   if (plan->rules.floor) problems = heads;
   const uint32_t mask_words = BLOCK_ENTRIES / 32, n_blocks = plan->selection.n_blocks;
@@ -400,7 +399,8 @@ static laprox_result size_buffers(laprox_plan *plan) {
   plan->result.cu_seqlens = plan->result.heads + (heads + 1) * HEAD_WORDS;
   plan->result.indices = plan->result.cu_seqlens + heads + 1;
   plan->work_offset = align(plan, (VkDeviceSize)plan->state.n_words * 4);
-  plan->select_offset = plan->work_offset + align(plan, (VkDeviceSize)plan->work.n_words * 4);
+  plan->select_offset =
+      plan->work_offset + plan->n_places * align(plan, (VkDeviceSize)plan->work.n_words * 4);
   plan->own_scores_offset = plan->select_offset + align(plan, (VkDeviceSize)plan->select.n_words * 4);
   plan->scratch_bytes = plan->own_scores_offset;
   if (plan->rules.floor || lpx_plan_marks_in_selection(plan) || lpx_plan_takes_risks(plan))
@@ -498,6 +498,14 @@ static laprox_result fill_running(laprox_plan *plan, const laprox_plan_info *inf
   return LAPROX_OK;
 }
 
+/* On matrices a layer's large dispatches are so short that what runs between them counts. */
+static uint32_t choose_places(const laprox_plan *plan) {
+  enum { MOST_BESIDE = 2 };
+  const uint32_t n_layers = plan->shape.n_layers - plan->first_layer;
+  if (!plan->matrix_size || !n_layers) return 1;
+  return n_layers < MOST_BESIDE ? n_layers : MOST_BESIDE;
+}
+
 static laprox_result build(laprox_plan *plan, const laprox_plan_info *info) {
   laprox_context *context = plan->context;
   laprox_result result = lpx_rules_resolve(&context->host, &info->policy, &plan->rules);
@@ -526,6 +534,7 @@ static laprox_result build(laprox_plan *plan, const laprox_plan_info *info) {
   lpx_rows_init(plan, info);
   if (!result) result = lpx_rows_check(plan);
   lpx_matrix_choose(plan);
+  plan->n_places = choose_places(plan);
   if (!result) result = size_buffers(plan);
   if (!result) result = create_pipelines(plan);
   return result;

@@ -34,7 +34,7 @@ laprox_result lpx_reduce_init(laprox_plan *plan) {
   const uint32_t pool[] = {lpx_plan_pools_before(plan) ? 1 : plan->rules.pool_width,
                            plan->rules.pool == LAPROX_POOL_MAX};
   laprox_result result = lpx_pipeline_get(context, "pool", 3, pool, 2, &plan->pool);
-  if (!result) result = lpx_pipeline_get(context, "layer_sum", 3, NULL, 0, &plan->layer_sum);
+  if (!result) result = lpx_pipeline_get(context, "layer_sum", 2, NULL, 0, &plan->layer_sum);
   if (!result && lpx_plan_sums_tokens(plan))
     result = lpx_pipeline_get(context, "token_sum", 3, NULL, 0, &plan->token_sum);
   const uint32_t before[] = {plan->rules.pool_width, n_norms(plan), plan->rules.pool == LAPROX_POOL_MAX};
@@ -85,7 +85,7 @@ void lpx_reduce_append_pool(laprox_binding *binding, uint32_t layer, const lpx_p
                     .n_heads = plan->shape.n_kv_heads,
                     .layer_block = items->first_block,
                     .raw = raw,
-                    .block_sums = plan->work.block_sums};
+                    .block_sums = plan->state.block_sums};
   const VkDeviceSize block_bytes = BLOCK_ENTRIES * 4;
   const laprox_buffer scores =
       lpx_buffer_part(to, items->first_block * block_bytes, items->n_blocks * block_bytes);
@@ -95,31 +95,27 @@ void lpx_reduce_append_pool(laprox_binding *binding, uint32_t layer, const lpx_p
 }
 
 /* Layers before the first one that is scored have their scales. */
-static void append_sums(laprox_binding *binding) {
+void lpx_reduce_append_sums(laprox_binding *binding) {
   const laprox_plan *plan = binding->plan;
   const uint32_t first = plan->first_layer, n_blocks = plan->n_blocks - plan->layers[first].first_block;
   if (!n_blocks) return;
   layer_sum_push push = {.heads = plan->state.heads + first * plan->shape.n_kv_heads * HEAD_WORDS,
                          .heads_per_layer = plan->shape.n_kv_heads,
-                         .block_sums = plan->work.block_sums,
+                         .block_sums = plan->state.block_sums,
                          .inverses = plan->state.inverses + first,
                          .counters = plan->result.counters + 2 * first,
                          .normalize = plan->rules.normalize};
-  const laprox_buffer ranges[] = {binding->work, binding->state, binding->result};
+  const laprox_buffer ranges[] = {binding->state, binding->result};
   lpx_program_dispatch(binding->program, &plan->layer_sum, ranges, &push, sizeof push,
                        plan->shape.n_layers - first, n_blocks);
   lpx_program_barrier(binding->program);
 }
 
-/* On matrices the next layer begins with operands that have nothing in common with pooling; the barrier behind those
-   serves both. */
 void lpx_reduce_append(laprox_binding *binding, uint32_t layer) {
   const laprox_plan *plan = binding->plan;
-  const bool is_last = layer + 1 == plan->shape.n_layers;
   if (plan->layers[layer].n_blocks)
     lpx_reduce_append_pool(binding, layer, &plan->pool, plan->work.raw, binding->scores);
-  if (is_last || !plan->matrix_size) lpx_program_barrier(binding->program);
-  if (is_last) append_sums(binding);
+  lpx_program_barrier(binding->program);
 }
 
 /* Sums go on from dispatch to dispatch, each over as many layers as a binding holds. */

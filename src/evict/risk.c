@@ -93,7 +93,7 @@ void lpx_risk_append(laprox_binding *binding, uint32_t layer) {
                      .layer_block = items->first_block,
                      .raw = plan->work.raw,
                      .values = plan->work.values,
-                     .block_sums = plan->work.block_sums};
+                     .block_sums = plan->state.block_sums};
   const laprox_buffer attention =
       lpx_buffer_part(defensive ? binding->scores : binding->own_scores, items->first_block * block_bytes,
                       items->n_blocks * block_bytes);

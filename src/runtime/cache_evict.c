@@ -159,15 +159,14 @@ static laprox_result report_progress(const eviction_run *run, double fraction) {
   return lpx_fail(&run->context->host, LAPROX_ERROR_CANCELLED, "the eviction was cancelled");
 }
 
-/* The tables come before the first layer's own steps. */
+/* All steps before the selection's. */
 static laprox_result score(eviction_run *run) {
-  const uint32_t n_layers = run->cache->shape.n_layers;
+  uint32_t end, n_others;
   laprox_result result = LAPROX_OK;
-  for (uint32_t l = 0; l < n_layers && !result; l++) {
-    uint32_t first, count;
-    laprox_binding_layer_steps(run->pass.binding, l, &first, &count);
-    result = lpx_queue_run_steps(run->queue, run->pass.binding->program, first, count, NULL);
-    if (!result) result = report_progress(run, (double)l / (n_layers + 1));
+  laprox_binding_layer_steps(run->pass.binding, run->cache->shape.n_layers, &end, &n_others);
+  for (uint32_t first = 0, count; first < end && !result; first += count) {
+    result = lpx_queue_run_some(run->queue, run->pass.binding->program, first, end, &count, NULL);
+    if (!result) result = report_progress(run, (double)(first + count) / (end + n_others));
   }
   return result;
 }

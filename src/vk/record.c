@@ -30,7 +30,10 @@ typedef struct command {
 typedef struct step {
   uint32_t first, count;
   uint64_t cost;
+  uint32_t section, n_beside;
 } step;
+
+enum { MOST_BESIDE = 4 };
 
 struct lpx_program {
   laprox_context *context;
@@ -46,6 +49,7 @@ struct lpx_program {
   uint32_t n_steps, steps_capacity;
   uint64_t cost; /* since the last step mark */
   uint64_t step_limit;
+  uint32_t section, n_beside; /* that steps are marked for */
   VkDescriptorPool pool;
   uint32_t pool_sets, pool_descriptors; /* what `pool` was made for */
   laprox_buffer update_source;          /* recorded updates copy from here, if it is not empty */
@@ -76,6 +80,7 @@ void lpx_program_destroy(lpx_program *program) {
 void lpx_program_reset(lpx_program *program) {
   program->n_commands = program->n_ranges = program->n_bytes = program->n_steps = 0;
   program->cost = program->step_limit = 0;
+  program->section = program->n_beside = 0;
   program->failure = LAPROX_OK;
 }
 
@@ -215,16 +220,30 @@ void lpx_program_update(lpx_program *program, laprox_buffer range, const void *d
   }
 }
 
+/* Commands that belong to a step. */
+static uint32_t n_marked(const lpx_program *program) {
+  if (!program->n_steps) return 0;
+  const step *last = &program->steps[program->n_steps - 1];
+  return last->first + last->count;
+}
+
 void lpx_program_mark_step(lpx_program *program) {
   if (!reserve(program, (void **)&program->steps, program->n_steps, &program->steps_capacity, 1,
                sizeof(step)))
     return;
-  const uint32_t first = program->n_steps ? program->steps[program->n_steps - 1].first +
-                                                program->steps[program->n_steps - 1].count
-                                          : 0;
-  program->steps[program->n_steps++] =
-      (step){.first = first, .count = program->n_commands - first, .cost = program->cost};
+  const uint32_t first = n_marked(program);
+  program->steps[program->n_steps++] = (step){.first = first,
+                                              .count = program->n_commands - first,
+                                              .cost = program->cost,
+                                              .section = program->section,
+                                              .n_beside = program->n_beside};
   program->cost = 0;
+}
+
+void lpx_program_begin_section(lpx_program *program, uint32_t n_beside) {
+  if (n_marked(program) < program->n_commands) lpx_program_mark_step(program);
+  program->section++;
+  program->n_beside = n_beside < MOST_BESIDE ? n_beside : MOST_BESIDE;
 }
 
 void lpx_program_limit_steps(lpx_program *program, uint64_t cost) {
@@ -281,10 +300,7 @@ static laprox_result write_set(lpx_program *program, command *dispatch) {
 }
 
 laprox_result lpx_program_finish_building(lpx_program *program) {
-  const uint32_t marked = program->n_steps ? program->steps[program->n_steps - 1].first +
-                                                 program->steps[program->n_steps - 1].count
-                                           : 0;
-  if (marked < program->n_commands) lpx_program_mark_step(program);
+  if (n_marked(program) < program->n_commands) lpx_program_mark_step(program);
   uint32_t n_sets = 0;
   for (uint32_t i = 0; i < program->n_commands; i++) n_sets += program->commands[i].kind == COMMAND_DISPATCH;
   if (!program->failure && n_sets) program->failure = prepare_pool(program, n_sets);
@@ -413,11 +429,58 @@ bool lpx_program_same(const lpx_program *a, const lpx_program *b) {
   return true;
 }
 
+/* Sections that are being recorded side by side: [oldest, newest), in the order in which they begin. */
+typedef struct sections {
+  const lpx_program *program;
+  uint32_t step, end_step; /* whose sections have not begun */
+  uint32_t oldest, newest;
+  uint32_t n_beside, lag;                       /* of the newest; lag: barriers till the next one may begin */
+  uint32_t next[MOST_BESIDE], end[MOST_BESIDE]; /* commands that are left of each */
+} sections;
+
+static bool may_begin(const sections *s) {
+  const uint32_t n = s->newest - s->oldest;
+  if (s->step == s->end_step || !n) return s->step < s->end_step;
+  return !s->lag && n < s->n_beside && s->program->steps[s->step].n_beside == s->n_beside;
+}
+
+/* Of a section, those steps that are to be recorded. Sections are spaced evenly, so that one ends when another is to
+   begin. */
+static void begin_section(sections *s) {
+  const step *steps = s->program->steps, *first = &steps[s->step];
+  const uint32_t place = s->newest++ % MOST_BESIDE;
+  while (s->step < s->end_step && steps[s->step].section == first->section) s->step++;
+  s->next[place] = first->first;
+  s->end[place] = steps[s->step - 1].first + steps[s->step - 1].count;
+  uint32_t n_barriers = 0;
+  for (uint32_t i = s->next[place]; i < s->end[place]; i++)
+    n_barriers += s->program->commands[i].kind == COMMAND_BARRIER;
+  s->n_beside = first->n_beside;
+  s->lag = s->n_beside > 1 ? (n_barriers + s->n_beside - 1) / s->n_beside : 0;
+}
+
+/* Up to its next barrier, which is passed over. */
+static void record_stretch(sections *s, uint32_t place, VkCommandBuffer command_buffer) {
+  const command *commands = s->program->commands;
+  while (s->next[place] < s->end[place]) {
+    const command *item = &commands[s->next[place]++];
+    if (item->kind == COMMAND_BARRIER) return;
+    record_command(s->program, item, command_buffer);
+  }
+}
+
 void lpx_program_record_bare(const lpx_program *program, VkCommandBuffer command_buffer, uint32_t first,
                              uint32_t count) {
-  for (uint32_t i = first; i < first + count && i < program->n_steps; i++)
-    for (uint32_t c = 0; c < program->steps[i].count; c++)
-      record_command(program, &program->commands[program->steps[i].first + c], command_buffer);
+  const uint32_t left = first < program->n_steps ? program->n_steps - first : 0;
+  sections s = {.program = program, .step = first, .end_step = first + (count < left ? count : left)};
+  for (;;) {
+    if (may_begin(&s)) begin_section(&s);
+    for (uint32_t i = s.newest; i-- > s.oldest;) record_stretch(&s, i % MOST_BESIDE, command_buffer);
+    while (s.oldest < s.newest && s.next[s.oldest % MOST_BESIDE] == s.end[s.oldest % MOST_BESIDE]) s.oldest++;
+    if (s.oldest == s.newest && s.step == s.end_step) break;
+    if (s.lag) s.lag--;
+    lpx_record_barrier(program->context, command_buffer);
+  }
 }
 
 void lpx_program_record(const lpx_program *program, VkCommandBuffer command_buffer, uint32_t first,

@@ -227,16 +227,22 @@ uint32_t lpx_queue_batch(const lpx_queue *queue, const lpx_program *program, uin
   return count;
 }
 
+laprox_result lpx_queue_run_some(lpx_queue *queue, const lpx_program *program, uint32_t first, uint32_t end,
+                                 uint32_t *count, uint64_t *device_ns) {
+  *count = lpx_queue_batch(queue, program, first, end);
+  const uint64_t start_ns = lpx_now_ns();
+  const laprox_result result =
+      lpx_queue_record(queue, record_steps, &(steps){program, first, *count}, device_ns);
+  learn(queue, steps_cost(program, first, *count), lpx_now_ns() - start_ns);
+  return result;
+}
+
 laprox_result lpx_queue_run_steps(lpx_queue *queue, const lpx_program *program, uint32_t begin_step,
                                   uint32_t n_steps, uint64_t *device_ns) {
   const uint32_t end = begin_step + n_steps;
   laprox_result result = LAPROX_OK;
-  for (uint32_t first = begin_step, count; first < end && !result; first += count) {
-    count = lpx_queue_batch(queue, program, first, end);
-    const uint64_t start_ns = lpx_now_ns();
-    result = lpx_queue_record(queue, record_steps, &(steps){program, first, count}, device_ns);
-    learn(queue, steps_cost(program, first, count), lpx_now_ns() - start_ns);
-  }
+  for (uint32_t first = begin_step, count; first < end && !result; first += count)
+    result = lpx_queue_run_some(queue, program, first, end, &count, device_ns);
   return result;
 }
 

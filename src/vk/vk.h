@@ -232,6 +232,10 @@ void lpx_program_fill(lpx_program *program, laprox_buffer range, uint32_t value)
 void lpx_program_update(lpx_program *program, laprox_buffer range, const void *data, size_t bytes);
 /* Ends a step; commands so far since the last mark belong to it. */
 void lpx_program_mark_step(lpx_program *program);
+/* Ends a step, if one is begun, and begins a section: commands that stay in order. Up to n_beside sections in a row of the
+   same n_beside may run side by side, so each of them uses nothing that others write, but for places that every n_beside-th
+   one shares. Sections of 0 or 1, as all are where nothing is said, run alone. */
+void lpx_program_begin_section(lpx_program *program, uint32_t n_beside);
 /* From here on a step also ends where the next dispatch would take it beyond this cost. 0: no more. */
 void lpx_program_limit_steps(lpx_program *program, uint64_t cost);
 
@@ -241,13 +245,13 @@ uint32_t lpx_program_n_steps(const lpx_program *program);
 uint64_t lpx_program_step_cost(const lpx_program *program, uint32_t step);
 /* Compute and transfer, reads and writes, on both sides. */
 void lpx_record_barrier(const laprox_context *context, VkCommandBuffer command_buffer);
-/* Records steps without a barrier before or after them. */
+/* Records steps without a barrier before or after them; sections among them side by side. */
 void lpx_program_record_bare(const lpx_program *program, VkCommandBuffer command_buffer, uint32_t first,
                              uint32_t count);
 /* The same with both. */
 void lpx_program_record(const lpx_program *program, VkCommandBuffer command_buffer, uint32_t first,
                         uint32_t count);
-/* The same with a timestamp in query i of the pool behind the i-th stretch of dispatches of one shader, whose
+/* One section after the other, with a timestamp in query i of the pool behind the i-th stretch of dispatches of one shader, whose
    name names[i] receives; a null pool gives the names alone. Returns how many there are; what is beyond n_queries
    belongs to the last one. */
 uint32_t lpx_program_record_timed(const lpx_program *program, VkCommandBuffer command_buffer, uint32_t first,
@@ -258,6 +262,10 @@ uint32_t lpx_program_record_timed(const lpx_program *program, VkCommandBuffer co
 typedef struct lpx_queue lpx_queue;
 laprox_result lpx_queue_create(laprox_context *context, VkQueue queue, uint32_t family, lpx_queue **out);
 void lpx_queue_destroy(lpx_queue *queue);
+/* One submit of steps from `first` on, before `end`, as many as it may take, and waiting; *count receives how many, not 0.
+   *device_ns as below. */
+laprox_result lpx_queue_run_some(lpx_queue *queue, const lpx_program *program, uint32_t first, uint32_t end,
+                                 uint32_t *count, uint64_t *device_ns);
 /* Runs a whole program and waits; steps are spread over submits of bounded cost. Device time of it, measured
    by timestamps where the queue has them, is added to *device_ns (may be NULL). */
 laprox_result lpx_queue_run(lpx_queue *queue, const lpx_program *program, uint64_t *device_ns);
