@@ -119,6 +119,13 @@ static void append_layer(laprox_binding *binding, uint32_t layer) {
   lpx_program_mark_step(binding->program);
 }
 
+/* The last of the last layer's steps. */
+static void append_sums(laprox_binding *binding) {
+  lpx_program_begin_section(binding->program, 1);
+  lpx_reduce_append_sums(binding);
+  lpx_program_mark_step(binding->program);
+}
+
 static laprox_result build(laprox_binding *binding, const laprox_binding_info *info) {
   const laprox_plan *plan = binding->plan;
   const laprox_host *host = &plan->context->host;
@@ -145,11 +152,7 @@ static laprox_result build(laprox_binding *binding, const laprox_binding_info *i
     choose_place(binding, info->scratch, layer % plan->n_places);
     append_layer(binding, layer);
   }
-  lpx_program_begin_section(binding->program, 1);
-  if (plan->first_layer < n_layers) {
-    lpx_reduce_append_sums(binding);
-    lpx_program_mark_step(binding->program);
-  }
+  if (plan->first_layer < n_layers) append_sums(binding);
   binding->layer_steps[n_layers] = lpx_program_n_steps(binding->program);
   lpx_program_limit_steps(binding->program, 0);
   lpx_select_append(binding);

@@ -4,6 +4,8 @@
 #include <math.h>
 #include <string.h>
 
+/* Bytes of the places that layers score in. */
+#define PLACES_BYTES (UINT64_C(256) << 20)
 /* Bytes of stored probabilities or attention norms that a strip of tiles may take. */
 #define STRIP_BYTES (UINT64_C(32) << 20)
 
@@ -354,9 +356,23 @@ static VkDeviceSize factor_bytes(const laprox_plan *plan) {
   return 0;
 }
 
+/* As many as a layer on matrices has dispatches one after the other, each of another layer then. Where they are short, a
+   device has little to do between one and the next. */
+static uint32_t choose_places(const laprox_plan *plan) {
+  enum { MOST_PLACES = 6 };
+  const laprox_context *context = plan->context;
+  const uint64_t bytes = (uint64_t)plan->work.n_words * 4,
+                 n_layers = plan->shape.n_layers - plan->first_layer;
+  if (!plan->matrix_size || !n_layers || !(lpx_is_discrete(context) || lpx_is_software(context))) return 1;
+  uint64_t n = n_layers < MOST_PLACES ? n_layers : MOST_PLACES;
+  if (n > PLACES_BYTES / bytes) n = PLACES_BYTES / bytes;
+  return n ? (uint32_t)n : 1;
+}
+
 static laprox_result size_buffers(laprox_plan *plan) {
   laprox_result result = size_work(plan);
   if (result) return result;
+  plan->n_places = choose_places(plan);
   const uint32_t n_heads = plan->shape.n_heads, heads = plan->n_heads_all;
   plan->state.inverses = plan->state.n_table_words;
   plan->state.block_sums = plan->state.inverses + plan->shape.n_layers;
@@ -498,14 +514,6 @@ static laprox_result fill_running(laprox_plan *plan, const laprox_plan_info *inf
   return LAPROX_OK;
 }
 
-/* On matrices a layer's large dispatches are so short that what runs between them counts. */
-static uint32_t choose_places(const laprox_plan *plan) {
-  enum { MOST_BESIDE = 2 };
-  const uint32_t n_layers = plan->shape.n_layers - plan->first_layer;
-  if (!plan->matrix_size || !n_layers) return 1;
-  return n_layers < MOST_BESIDE ? n_layers : MOST_BESIDE;
-}
-
 static laprox_result build(laprox_plan *plan, const laprox_plan_info *info) {
   laprox_context *context = plan->context;
   laprox_result result = lpx_rules_resolve(&context->host, &info->policy, &plan->rules);
@@ -534,7 +542,6 @@ static laprox_result build(laprox_plan *plan, const laprox_plan_info *info) {
   lpx_rows_init(plan, info);
   if (!result) result = lpx_rows_check(plan);
   lpx_matrix_choose(plan);
-  plan->n_places = choose_places(plan);
   if (!result) result = size_buffers(plan);
   if (!result) result = create_pipelines(plan);
   return result;

@@ -33,7 +33,7 @@ typedef struct step {
   uint32_t section, n_beside;
 } step;
 
-enum { MOST_BESIDE = 4 };
+enum { MOST_BESIDE = 8 };
 
 struct lpx_program {
   laprox_context *context;
