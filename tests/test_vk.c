@@ -279,8 +279,10 @@ static void append_section(lpx_program *program, laprox_buffer to, uint32_t n_be
       continue;
     }
     lpx_program_fill(program, to, (uint32_t)*letters);
-    if (letters[1] != '+') lpx_program_barrier(program);
-    if (letters[1] == '+') letters++;
+    if (letters[1] == '+')
+      letters++;
+    else
+      lpx_program_barrier(program);
   }
 }
 

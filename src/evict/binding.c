@@ -88,10 +88,9 @@ static void append_tables(laprox_binding *binding) {
 
 static void choose_place(laprox_binding *binding, laprox_buffer scratch, uint32_t place) {
   const laprox_plan *plan = binding->plan;
-  const VkDeviceSize bytes = (VkDeviceSize)plan->work.n_words * 4,
-                     stride = (plan->select_offset - plan->work_offset) / plan->n_places;
+  const VkDeviceSize bytes = (VkDeviceSize)plan->work.n_words * 4;
   binding->softmax = plan->state.softmax + place * plan->state.softmax_words;
-  if (bytes) binding->work = lpx_buffer_part(scratch, plan->work_offset + place * stride, bytes);
+  if (bytes) binding->work = lpx_buffer_part(scratch, plan->work_offset + place * plan->work_stride, bytes);
 }
 
 static void append_layer(laprox_binding *binding, uint32_t layer) {

@@ -96,6 +96,7 @@ struct laprox_plan {
   lpx_selection_words select;
   lpx_result_words result;
   VkDeviceSize work_offset, select_offset, own_scores_offset; /* bytes in the scratch buffer; state is at 0 */
+  VkDeviceSize work_stride;                                   /* from one place to the next */
   VkDeviceSize scratch_bytes;
 
   /* Cooperative matrices score this cache: their size, 0 if they don't, and the workgroups. */

@@ -415,8 +415,8 @@ static laprox_result size_buffers(laprox_plan *plan) {
   plan->result.cu_seqlens = plan->result.heads + (heads + 1) * HEAD_WORDS;
   plan->result.indices = plan->result.cu_seqlens + heads + 1;
   plan->work_offset = align(plan, (VkDeviceSize)plan->state.n_words * 4);
-  plan->select_offset =
-      plan->work_offset + plan->n_places * align(plan, (VkDeviceSize)plan->work.n_words * 4);
+  plan->work_stride = align(plan, (VkDeviceSize)plan->work.n_words * 4);
+  plan->select_offset = plan->work_offset + plan->n_places * plan->work_stride;
   plan->own_scores_offset = plan->select_offset + align(plan, (VkDeviceSize)plan->select.n_words * 4);
   plan->scratch_bytes = plan->own_scores_offset;
   if (plan->rules.floor || lpx_plan_marks_in_selection(plan) || lpx_plan_takes_risks(plan))

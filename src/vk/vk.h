@@ -251,9 +251,9 @@ void lpx_program_record_bare(const lpx_program *program, VkCommandBuffer command
 /* The same with both. */
 void lpx_program_record(const lpx_program *program, VkCommandBuffer command_buffer, uint32_t first,
                         uint32_t count);
-/* One section after the other, with a timestamp in query i of the pool behind the i-th stretch of dispatches of one shader, whose
-   name names[i] receives; a null pool gives the names alone. Returns how many there are; what is beyond n_queries
-   belongs to the last one. */
+/* One section after the other, with a timestamp in query i of the pool behind the i-th stretch of dispatches of one
+   shader, whose name names[i] receives; a null pool gives the names alone. Returns how many there are; what is beyond
+   n_queries belongs to the last one. */
 uint32_t lpx_program_record_timed(const lpx_program *program, VkCommandBuffer command_buffer, uint32_t first,
                                   uint32_t count, VkQueryPool pool, uint32_t n_queries, const char **names);
 
